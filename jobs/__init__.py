@@ -1,0 +1,1 @@
+"""Entry points: each parses a config and runs one stage or chain."""

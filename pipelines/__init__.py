@@ -1,0 +1,1 @@
+"""The stages on Ray, Arrow and MLflow; they share the contract, storage and tracking only."""

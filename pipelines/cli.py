@@ -1,0 +1,94 @@
+"""One parser for every job: a YAML file is a list of flags written down."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from pipelines.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
+    """Parse the command line and run; a user's mistake ends as one message and exit code 1."""
+    try:
+        run(parse(config_type))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Build a config from ``--config FILE.yaml`` and flags; a flag beats the file."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "--config" in args:
+        at = args.index("--config")
+        if at + 1 == len(args):
+            _exit_2("--config needs a YAML file: --config configs/quickstart.yaml")
+        args = [*_flags(_read_yaml(args[at + 1])), *args[:at], *args[at + 2 :]]
+    _check_choices(config_type, args)
+    return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        _exit_2(f"--config is '{path}', which cannot be read as YAML: {error}")
+    if not isinstance(tree, dict | None):
+        _exit_2(f"--config is '{path}'; it must hold `name: value` lines, as in configs/")
+    return tree or {}
+
+
+def _flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flags(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}".replace("_", "-")
+            yield from map(str, value if isinstance(value, list) else [value])
+
+
+def _check_choices(config_type: type, args: Sequence[str], prefix: str = "--") -> None:
+    """Refuse a misspelt choice with the nearest valid name, which tyro does not suggest."""
+    hints = get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        flag = f"{prefix}{field.name}".replace("_", "-")
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            _check_choices(kind, args, f"{flag}.")
+        choices = [str(choice) for choice in _literal_choices(kind)]
+        for given in _values_of(flag, args) if choices else ():
+            if given not in choices:
+                near = difflib.get_close_matches(given, choices, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                _exit_2(f"{flag} is '{given}'; it must be one of {', '.join(choices)}{hint}")
+
+
+def _literal_choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal, also inside `tuple[Literal[...], ...]` and `Literal[...] | None`."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    inner = [choice for arg in get_args(kind) for choice in _literal_choices(arg)]
+    return (*inner, "None") if inner and type(None) in get_args(kind) else tuple(inner)
+
+
+def _values_of(flag: str, args: Sequence[str]) -> Iterator[str]:
+    for at, arg in enumerate(args):
+        if arg.replace("_", "-") == flag:
+            for value in args[at + 1 :]:
+                if value.startswith("--"):
+                    break
+                yield value
+
+
+def _exit_2(message: str) -> Any:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)

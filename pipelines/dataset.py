@@ -1,0 +1,304 @@
+"""The shard contract: what a prepared dataset is, on disk and in an object store.
+
+A dataset is a folder at a URI. It exists exactly when its `manifest.json` exists, which is
+written last, once, and names every file with rows, bytes and sha256. Readers open what the
+manifest names and nothing else.
+
+    manifest.json
+    train/000000.parquet ...   key, label, image, mask_<strategy>_<side> ...
+    val/000000.parquet ...
+    quarantine.parquet         pictures set aside, with the reason (when there are any)
+
+`image` is a JPEG (RGB, upright, shorter side at most `stored_side` px) on uncompressed pages.
+A mask cell holds `variants` packed bit masks of side x side px one after the other: True is
+hidden, row-major, numpy packbits order. Masks follow from (mask_seed, strategy, side, key,
+variant) alone. A column may stand in the shard itself or in a sidecar file with the same rows.
+"""
+
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ce_model.masks import MASK_VERSION, STRATEGIES, Strategy
+from pipelines import storage
+from pipelines.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.parquet"
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSpec:
+    """One mask column: which holes it holds."""
+
+    strategy: Strategy
+    side: int
+    """Side of the square mask, px."""
+    variants: int
+    """Masks per row; 1 is enough for `central`, which never differs."""
+    version: int = MASK_VERSION
+    """Version of the mask functions that drew them."""
+
+    @property
+    def column(self) -> str:
+        """Name in the shards."""
+        return mask_column(self.strategy, self.side)
+
+    @property
+    def bytes_per_mask(self) -> int:
+        """Packed size of one mask."""
+        return -(-(self.side**2) // 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """A file that holds further columns of a shard, row by row."""
+
+    path: str
+    columns: tuple[str, ...]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """One Parquet file of a split; paths are relative to the dataset."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+    sidecars: tuple[Sidecar, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says."""
+
+    splits: dict[str, tuple[ShardFile, ...]]
+    classes: tuple[str, ...]
+    """Class names by label; empty when the pictures have none."""
+    mean_rgb: tuple[float, float, float]
+    """Mean colour of the stored training pictures, 0..255: what fills a hole."""
+    masks: tuple[MaskSpec, ...]
+    stored_side: int
+    seed: int
+    """Seed of the shuffle, the split and the masks."""
+    listed: int
+    written: int
+    quarantined: int
+    duplicates: int
+    quarantine: dict[str, int] = field(default_factory=dict)
+    """Pictures set aside, by class of fault."""
+    converted: dict[str, int] = field(default_factory=dict)
+    """Pictures that were written after a conversion, by kind (grey, cmyk, rotated ...)."""
+    source: str = ""
+    """Where the pictures came from, for people; not part of the fingerprint."""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """The count that must always hold."""
+        if self.listed != self.written + self.quarantined + self.duplicates:
+            raise ValueError(
+                f"listed {self.listed} != written {self.written} + quarantined "
+                f"{self.quarantined} + duplicates {self.duplicates}"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything a training run can see; the same wherever it was made."""
+        seen = asdict(self)
+        for volatile in ("source", "listed", "quarantined", "duplicates", "quarantine"):
+            del seen[volatile]
+        return storage.content_key(seen)
+
+    def rows(self, split: str) -> int:
+        """Pictures of a split."""
+        return sum(file.rows for file in self.splits.get(split, ()))
+
+    def mask_spec(self, strategy: Strategy, side: int) -> MaskSpec:
+        """The mask column of a strategy at a side."""
+        for spec in self.masks:
+            if (spec.strategy, spec.side) == (strategy, side):
+                return spec
+        held = ", ".join(spec.column for spec in self.masks)
+        raise UserError(
+            f"the dataset has no column {mask_column(strategy, side)}; it holds {held}. "
+            f"Add it without decoding a picture: python jobs/prepare.py --source DATASET "
+            f"--strategies {strategy} --sides {side}"
+        )
+
+
+def mask_column(strategy: str, side: int) -> str:
+    """Column name of a mask."""
+    return f"mask_{strategy}_{side}"
+
+
+def arrow_schema(masks: tuple[MaskSpec, ...]) -> pa.Schema:
+    """Columns of a shard. large_binary: 32-bit offsets would overflow at 2 GiB."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("label", pa.int32()),
+            pa.field("image", pa.large_binary(), nullable=False),
+            *(pa.field(spec.column, pa.large_binary(), nullable=False) for spec in masks),
+        ]
+    )
+
+
+def parquet_options(masks: tuple[MaskSpec, ...]) -> dict[str, Any]:
+    """Writer settings: JPEG pages stay as they are, they do not compress (PERFORMANCE 5.1)."""
+    compressed = {"key": "zstd", "label": "zstd"} | {spec.column: "zstd" for spec in masks}
+    return {
+        "compression": {"image": "none", **compressed},
+        "use_dictionary": False,
+        "write_statistics": False,
+        "store_schema": False,
+    }
+
+
+def is_dataset(uri: str) -> bool:
+    """Whether a committed dataset is there."""
+    return storage.exists(storage.join(uri, MANIFEST))
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of a committed dataset.
+
+    Raises:
+        UserError: there is none, or this version cannot read it.
+    """
+    try:
+        raw = storage.read_json(storage.join(uri, MANIFEST))
+    except FileNotFoundError:
+        raise UserError(
+            f"'{uri}' is not a prepared dataset: it has no {MANIFEST}. Make one with "
+            "python jobs/prepare.py --source PICTURES --output DATASET"
+        ) from None
+    return manifest_from_json(raw, uri)
+
+
+def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
+    """Parse what `write_manifest` wrote."""
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"'{uri}' has dataset format {version}; this program reads {FORMAT_VERSION}. "
+            "Prepare the pictures again with python jobs/prepare.py"
+        )
+    splits = {
+        name: tuple(
+            ShardFile(
+                **{
+                    **file,
+                    "row_groups": tuple(file["row_groups"]),
+                    "sidecars": tuple(
+                        Sidecar(**{**sidecar, "columns": tuple(sidecar["columns"])})
+                        for sidecar in file["sidecars"]
+                    ),
+                }
+            )
+            for file in files
+        )
+        for name, files in raw["splits"].items()
+    }
+    masks = tuple(MaskSpec(**spec) for spec in raw["masks"])
+    tuples = {name: tuple(raw[name]) for name in ("classes", "mean_rgb")}
+    known = {name: value for name, value in raw.items() if name != "fingerprint"}
+    return Manifest(**{**known, **tuples, "splits": splits, "masks": masks})
+
+
+def write_manifest(uri: str, manifest: Manifest) -> None:
+    """Commit a dataset: from now on it exists.
+
+    Raises:
+        FileExistsError: another job committed this dataset first.
+    """
+    content = {**asdict(manifest), "fingerprint": manifest.fingerprint}
+    storage.publish_json(storage.join(uri, MANIFEST), content, exclusive=True)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a split: the unit of reading."""
+
+    file: ShardFile
+    index: int
+    rows: int
+    first_row: int
+    """Number of the group's first row in its split; identifies rows without reading keys."""
+
+
+def row_groups(manifest: Manifest, split: str) -> list[RowGroup]:
+    """All row groups of a split in the manifest's order."""
+    groups = []
+    first = 0
+    for file in manifest.splits.get(split, ()):
+        for index, rows in enumerate(file.row_groups):
+            groups.append(RowGroup(file, index, rows, first))
+            first += rows
+    return groups
+
+
+def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
+    """Some columns of a row group, from the shard and its sidecars.
+
+    Raises:
+        UserError: the file does not hold what the manifest promises.
+    """
+    parts: dict[str, list[str]] = {}
+    for column in columns:
+        path = next((s.path for s in group.file.sidecars if column in s.columns), group.file.path)
+        parts.setdefault(path, []).append(column)
+    tables = [
+        _open(storage.join(uri, path)).read_row_group(group.index, columns=names)
+        for path, names in parts.items()
+    ]
+    found = {name: table.column(name) for table in tables for name in table.column_names}
+    missing = [column for column in columns if column not in found]
+    if missing or any(table.num_rows != group.rows for table in tables):
+        raise UserError(
+            f"{storage.join(uri, group.file.path)} does not hold what the manifest says "
+            f"(missing columns {missing}, rows {[table.num_rows for table in tables]} for "
+            f"{group.rows}); check it with python jobs/inspect.py {uri} --verify"
+        )
+    return pa.table({column: found[column] for column in columns})
+
+
+@lru_cache(maxsize=64)
+def _open(uri: str) -> pq.ParquetFile:
+    """Shards never change under their name, so an open file and its footer can be kept."""
+    if storage.is_local(uri):
+        return pq.ParquetFile(pa.memory_map(str(storage.local_path(uri))))
+    return pq.ParquetFile(storage.open_input(uri), pre_buffer=True)
+
+
+def cells(column: pa.ChunkedArray) -> list[memoryview]:
+    """Views of the cells of a binary column, without copying a byte."""
+    views: list[memoryview] = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+        bounds = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1]
+        whole = memoryview(data) if data is not None else memoryview(b"")
+        views += [whole[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return views
+
+
+def default_masks(
+    sides: tuple[int, ...], strategies: tuple[Strategy, ...] = STRATEGIES[:3], variants: int = 2
+) -> tuple[MaskSpec, ...]:
+    """The mask columns a dataset gets unless told otherwise."""
+    return tuple(
+        MaskSpec(strategy=s, side=side, variants=1 if s == "central" else variants)
+        for side in sides
+        for s in strategies
+    )

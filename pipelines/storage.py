@@ -1,0 +1,241 @@
+"""Every URI the product touches: open, list, and write so that a reader sees all or nothing.
+
+A URI is a local path or anything that fsspec opens (``s3://bucket/key``, ``memory://`` in
+tests). An object appears under its name only when it is whole: locally by a temporary name,
+fsync and rename; in an object store by a single put. `publish(..., exclusive=True)` lets
+exactly one of several writers win.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+import pyarrow.fs
+
+from pipelines.errors import UserError
+
+Value = TypeVar("Value")
+
+ATTEMPTS = 6  # with the waits below an outage of about 30 s is bridged
+FIRST_WAIT_S = 0.5
+S3_OPTIONS = {
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "retries": {"max_attempts": 2, "mode": "standard"},
+    }
+}
+# Errors that say something about the request, not about the weather: never tried again.
+FINAL_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EDQUOT,
+}
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri/part/part` for paths and URLs alike."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, so that every process means the same; URLs unchanged."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a path of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI."""
+    return Path(uri.removeprefix("file://"))
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a URI and the path inside it."""
+    options = S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
+    return fsspec.core.url_to_fs(absolute(uri), **options)
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same as a pyarrow filesystem, for Ray Train."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+
+
+def retrying(action: Callable[[], Value], what: str) -> Value:
+    """Run `action`; repeat it after passing storage faults, with waits that double.
+
+    Raises:
+        the last fault after `ATTEMPTS` tries, at once when trying again cannot help.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno in FINAL_ERRNOS or isinstance(error, FileNotFoundError):
+                raise
+            if attempt == ATTEMPTS:
+                raise OSError(f"{what}: still failing after {ATTEMPTS} tries: {error}") from error
+            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
+    raise AssertionError("unreachable")
+
+
+def exists(uri: str) -> bool:
+    """Whether an object or folder is there now (listings are never cached)."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return retrying(lambda: bool(fs.exists(path)), f"looking for {uri}")
+
+
+def is_folder(uri: str) -> bool:
+    """Whether the URI is a folder (or a prefix with objects under it)."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return retrying(lambda: bool(fs.isdir(path)), f"looking for {uri}")
+
+
+def open_input(uri: str) -> BinaryIO:
+    """A seekable reader."""
+    fs, path = filesystem(uri)
+    return retrying(lambda: fs.open(path, "rb"), f"opening {uri}")  # type: ignore[no-any-return]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object."""
+    fs, path = filesystem(uri)
+    return retrying(lambda: bytes(fs.cat_file(path)), f"reading {uri}")
+
+
+def read_json(uri: str) -> Any:
+    """The whole object, parsed."""
+    return json.loads(read_bytes(uri))
+
+
+def children(uri: str) -> list[str]:
+    """Names directly under a folder, sorted; none when it does not exist."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        entries = retrying(lambda: fs.ls(path, detail=False), f"listing {uri}")
+    except FileNotFoundError:
+        return []
+    return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries})
+
+
+def remove(uri: str) -> None:
+    """Delete an object or a folder; nothing happens when it is not there."""
+    fs, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        retrying(lambda: fs.rm(path, recursive=True), f"removing {uri}")
+
+
+def publish(uri: str, data: bytes, *, exclusive: bool = False) -> None:
+    """Make `data` the whole content of `uri`, in one step.
+
+    Raises:
+        FileExistsError: `exclusive`, and somebody else published first.
+    """
+    if is_local(uri):
+        with staged_file(uri, exclusive=exclusive) as staged:
+            staged.write_bytes(data)
+        return
+    fs, path = filesystem(uri)
+    mode = "create" if exclusive else "overwrite"
+    retrying(lambda: fs.pipe_file(path, data, mode=mode), f"writing {uri}")
+
+
+def publish_json(uri: str, value: object, *, exclusive: bool = False) -> None:
+    """`publish` of canonical, readable JSON."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    publish(uri, text.encode(), exclusive=exclusive)
+
+
+@contextmanager
+def staged_file(uri: str, *, exclusive: bool = False) -> Iterator[Path]:
+    """A local path to write to; it becomes `uri` when the block ends without an error.
+
+    Raises:
+        FileExistsError: `exclusive`, and somebody else published first.
+    """
+    if is_local(uri):
+        target = local_path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    else:
+        staged = Path(tempfile.mkdtemp(prefix="staged-")) / "object"
+    try:
+        yield staged
+        if is_local(uri):
+            _rename(staged, local_path(uri), exclusive)
+        else:
+            fs, path = filesystem(uri)
+            mode = "create" if exclusive else "overwrite"
+            retrying(lambda: fs.put_file(str(staged), path, mode=mode), f"writing {uri}")
+    finally:
+        staged.unlink(missing_ok=True)
+        if not is_local(uri):
+            shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def _rename(staged: Path, target: Path, exclusive: bool) -> None:
+    with staged.open("rb") as file:
+        os.fsync(file.fileno())
+    if exclusive:
+        os.link(staged, target)  # fails if the name is taken, unlike rename
+    else:
+        os.replace(staged, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_uri(uri: str) -> str:
+    """Hex digest of an object, read in pieces."""
+    digest = hashlib.sha256()
+    with open_input(uri) as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def content_key(value: object) -> str:
+    """sha256 over canonical JSON: equal values give equal keys on any machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_folder(uri: str, name: str) -> None:
+    """Refuse a folder that is not there."""
+    if not is_folder(uri):
+        raise UserError(f"{name} is '{uri}'; there is no such folder")
