@@ -15,6 +15,7 @@ hidden, row-major, numpy packbits order. Masks follow from (mask_seed, strategy,
 variant) alone. A column may stand in the shard itself or in a sidecar file with the same rows.
 """
 
+import itertools
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -289,7 +290,7 @@ def cells(column: pa.ChunkedArray) -> list[memoryview]:
         kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
         bounds = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1]
         whole = memoryview(data) if data is not None else memoryview(b"")
-        views += [whole[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        views += [whole[a:b] for a, b in itertools.pairwise(bounds)]
     return views
 
 

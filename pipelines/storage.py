@@ -220,6 +220,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_bytes(data: bytes) -> str:
+    """Hex digest of bytes in memory."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sha256_of_uri(uri: str) -> str:
     """Hex digest of an object, read in pieces."""
     digest = hashlib.sha256()

@@ -1,0 +1,56 @@
+"""Stored JPEG -> the square uint8 picture a network sees."""
+
+from typing import Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+"""uint8 (H, W, 3), RGB, upright."""
+
+Codec = Literal["simplejpeg", "pillow"]
+
+
+def decode(jpeg: bytes | memoryview) -> Picture:
+    """A JPEG of the shard contract -> uint8 (H, W, 3) RGB."""
+    picture: Picture = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False)
+    return picture
+
+
+def encode(picture: Picture, quality: int) -> bytes:
+    """uint8 (H, W, 3) RGB -> JPEG with 4:2:0 chroma, the usual choice for photographs."""
+    jpeg: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(picture), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return jpeg
+
+
+def resize_shorter(picture: Picture, shorter: int) -> Picture:
+    """Keep the aspect ratio and bring the shorter side to `shorter` px."""
+    height, width = picture.shape[:2]
+    if min(height, width) == shorter:
+        return picture
+    scale = shorter / min(height, width)
+    size = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
+    # INTER_AREA averages what it shrinks (no aliasing); it cannot enlarge smoothly.
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(picture, size, interpolation=how)  # type: ignore[return-value]
+
+
+def square(picture: Picture, side: int, shorter: int, down: float, across: float) -> Picture:
+    """A side x side window of the picture.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        side: px.
+        shorter: the picture's shorter side is first resized to this many px; 0 keeps the stored
+            size. A picture smaller than the window is enlarged to it.
+        down, across: where the window lies, 0 (top, left) to 1 (bottom, right); 0.5 is the centre.
+    """
+    wanted = shorter or min(picture.shape[:2])
+    picture = resize_shorter(picture, max(wanted, side))
+    top = round(down * (picture.shape[0] - side))
+    left = round(across * (picture.shape[1] - side))
+    return picture[top : top + side, left : left + side]

@@ -1,0 +1,243 @@
+"""Shards -> the training stream: one Ray Data execution for the whole run.
+
+The stream is a pure function of (dataset, seed, batch size): global batch `step` holds the same
+rows with the same crops and holes for any number of workers, and starting at step s gives the
+same batches from s on. So a checkpoint's data position is one integer, the step.
+
+Order: in every epoch the row groups are permuted, laid end to end and cut into windows of whole
+global batches; the rows of a window are permuted; a window is read and decoded by one task, which
+yields blocks of exactly one per-worker batch. The rows that do not fill a last batch (fewer than
+one batch) are left out of that epoch; the next epoch leaves out others.
+
+Everything stays uint8; normalising, filling the hole and flipping happen on the device.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from ce_model.masks import Strategy
+from pipelines import dataset, images
+from pipelines.dataset import Manifest, RowGroup
+from pipelines.errors import UserError
+
+WINDOW_ROWS = 2048  # pictures a task shuffles at once; 60 MB of JPEG at 30 kB each
+FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """What is read, in which order and how it is cut."""
+
+    uri: str
+    manifest: Manifest
+    strategy: Strategy
+    side: int
+    """Side of the square pictures and masks, px."""
+    shorter: int
+    """Shorter side to which a picture is resized before the crop, px; 0 keeps the stored size."""
+    batch_size: int
+    """Pictures per global batch."""
+    num_workers: int
+    steps: int
+    seed: int
+    window_rows: int = WINDOW_ROWS
+    augment: bool = True
+    """Random crop, flip and symmetry of the hole; False gives the centre crop."""
+
+    def __post_init__(self) -> None:
+        """Whole batches for every worker."""
+        if self.batch_size % self.num_workers:
+            raise UserError(
+                f"batch_size is {self.batch_size}; it must be a multiple of num_workers "
+                f"{self.num_workers}, so that every worker gets equal steps"
+            )
+        if self.rows < self.batch_size:
+            raise UserError(
+                f"batch_size is {self.batch_size}; the dataset has only {self.rows} training "
+                "pictures, which do not fill one batch: lower --batch-size or add pictures"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Training pictures."""
+        return self.manifest.rows("train")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches per epoch."""
+        return self.rows // self.batch_size
+
+    @property
+    def window_batches(self) -> int:
+        """Global batches per shuffle window."""
+        return max(1, min(self.window_rows // self.batch_size, self.steps_per_epoch))
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Shuffle windows per epoch; the last may be shorter, by whole batches."""
+        return -(-self.steps_per_epoch // self.window_batches)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One work item: consecutive global batches of one epoch."""
+
+    epoch: int
+    first_step: int
+    """Number of its first global batch in the run."""
+    batches: int
+    first_batch: int
+    """Number of its first global batch in the epoch."""
+
+
+def windows(plan: StreamPlan) -> list[Window]:
+    """All work items of a run, in order; the last ends at `plan.steps`."""
+    items = []
+    for epoch in range(-(-plan.steps // plan.steps_per_epoch)):
+        for first in range(0, plan.steps_per_epoch, plan.window_batches):
+            batches = min(plan.window_batches, plan.steps_per_epoch - first)
+            items.append(Window(epoch, epoch * plan.steps_per_epoch + first, batches, first))
+    return [window for window in items if window.first_step < plan.steps]
+
+
+def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
+    """The lazy stream from `start_step` on; split it with `streaming_split(W, equal=True)`.
+
+    Rows come in blocks of one per-worker batch: image uint8 (side, side, 3), mask uint8 (packed
+    bits), augment uint8 (symmetry of the mask, FLIP), label int32 (-1: none), row int64 (number of
+    the row in the split), step int32.
+    The order holds only where the execution has `preserve_order` set: see `execution_options`.
+    """
+    todo = [w for w in windows(plan) if w.first_step + w.batches > start_step]
+    items = ray.data.range(len(todo), override_num_blocks=max(1, len(todo)))
+    read = partial(_read_items, plan=plan, items=todo, start_step=start_step)
+    batches = items.map_batches(read, batch_size=None, batch_format="numpy")
+    quiet(batches, plan.batch_size // plan.num_workers * row_bytes(plan))
+    return batches
+
+
+def execution_options() -> ray.data.ExecutionOptions:
+    """The options that make the order hold; Ray Train wants them in its DataConfig."""
+    return ray.data.ExecutionOptions(preserve_order=True)
+
+
+def quiet(data: ray.data.Dataset, batch_bytes: int) -> None:
+    """One yielded batch stays one block, and Ray Data draws no bars of its own."""
+    context = data.context
+    # Blocks above 1.5 x the target are cut, smaller ones are merged: a batch is 1.25 x.
+    context.target_max_block_size = int(0.8 * batch_bytes)
+    context.execution_options = execution_options()
+    context.enable_progress_bars = False
+
+
+def row_bytes(plan: StreamPlan) -> int:
+    """Bytes of one row of a block."""
+    mask = plan.manifest.mask_spec(plan.strategy, plan.side).bytes_per_mask
+    return plan.side**2 * 3 + mask + 1 + 4 + 8 + 4
+
+
+def _read_items(
+    block: dict[str, NDArray[np.int64]], *, plan: StreamPlan, items: list[Window], start_step: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    for item in block["id"]:
+        yield from read_window(plan, items[int(item)], start_step)
+
+
+def read_window(
+    plan: StreamPlan, window: Window, start_step: int = 0
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The window's per-worker batches in order, those before `start_step` left out."""
+    rows = window_rows(plan, window)
+    order = _permutation(rows.num_rows, plan.seed, "rows", window.epoch, window.first_batch)
+    keys, labels = rows.column("key").to_pylist(), _labels(rows)
+    numbers = rows.column("row").to_numpy()
+    jpegs = dataset.cells(rows.column("image"))
+    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+    masks = dataset.cells(rows.column(spec.column))
+    size = plan.batch_size // plan.num_workers
+    first = max(0, start_step - window.first_step) * plan.batch_size
+    last = min(window.batches, plan.steps - window.first_step) * plan.batch_size
+    for start in range(first, last, size):
+        chosen = order[start : start + size]
+        pictures = np.empty((size, plan.side, plan.side, 3), np.uint8)
+        holes = np.empty((size, spec.bytes_per_mask), np.uint8)
+        augment = np.zeros(size, np.uint8)
+        for slot, at in enumerate(chosen):
+            draw = _Draw.of(plan, window.epoch, keys[at])
+            pictures[slot] = images.square(
+                images.decode(jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
+            )
+            begin = draw.variant % spec.variants * spec.bytes_per_mask
+            holes[slot] = np.frombuffer(masks[at], np.uint8, spec.bytes_per_mask, begin)
+            augment[slot] = draw.augment
+        step = window.first_step + start // plan.batch_size
+        yield {
+            "image": pictures,
+            "mask": holes,
+            "augment": augment,
+            "label": labels[chosen],
+            "row": numbers[chosen],
+            "step": np.full(size, step, np.int32),
+        }
+
+
+def window_rows(plan: StreamPlan, window: Window) -> pa.Table:
+    """The rows of a window in reading order, with their number in the split as `row`."""
+    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+    groups = dataset.row_groups(plan.manifest, "train")
+    begin = window.first_batch * plan.batch_size
+    end = begin + window.batches * plan.batch_size
+    parts = []
+    position = 0
+    for at in _permutation(len(groups), plan.seed, "groups", window.epoch):
+        group = groups[at]
+        cut = slice(max(begin - position, 0), min(end - position, group.rows))
+        if cut.start < cut.stop:
+            parts.append(_rows(plan.uri, group, cut, spec.column))
+        position += group.rows
+    return pa.concat_tables(parts)
+
+
+def _rows(uri: str, group: RowGroup, cut: slice, mask: str) -> pa.Table:
+    table = dataset.read_row_group(uri, group, ["key", "label", "image", mask])
+    numbers = np.arange(group.first_row, group.first_row + group.rows)
+    return table.append_column("row", pa.array(numbers)).slice(cut.start, cut.stop - cut.start)
+
+
+def _labels(rows: pa.Table) -> NDArray[np.int32]:
+    labels: NDArray[np.int32] = rows.column("label").fill_null(-1).to_numpy().astype(np.int32)
+    return labels
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """All chance of one picture in one epoch, from one hash of (seed, epoch, key)."""
+
+    down: float
+    across: float
+    variant: int
+    augment: int
+
+    @classmethod
+    def of(cls, plan: StreamPlan, epoch: int, key: str) -> "_Draw":
+        if not plan.augment:
+            return cls(0.5, 0.5, 0, 0)
+        bits = hashlib.blake2b(f"{plan.seed}/{epoch}/{key}".encode(), digest_size=8).digest()
+        down = int.from_bytes(bits[0:2], "little") / 65535
+        across = int.from_bytes(bits[2:4], "little") / 65535
+        return cls(down, across, int.from_bytes(bits[4:6], "little"), bits[6] % 16)
+
+
+def _permutation(size: int, seed: int, *names: object) -> NDArray[np.int64]:
+    """A permutation that follows from its arguments alone."""
+    digest = hashlib.blake2b(f"{seed}/{names}".encode(), digest_size=16).digest()
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    return rng.permutation(size)
