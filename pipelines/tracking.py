@@ -1,0 +1,327 @@
+"""MLflow: runs found by key, a recorder that never stops training, and logged models.
+
+The only importer of mlflow, beside the served model. Every call names its server and its run;
+nothing global is set but quieter defaults.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# The recorder asks an absent server again itself; the client must not block for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from pipelines import storage
+from pipelines.errors import UserError
+
+KEY_TAG = "pipeline_key"
+MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
+MAX_DIGEST = 36  # characters, likewise
+RETRY_WAIT_S = 5.0
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
+
+
+def tracking_uri(requested: str | None, store: str) -> str:
+    """The server to use: the flag, else MLFLOW_TRACKING_URI, else SQLite inside the store."""
+    if uri := requested or os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if not storage.is_local(store):
+        raise UserError(
+            f"store is '{store}', where no SQLite file can live; name the tracking server with "
+            "--tracking-uri http://... or MLFLOW_TRACKING_URI"
+        )
+    folder = storage.local_path(storage.absolute(store))
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of a tracking server that is also the model registry."""
+    quieten()
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@cache
+def quieten() -> None:
+    """Only MLflow's errors are shown: schema migrations and hints are not the user's business."""
+    for name in ("mlflow", "alembic", "git"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def experiment_id(server: MlflowClient, name: str, store: str) -> str:
+    """Find or create an experiment; with SQLite its artifacts go to the store, not to the cwd."""
+    if found := server.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    artifacts = None
+    if server.tracking_uri.startswith("sqlite:"):
+        artifacts = Path(storage.absolute(store), "mlartifacts").as_uri()
+    try:
+        return str(server.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:
+        if found := server.get_experiment_by_name(name):  # another job was first
+            return str(found.experiment_id)
+        raise
+
+
+def find_run(server: MlflowClient, experiment: str, key: str) -> Run | None:
+    """The run of a pipeline key, the oldest if a race made two."""
+    runs = server.search_runs(
+        [experiment], f"tags.{KEY_TAG} = '{key}'", order_by=["attributes.start_time ASC"]
+    )
+    return runs[0] if runs else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What a run is, before it exists on a server."""
+
+    uri: str
+    store: str
+    experiment: str
+    key: str
+    """Content key of the work: the same work finds its run again."""
+    name: str
+    params: Mapping[str, object] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dataset_uri: str = ""
+    dataset_fingerprint: str = ""
+
+
+def ensure_run(spec: RunSpec) -> str:
+    """Find the run of the key and set it running again, or create it; returns the run id."""
+    server = client(spec.uri)
+    experiment = experiment_id(server, spec.experiment, spec.store)
+    if run := find_run(server, experiment, spec.key):
+        server.update_run(run.info.run_id, status="RUNNING")
+        return str(run.info.run_id)
+    tags = {**spec.tags, KEY_TAG: spec.key, "mlflow.source.git.commit": git_commit()}
+    run = server.create_run(experiment, run_name=spec.name, tags=tags)
+    run_id = str(run.info.run_id)
+    params = [Param(name, str(value)[:6000]) for name, value in sorted(spec.params.items())]
+    for start in range(0, len(params), MAX_PARAMS):
+        server.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+    if spec.dataset_fingerprint:
+        log_dataset(server, run_id, spec.dataset_uri, spec.dataset_fingerprint, "training")
+    return run_id
+
+
+def log_dataset(
+    server: MlflowClient, run_id: str, uri: str, fingerprint: str, context: str
+) -> None:
+    """Log a prepared dataset as an input of a run."""
+    kind = "local" if storage.is_local(uri) else uri.split("://")[0]
+    logged = Dataset(
+        name=uri.rstrip("/").rsplit("/", 1)[-1],
+        digest=fingerprint[:MAX_DIGEST],
+        source_type=kind,
+        source=json.dumps({"uri": uri}),
+        profile=json.dumps({"fingerprint": fingerprint}),
+    )
+    tag = InputTag("mlflow.data.context", context)
+    server.log_inputs(run_id, datasets=[DatasetInput(logged, [tag])])
+
+
+@cache
+def git_commit() -> str:
+    """The commit of this checkout, with `-dirty` for changes; `unknown` outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(
+            [*command, "--abbrev=40", "--match="], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+class Outcome(NamedTuple):
+    """How a recorder ended."""
+
+    run_id: str | None
+    problem: str | None
+    """Why something is still undelivered; None when all is on the server."""
+
+
+class Recorder:
+    """Delivers metrics, artifacts and tags to one run from a thread of its own.
+
+    Nothing here blocks or raises into the caller. While the server is away everything waits in
+    order and is tried again. A metric point that the server already has (key, step) is not sent
+    again, so that a resumed run can replay its history.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        """Start delivering; the run itself is found or created by the thread."""
+        self._spec = spec
+        self._run_id: str | None = None
+        self._delivered: dict[str, int] = {}
+        self._metrics: list[Metric] = []
+        self._other: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._problem: str | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow-recorder", daemon=True)
+        self._thread.start()
+
+    def metrics(self, values: Mapping[str, float], step: int, time_s: float | None = None) -> None:
+        """Queue one point per metric; values that are not numbers MLflow can store are left out."""
+        at = int(1000 * (time.time() if time_s is None else time_s))
+        points = [Metric(k, float(v), at, step) for k, v in values.items() if np.isfinite(v)]
+        with self._lock:
+            self._metrics += points
+        self._wake.set()
+
+    def artifact(self, path: str, data: bytes) -> None:
+        """Queue a file; a later one of the same path replaces it."""
+        with self._lock:
+            self._other[f"artifact:{path}"] = data
+        self._wake.set()
+
+    def tag(self, name: str, value: str) -> None:
+        """Queue a tag."""
+        with self._lock:
+            self._other[f"tag:{name}"] = value
+        self._wake.set()
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, once the server has answered."""
+        return self._run_id
+
+    @property
+    def problem(self) -> str | None:
+        """Why delivery is late at the moment, if it is."""
+        return self._problem
+
+    def finish(self, status: str, wait_s: float = 60.0) -> Outcome:
+        """Deliver what is left for at most `wait_s` and set the run's status."""
+        with self._lock:
+            self._other["status"] = status
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(wait_s)
+        if self._thread.is_alive() and self._problem is None:
+            self._problem = f"{self._spec.uri} did not take everything within {wait_s:.0f} s"
+        return Outcome(self._run_id, self._problem)
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                self._deliver()
+                self._problem = None
+            except Exception as error:  # whatever the server does, training goes on
+                self._problem = f"{self._spec.uri}: {type(error).__name__}: {error}"[:500]
+                self._delivered.clear()  # a request that failed may still have arrived
+                if self._closing.wait(RETRY_WAIT_S):
+                    time.sleep(1.0)
+                self._wake.set()
+                continue
+            if self._closing.is_set() and not self._wake.is_set():
+                return
+
+    def _deliver(self) -> None:
+        if self._run_id is None:
+            self._run_id = ensure_run(self._spec)
+        server = client(self._spec.uri)
+        while points := self._metrics[:MAX_METRICS]:
+            new = [p for p in points if p.step > self._last_step(server, p.key)]
+            server.log_batch(self._run_id, metrics=new)
+            self._delivered |= {p.key: p.step for p in new}
+            with self._lock:
+                del self._metrics[: len(points)]
+        for name in list(self._other):
+            value = self._other[name]
+            self._deliver_other(server, self._run_id, name, value)
+            with self._lock:
+                if self._other[name] is value:
+                    del self._other[name]
+
+    def _last_step(self, server: MlflowClient, key: str) -> int:
+        if key not in self._delivered:
+            history = server.get_metric_history(self._run_id, key)
+            self._delivered[key] = max((point.step for point in history), default=-1)
+        return self._delivered[key]
+
+    def _deliver_other(self, server: MlflowClient, run_id: str, name: str, value: Any) -> None:
+        if name == "status":
+            server.set_terminated(run_id, status=value)
+        elif name.startswith("tag:"):
+            server.log_batch(run_id, tags=[RunTag(name.removeprefix("tag:"), value)])
+        else:
+            log_bytes(server, run_id, name.removeprefix("artifact:"), value)
+
+
+def log_bytes(server: MlflowClient, run_id: str, path: str, data: bytes) -> None:
+    """Log a file of a run from memory."""
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory() as temporary:
+        local = Path(temporary, name)
+        local.write_bytes(data)
+        server.log_artifact(run_id, str(local), folder or None)
+
+
+def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list[str]) -> str:
+    """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run.
+
+    The model is code of ours (`served_model.py`, `ce_model`) beside plain tensors: loading it
+    unpickles nothing. Input and output are described in `served_model.py`.
+
+    Returns:
+        the model's URI, `models:/<model id>`.
+    """
+    quieten()
+    images, masks = ("image", np.dtype(np.uint8)), ("mask", np.dtype(np.uint8))
+    signature = ModelSignature(
+        inputs=Schema(
+            [
+                TensorSpec(images[1], (-1, side, side, 3), images[0]),
+                TensorSpec(masks[1], (-1, side, side), masks[0]),
+            ]
+        ),
+        outputs=Schema(
+            [
+                TensorSpec(np.dtype(np.float32), (-1, -1), "features"),
+                TensorSpec(np.dtype(np.uint8), (-1, side, side, 3), "filled"),
+            ]
+        ),
+    )
+    mask = np.zeros((2, side, side), np.uint8)
+    mask[:, side // 4 : side * 3 // 4, side // 4 : side * 3 // 4] = 1
+    ramp = np.arange(side, dtype=np.uint8)
+    image = np.broadcast_to(ramp[None, :, None, None], (2, side, side, 3))
+    packages = Path(__file__).parents[1]
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(SERVED_MODEL),
+            artifacts={"model": folder.as_uri()},
+            code_paths=[str(packages / "ce_model"), str(packages / "pipelines")],
+            pip_requirements=requirements,
+            signature=signature,
+            input_example={"image": np.ascontiguousarray(image), "mask": mask},
+        )
+    return str(logged.model_uri)
