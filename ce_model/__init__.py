@@ -1,0 +1,1 @@
+"""Context encoders in plain PyTorch: no files, no clock, no global random state."""

@@ -1,0 +1,317 @@
+"""The two context encoders of the paper and their discriminator.
+
+Preset `alexnet` learns features: a 227 px image through AlexNet to pool5, a channel-wise
+fully-connected layer, a 1x1 convolution and five up-convolutions back to 227 px. Preset `inpaint`
+fills holes: a 128 px image through a 4000-unit bottleneck to the 64 px centre or the whole 128 px
+image, with a DCGAN discriminator. Images are RGB in [-1, 1].
+
+Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
+arXiv:1604.07379, sections 3 and 5 and figure 9; layer tables of `train.lua` and
+`train_random.lua`, github.com/pathak22/context-encoder, commit 68abd11. Where the paper is silent
+(activation between the channel-wise layer and the 1x1 convolution, 5x5 up-convolutions, initial
+weights of `alexnet`) the choice is marked below.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ce_model.layers import ChannelwiseLinear
+
+Preset = Literal["alexnet", "inpaint"]
+Output = Literal["center", "full"]
+Network = TypeVar("Network", bound=nn.Module)
+
+ALEXNET_SIDE = 227
+INPAINT_SIDE = 128
+CENTER_SIDE = 64
+POOL5_CHANNELS, POOL5_SIDE = 256, 6
+DROPOUT = 0.5
+BOTTLENECK = 4000
+DCGAN_STD = 0.02  # standard deviation of initial weights, train.lua
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Which context encoder is trained."""
+
+    preset: Preset = "inpaint"
+    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images."""
+    output: Output = "center"
+    """What is predicted: the 64 px centre or the full image; alexnet predicts the full image."""
+    norm: Literal["batch", "lrn", "none"] = "batch"
+    """Normalisation of alexnet; lrn is the layout of the reference CaffeNet."""
+    groups: Literal[1, 2] = 1
+    """Groups of conv2, conv4 and conv5 of alexnet; 2 in the reference CaffeNet."""
+    dropout: float = DROPOUT
+    """Dropout after the channel-wise layer of alexnet."""
+    bottleneck: int = BOTTLENECK
+    """Units of the bottleneck of inpaint."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and settings that the preset would ignore."""
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"network.dropout is {self.dropout}; it must be 0 or more, below 1")
+        if self.bottleneck < 1:
+            raise ValueError(f"network.bottleneck is {self.bottleneck}; it must be 1 or more")
+        if self.preset == "alexnet":
+            if self.output != "full":
+                raise ValueError(
+                    f"network.output is {self.output}; it must be full with network.preset "
+                    "alexnet, which reconstructs the whole 227 px image"
+                )
+            self._refuse_unused("bottleneck", self.bottleneck, BOTTLENECK)
+        else:
+            self._refuse_unused("norm", self.norm, "batch")
+            self._refuse_unused("groups", self.groups, 1)
+            self._refuse_unused("dropout", self.dropout, DROPOUT)
+
+    def _refuse_unused(self, name: str, value: object, default: object) -> None:
+        if value != default:
+            raise ValueError(
+                f"network.{name} is {value}; it must stay {default} with network.preset "
+                f"{self.preset}, which does not use it"
+            )
+
+
+def input_side(config: NetworkConfig) -> int:
+    """Side of the square image the encoder reads, pixels."""
+    return ALEXNET_SIDE if config.preset == "alexnet" else INPAINT_SIDE
+
+
+def output_side(config: NetworkConfig) -> int:
+    """Side of the square the decoder predicts, pixels."""
+    return CENTER_SIDE if config.output == "center" else input_side(config)
+
+
+class ContextEncoder(nn.Module):
+    """Encoder from the visible context to features, decoder from features to hidden pixels.
+
+    Shape:
+        context: float (B, 3, S, S) in [-1, 1], S = input_side; result: float (B, 3, T, T) in the
+        same range, T = output_side (alexnet has a linear last layer and may leave the range).
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        """Build the layers; their weights are drawn by `init_weights`."""
+        super().__init__()
+        alexnet = config.preset == "alexnet"
+        self.config = config
+        self.encoder = _alexnet_encoder(config) if alexnet else _inpaint_encoder(config)
+        self.decoder = _alexnet_decoder(config) if alexnet else _inpaint_decoder(config)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Predict the hidden pixels."""
+        prediction: Tensor = self.decoder(self.encoder(context))
+        return prediction
+
+    def encoder_features(self, context: Tensor) -> dict[str, Tensor]:
+        """Activations by layer: conv1 to conv5 and pool5 of alexnet, e1 to e6 of inpaint.
+
+        Convolutions are taken after their activation; e6 is (B, bottleneck).
+        """
+        features = {}
+        x = context
+        for name, layer in self.encoder.named_children():
+            x = layer(x)
+            if name.startswith("relu"):
+                features[name.replace("relu", "conv")] = x
+            elif name == "pool5" or name.startswith("e"):
+                features[name] = x
+        return features
+
+
+def build_generator(
+    config: NetworkConfig, *, generator: torch.Generator | None = None
+) -> ContextEncoder:
+    """A context encoder with fresh weights, channels_last, on the CPU.
+
+    Args:
+        config: the network.
+        generator: source of the weights; without one, a generator with seed 0.
+    """
+    # On the meta device torch neither allocates nor draws its own initial weights, so building
+    # is twice as fast and leaves the global random state alone.
+    with torch.device("meta"):
+        network = ContextEncoder(config)
+    std = None if config.preset == "alexnet" else DCGAN_STD
+    return _materialise(network, std, generator)
+
+
+def build_discriminator(
+    config: NetworkConfig, *, generator: torch.Generator | None = None
+) -> nn.Sequential:
+    """A DCGAN discriminator for what the generator predicts: float (B, 3, T, T) -> logits (B,).
+
+    The sigmoid is in the loss. Arguments as in `build_generator`.
+    """
+    side = output_side(config)
+    # A 128 px picture gets one more 64 -> 64 layer (train_random.lua); 227 px, which the paper
+    # did not make converge, gets the same stack.
+    widths = [64, 128, 256, 512] if side == CENTER_SIDE else [64, 64, 128, 256, 512]
+    with torch.device("meta"):
+        layers = OrderedDict[str, nn.Module]()
+        channels = 3
+        for index, width in enumerate(widths, start=1):
+            layers[f"c{index}"] = _down(channels, width, norm=index > 1)
+            channels, side = width, side // 2
+        # The 4x4 convolution of train.lua on a 4x4 map is this dense layer.
+        layers["flatten"] = nn.Flatten()
+        layers["logit"] = nn.Linear(channels * side**2, 1, bias=False)
+        layers["squeeze"] = nn.Flatten(0)
+        network = nn.Sequential(layers)
+    return _materialise(network, DCGAN_STD, generator)
+
+
+def init_weights(network: nn.Module, std: float | None, generator: torch.Generator) -> None:
+    """Draw every weight anew and reset the statistics of the normalisation layers.
+
+    Args:
+        network: changed in place.
+        std: N(0, std) weights and N(1, std) BatchNorm scales as in train.lua. None keeps the
+            variance of the signal instead (He et al. 2015), as an AlexNet without BatchNorm needs;
+            the paper does not say what it used.
+        generator: the only source of randomness.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.normal_(module.weight, 1.0, std or 0.0, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | ChannelwiseLinear):
+            spread = std or math.sqrt(2 / _fan_in(module))
+            nn.init.normal_(module.weight, 0.0, spread, generator=generator)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+
+def _fan_in(module: nn.Module) -> float:
+    """Number of inputs that reach one output of the layer."""
+    if isinstance(module, ChannelwiseLinear):
+        return module.side**2
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    taps = module.in_channels // module.groups * math.prod(module.kernel_size)
+    if isinstance(module, nn.ConvTranspose2d):
+        return taps / math.prod(module.stride)  # with stride 2 an output meets every fourth tap
+    return taps
+
+
+def _materialise(network: Network, std: float | None, generator: torch.Generator | None) -> Network:
+    network.to_empty(device="cpu")
+    init_weights(network, std, generator or torch.Generator().manual_seed(0))
+    for weight in network.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def _alexnet_encoder(config: NetworkConfig) -> nn.Sequential:
+    """AlexNet to pool5: (B, 3, 227, 227) -> (B, 256, 6, 6)."""
+    # index: channels in, channels out, kernel, stride, padding, groups
+    shapes = {
+        1: (3, 96, 11, 4, 0, 1),
+        2: (96, 256, 5, 1, 2, config.groups),
+        3: (256, 384, 3, 1, 1, 1),
+        4: (384, 384, 3, 1, 1, config.groups),
+        5: (384, POOL5_CHANNELS, 3, 1, 1, config.groups),
+    }
+    layers = OrderedDict[str, nn.Module]()
+    for index, (inputs, outputs, kernel, stride, padding, groups) in shapes.items():
+        layers[f"conv{index}"] = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding, groups=groups, bias=config.norm != "batch"
+        )
+        if config.norm == "batch":
+            layers[f"norm{index}"] = nn.BatchNorm2d(outputs)
+        layers[f"relu{index}"] = nn.ReLU(inplace=True)
+        if index in (1, 2, 5):
+            layers[f"pool{index}"] = nn.MaxPool2d(3, 2)
+        if config.norm == "lrn" and index in (1, 2):  # after pooling, as in CaffeNet
+            layers[f"norm{index}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+    return nn.Sequential(layers)
+
+
+def _alexnet_decoder(config: NetworkConfig) -> nn.Sequential:
+    """Channel-wise layer, 1x1 convolution, five up-convolutions, resize.
+
+    Sides 6, 11, 21, 41, 81, 161, 227. ReLU and dropout after the channel-wise layer follow fc6 of
+    AlexNet; a 5x5 kernel is one of two that give these sides.
+    """
+    bias = config.norm != "batch"
+    widths = [POOL5_CHANNELS, 128, 64, 64, 32, 3]
+    layers = OrderedDict[str, nn.Module]()
+    layers["channelwise"] = nn.Sequential(
+        ChannelwiseLinear(POOL5_CHANNELS, POOL5_SIDE),
+        nn.ReLU(inplace=True),
+        nn.Dropout(config.dropout),
+    )
+    layers["mix"] = _block(
+        nn.Conv2d(POOL5_CHANNELS, POOL5_CHANNELS, 1, bias=bias),
+        None if bias else nn.BatchNorm2d(POOL5_CHANNELS),
+    )
+    for index, (inputs, outputs) in enumerate(pairwise(widths[:-1]), start=1):
+        layers[f"up{index}"] = _block(
+            nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, bias=bias),
+            None if bias else nn.BatchNorm2d(outputs),
+        )
+    # The colours are linear: a ReLU would forbid half of [-1, 1].
+    layers["up5"] = nn.ConvTranspose2d(widths[-2], widths[-1], 5, 2, 2)
+    layers["resize"] = nn.Upsample(size=(ALEXNET_SIDE, ALEXNET_SIDE), mode="bilinear")
+    return nn.Sequential(layers)
+
+
+def _inpaint_encoder(config: NetworkConfig) -> nn.Sequential:
+    """(B, 3, 128, 128) -> (B, bottleneck)."""
+    widths = [3, 64, 64, 128, 256, 512]
+    layers = OrderedDict[str, nn.Module]()
+    for index, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+        layers[f"e{index}"] = _down(inputs, outputs, norm=index > 1)
+    # A 4x4 convolution on a 4x4 map is a dense layer, and several times faster as one.
+    layers["e6"] = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(512 * 4 * 4, config.bottleneck, bias=False),
+        nn.BatchNorm1d(config.bottleneck),
+        nn.LeakyReLU(0.2, inplace=True),
+    )
+    return nn.Sequential(layers)
+
+
+def _inpaint_decoder(config: NetworkConfig) -> nn.Sequential:
+    """(B, bottleneck) -> (B, 3, 64, 64), or one up-convolution more for (B, 3, 128, 128)."""
+    widths = [512, 256, 128, 64] if config.output == "center" else [512, 256, 128, 64, 64]
+    layers = OrderedDict[str, nn.Module]()
+    # A transposed 4x4 convolution from a 1x1 map is a dense layer too.
+    layers["d1"] = nn.Sequential(
+        nn.Linear(config.bottleneck, 512 * 4 * 4, bias=False),
+        nn.Unflatten(1, (512, 4, 4)),
+        nn.BatchNorm2d(512),
+        nn.ReLU(inplace=True),
+    )
+    for index, (inputs, outputs) in enumerate(pairwise(widths), start=2):
+        layers[f"d{index}"] = _block(
+            nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs)
+        )
+    layers[f"d{len(widths) + 1}"] = nn.Sequential(
+        nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1, bias=False), nn.Tanh()
+    )
+    return nn.Sequential(layers)
+
+
+def _down(inputs: int, outputs: int, *, norm: bool) -> nn.Sequential:
+    """Halve the side. The first layer of a DCGAN has no normalisation."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)]
+    if norm:
+        layers.append(nn.BatchNorm2d(outputs))
+    return nn.Sequential(*layers, nn.LeakyReLU(0.2, inplace=True))
+
+
+def _block(convolution: nn.Module, norm: nn.Module | None) -> nn.Sequential:
+    layers = [convolution] if norm is None else [convolution, norm]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
