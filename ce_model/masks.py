@@ -1,0 +1,315 @@
+"""Masks: which pixels a context encoder has to fill in.
+
+A mask is a bool array (size, size), True where the pixel is hidden. Masks are made with NumPy
+while a dataset is prepared, packed to one bit per pixel, and unpacked, turned and shrunk with torch
+on the training device.
+
+Equal arguments and an equal generator state give equal bits on every machine: random numbers are
+raw outputs of the bit generator, whose streams NumPy keeps fixed, and every value on the way is an
+integer, in the noise family held exactly by float32.
+
+Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
+arXiv:1604.07379, section 3.3. `random_region` is the noise family of the authors' code
+(train_random.lua); `random_region_shapes` stands for the paper's deformed segmentation shapes.
+"""
+
+import hashlib
+import math
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Strategy = Literal["central", "random_block", "random_region", "random_region_shapes"]
+Mask = NDArray[np.bool_]
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+MASK_VERSION = 1  # part of dataset keys: raise it whenever a bit of any mask changes
+MAX_HIDDEN = 1 / 4  # share of the image that random blocks and shapes may hide, section 3.3
+MIN_SIZE = 32  # pixels; in less, a shape of an eighth may hide no pixel centre
+
+MAX_BLOCKS = 16  # draws, so that unlucky overlaps end
+MAX_SHAPES = 8
+CELL_PX = (50, 3)  # a noise cell is 50 / 3 px: 600 cells on the 10,000 px canvas of the code
+WEIGHT_ONE = 128  # fixed-point 1.0 of an interpolation weight
+NOISE_HALF_RANGE = 512  # noise is -512 to 511, so that sums stay exact: see _noise_weights
+NUM_VERTICES = 32  # of a random shape
+DIRECTION_ONE = 1024  # fixed-point 1.0 of a direction
+
+
+def make_mask(
+    strategy: Strategy, size: int, generator: np.random.Generator, *, share: float = MAX_HIDDEN
+) -> Mask:
+    """One mask.
+
+    Args:
+        strategy: family of masks.
+        size: side of the square image, pixels.
+        generator: the only source of randomness.
+        share: hidden share that `random_region` meets exactly, 0.20 to 0.30.
+
+    Returns:
+        bool (size, size), True where hidden.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"mask strategy is {strategy}; it must be one of {', '.join(STRATEGIES)}")
+    if strategy != "random_region" and share != MAX_HIDDEN:
+        raise ValueError(
+            f"mask share is {share}; it must stay {MAX_HIDDEN} with strategy {strategy}, "
+            "which does not use it"
+        )
+    if strategy == "central":
+        return central(size)
+    if strategy == "random_block":
+        return random_block(size, generator)
+    if strategy == "random_region":
+        return random_region(size, generator, share=share)
+    return random_region_shapes(size, generator)
+
+
+def mask_seed(seed: int, strategy: Strategy, size: int, key: str, variant: int) -> int:
+    """Seed of one image's mask, the same in any order on any machine."""
+    name = "\0".join([str(seed), strategy, str(size), str(variant), key])
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def mask_for(
+    seed: int,
+    strategy: Strategy,
+    size: int,
+    key: str,
+    variant: int,
+    *,
+    share: float = MAX_HIDDEN,
+) -> Mask:
+    """Mask number `variant` of the image called `key`: bool (size, size)."""
+    bits = np.random.PCG64(mask_seed(seed, strategy, size, key, variant))
+    return make_mask(strategy, size, np.random.Generator(bits), share=share)
+
+
+def central(size: int) -> Mask:
+    """Hide the centred square of half the side: rows and columns 32 to 95 of 128."""
+    mask = _visible(size)
+    start, side = (size - size // 2) // 2, size // 2
+    mask[start : start + side, start : start + side] = True
+    return mask
+
+
+def random_block(size: int, generator: np.random.Generator) -> Mask:
+    """Hide random squares, which may overlap, until the next would pass a quarter of the image.
+
+    The paper gives neither number nor size; sides are 1/8 to 1/4 of the image here.
+    """
+    mask = _visible(size)
+    room = int(MAX_HIDDEN * size**2)
+    draws = _raw(generator, 3 * MAX_BLOCKS).tolist()
+    for draw_side, draw_top, draw_left in zip(*[iter(draws)] * 3, strict=True):
+        side = size // 8 + draw_side % (size // 4 - size // 8 + 1)
+        top, left = draw_top % (size - side + 1), draw_left % (size - side + 1)
+        block = mask[top : top + side, left : left + side]
+        room -= side**2 - int(np.count_nonzero(block))
+        if room < 0:
+            break
+        block[:] = True
+    return mask
+
+
+def random_region(size: int, generator: np.random.Generator, *, share: float = MAX_HIDDEN) -> Mask:
+    """Hide the darkest pixels of smooth noise: exactly round(share * size^2) of them.
+
+    Low-resolution noise is enlarged by cubic interpolation with a random phase, like a random crop
+    of the large canvas in train_random.lua, and cut at its exact quantile instead of drawing crops
+    until one fits. Pixels equal to the quantile are hidden in row-major order.
+    """
+    if not 0.20 <= share <= 0.30:
+        raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
+    weights = _noise_weights(size)
+    period, cells = CELL_PX[0], weights.shape[1]
+    draws = _raw(generator, 2 + math.ceil(cells**2 / 4))
+    row, column = (int(draw) % period for draw in draws[:2])
+    low = draws[2:].astype("<u8").view("<u2")[: cells**2] % (2 * NOISE_HALF_RANGE)
+    noise = low.astype(np.float32).reshape(cells, cells) - NOISE_HALF_RANGE
+    field = weights[row : row + size] @ noise @ weights[column : column + size].T
+    num_hidden = round(share * size**2)
+    values = field.ravel().astype(np.int32)  # exact, and NumPy partitions integers faster
+    quantile = np.partition(values, num_hidden - 1)[num_hidden - 1]
+    mask = values < quantile
+    ties = np.flatnonzero(values == quantile)
+    mask[ties[: num_hidden - np.count_nonzero(mask)]] = True
+    hidden: Mask = mask.reshape(size, size)
+    return hidden
+
+
+def random_region_shapes(size: int, generator: np.random.Generator) -> Mask:
+    """Hide random closed shapes, stretched and sheared, pasted anywhere, up to a quarter in all."""
+    mask = _visible(size)
+    room = int(MAX_HIDDEN * size**2)
+    centers = (_raw(generator, 2 * MAX_SHAPES) % size).astype(np.int64).reshape(-1, 2).tolist()
+    for (row, column), corners in zip(centers, _shapes(size, generator), strict=True):
+        reach = int(np.abs(corners).max()) // 16 + 2  # whole pixels, and one of margin
+        patch = _polygon(2 * reach, corners + 16 * reach)
+        top, left = row - reach, column - reach
+        under = mask[max(top, 0) : top + 2 * reach, max(left, 0) : left + 2 * reach]
+        patch = patch[max(-top, 0) :, max(-left, 0) :][: under.shape[0], : under.shape[1]]
+        added = int(np.count_nonzero(patch > under))
+        if added <= room:
+            under |= patch
+            room -= added
+    return mask
+
+
+def pack(mask: Mask) -> bytes:
+    """One bit per pixel, row-major, first pixel in the highest bit (np.packbits)."""
+    return np.packbits(mask).tobytes()
+
+
+def unpack(bits: Tensor, size: int) -> Tensor:
+    """Masks from packed bits, on the device of the bits.
+
+    Shape:
+        bits: uint8 (B, ceil(size^2 / 8)); result: bool (B, size, size).
+    """
+    num_bytes = math.ceil(size**2 / 8)
+    if bits.shape[1:] != (num_bytes,):
+        raise ValueError(
+            f"packed masks have shape {tuple(bits.shape)}; masks of {size} x {size} px take "
+            f"{num_bytes} bytes each"
+        )
+    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
+    pixels = bits.unsqueeze(-1).bitwise_and(places).ne(0)
+    return pixels.flatten(1)[:, : size**2].reshape(-1, size, size)
+
+
+def apply_symmetry(masks: Tensor, index: Tensor) -> Tensor:
+    """Turn or mirror each mask by one of the 8 symmetries of the square.
+
+    Bit 0 of the index mirrors the columns, bit 1 the rows, and bit 2 then swaps both; 0 changes
+    nothing.
+
+    Shape:
+        masks: bool (B, S, S); index: integer (B,), 0 to 7; result: bool (B, S, S).
+    """
+    chosen = index.view(-1, 1, 1)
+    masks = torch.where((chosen & 1).bool(), masks.flip(2), masks)
+    masks = torch.where((chosen & 2).bool(), masks.flip(1), masks)
+    return torch.where((chosen & 4).bool(), masks.transpose(1, 2), masks)
+
+
+def shrink(masks: Tensor, margin: int) -> Tensor:
+    """Show the hidden pixels that lie within `margin` px of a visible one, diagonals included.
+
+    A square hole loses `margin` px on each side: 64 x 64 becomes 56 x 56 with margin 4. Outside
+    the image there is nothing to show, so a hole does not shrink away from the image border.
+
+    Shape:
+        masks: bool (B, S, S); result: the same.
+    """
+    if margin == 0:
+        return masks
+    visible = masks.logical_not().float().unsqueeze(1)
+    window = 2 * margin + 1
+    near = F.max_pool2d(visible, (window, 1), stride=1, padding=(margin, 0))
+    near = F.max_pool2d(near, (1, window), stride=1, padding=(0, margin))
+    return near.squeeze(1).eq(0)
+
+
+def _visible(size: int) -> Mask:
+    if size < MIN_SIZE:
+        raise ValueError(f"mask size is {size} px; it must be {MIN_SIZE} or more")
+    return np.zeros((size, size), dtype=np.bool_)
+
+
+def _raw(generator: np.random.Generator, count: int) -> NDArray[np.uint64]:
+    """64 random bits each. NumPy may change what Generator methods draw, but not these."""
+    return np.asarray(generator.bit_generator.random_raw(count), dtype=np.uint64)
+
+
+@cache
+def _noise_weights(size: int) -> NDArray[np.float32]:
+    """Cubic interpolation (Catmull-Rom) from noise cells to pixels, in fixed point.
+
+    One row per pixel and phase: pixel p of a crop with phase f is row p + f, and phases repeat
+    after 50 px, which is 3 cells. Entries are whole multiples of 1 / WEIGHT_ONE. The absolute sum
+    of a row is at most 1.25 * 128 = 160 (up to rounding), so a pixel's sum over rows and columns
+    stays below 160^2 * 512 = 13.2 million < 2^24: float32 holds every partial sum exactly, in
+    whatever order a matrix library adds them.
+    """
+    period, cells_per_period = CELL_PX
+    num_rows = size + period - 1
+    # Position of a pixel centre in cells, kept as a fraction: numerator / (2 * period).
+    numerators = [(2 * pixel + 1) * cells_per_period - period for pixel in range(num_rows)]
+    denominator = 2 * period
+    num_cells = numerators[-1] // denominator + 4
+    weights = np.zeros((num_rows, num_cells), dtype=np.float32)
+    for row, numerator in enumerate(numerators):
+        cell, remainder = divmod(numerator, denominator)
+        for tap in range(-1, 3):  # the cell before is column 0, hence + 1
+            distance = abs(tap * denominator - remainder)
+            weights[row, cell + tap + 1] += _cubic(distance, denominator)
+    assert np.abs(weights).sum(1).max() ** 2 * NOISE_HALF_RANGE < 2**24
+    return weights
+
+
+def _cubic(distance: int, one: int) -> int:
+    """Catmull-Rom kernel at distance / one, as the nearest multiple of 1 / WEIGHT_ONE."""
+    d = distance
+    if d < one:  # (3 d^3 - 5 d^2 + 2) / 2
+        value = 3 * d**3 - 5 * d**2 * one + 2 * one**3
+    elif d < 2 * one:  # (-d^3 + 5 d^2 - 8 d + 4) / 2
+        value = -(d**3) + 5 * d**2 * one - 8 * d * one**2 + 4 * one**3
+    else:
+        return 0
+    return (value * WEIGHT_ONE + one**3) // (2 * one**3)
+
+
+@cache
+def _directions() -> NDArray[np.int64]:
+    """Unit vectors (NUM_VERTICES, 2) around the circle, in fixed point."""
+    angles = [2 * math.pi * vertex / NUM_VERTICES for vertex in range(NUM_VERTICES)]
+    # No entry lies near a rounding tie, so any libm gives these integers.
+    return np.array([[round(DIRECTION_ONE * f(a)) for f in (math.sin, math.cos)] for a in angles])
+
+
+def _shapes(size: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Corners (MAX_SHAPES, NUM_VERTICES, 2) of random closed shapes around (0, 0), in 1/16 px.
+
+    A circle whose radius follows smooth noise, then a random stretch and shear, all in integers.
+    No corner is further than size / 4 from the centre in either direction, so one shape alone
+    never hides more than a quarter.
+    """
+    raw = _raw(generator, MAX_SHAPES * (NUM_VERTICES + 4)).reshape(MAX_SHAPES, -1)
+    draws = (raw & 0xFFFF).astype(np.int64)
+    noise, draws = draws[:, 4:], draws[:, :4]
+    for _ in range(2):  # a closed moving average rounds the outline
+        noise = np.roll(noise, 1, 1) + 2 * noise + np.roll(noise, -1, 1)
+    lowest, highest = noise.min(1, keepdims=True), noise.max(1, keepdims=True)
+    radius = 1024 + 3072 * (noise - lowest) // (highest - lowest + 1)  # longest : shortest = 4
+    # Rows (64, shear) and (shear', 64 - stretch), in 1/64.
+    stretch, shear, shear_back = (draws[:, :3] % 33).T
+    ones = np.full(MAX_SHAPES, 64)
+    deform = np.stack([ones, shear - 16, shear_back - 16, ones - stretch], 1).reshape(-1, 2, 2)
+    corners = _directions() * radius[..., None] @ deform
+    reach = 4 * size * (4 + draws[:, 3] % 5) // 8  # size / 8 to size / 4, in 1/16 px
+    longest = np.abs(corners).max((1, 2))
+    scaled: NDArray[np.int64] = corners * reach[:, None, None] // longest[:, None, None]
+    return scaled
+
+
+def _polygon(side: int, corners: NDArray[np.int64]) -> Mask:
+    """Pixels (side, side) whose centre lies inside, by counting the edges to their left.
+
+    Corners are rows and columns in 1/16 px, none within a pixel of the border of the square.
+    """
+    following = np.roll(corners, -1, axis=0)
+    (top, at_top), (bottom, at_bottom) = corners.T[..., None], following.T[..., None]
+    line = 16 * np.arange(side) + 8
+    edge, row = np.nonzero((top <= line) != (bottom <= line))
+    start, height = top[edge, 0], (bottom - top)[edge, 0]
+    at = at_top[edge, 0] + (line[row] - start) * (at_bottom - at_top)[edge, 0] // height
+    crossings = np.bincount(row * side + (at + 7) // 16, minlength=side**2).astype(np.uint8)
+    # Every row has an even count, so the sum may run on through the rows.
+    return (np.cumsum(crossings, dtype=np.uint8) & 1).astype(np.bool_).reshape(side, side)
