@@ -105,6 +105,7 @@ def test_the_start_of_a_head_does_not_depend_on_the_scale_of_the_encoder() -> No
             getattr(large, name).weight.mul_(2.0)
             getattr(large, name).bias.mul_(2.0)
         large.conv4.bias.mul_(2.0)
+        large.conv5.bias.mul_(4.0)  # what reaches it is four times as large
     x = pictures(4)
     norms = []
     for plain in (small, large):
