@@ -5,11 +5,12 @@ written last, once, and names every file with rows, bytes and sha256. Readers op
 manifest names and nothing else.
 
     manifest.json
-    train/000000.parquet ...   key, label, image, mask_<strategy>_<side> ...
-    val/000000.parquet ...
+    train/*.parquet            key, label, image, sha256, mask_<strategy>_<side> ...
+    val/*.parquet
     quarantine.parquet         pictures set aside, with the reason (when there are any)
 
-`image` is a JPEG (RGB, upright, shorter side at most `stored_side` px) on uncompressed pages.
+`image` is a JPEG (RGB, upright, shorter side at most `stored_side` px) on uncompressed pages;
+`sha256` (nullable) is that of the bytes in the source, so that a row can be traced to its file.
 A mask cell holds `variants` packed bit masks of side x side px one after the other: True is
 hidden, row-major, numpy packbits order. Masks follow from (mask_seed, strategy, side, key,
 variant) alone. A column may stand in the shard itself or in a sidecar file with the same rows.
@@ -101,6 +102,10 @@ class Manifest:
     """Pictures set aside, by class of fault."""
     converted: dict[str, int] = field(default_factory=dict)
     """Pictures that were written after a conversion, by kind (grey, cmyk, rotated ...)."""
+    train_pixels: int = 0
+    """Pixels behind `mean_rgb`; with it a later addition keeps the mean exact."""
+    jobs: tuple[str, ...] = ()
+    """Keys of the jobs that made this dataset; not part of the fingerprint."""
     source: str = ""
     """Where the pictures came from, for people; not part of the fingerprint."""
     format_version: int = FORMAT_VERSION
@@ -117,7 +122,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 of everything a training run can see; the same wherever it was made."""
         seen = asdict(self)
-        for volatile in ("source", "listed", "quarantined", "duplicates", "quarantine"):
+        for volatile in ("source", "jobs", "listed", "quarantined", "duplicates", "quarantine"):
             del seen[volatile]
         return storage.content_key(seen)
 
@@ -150,6 +155,7 @@ def arrow_schema(masks: tuple[MaskSpec, ...]) -> pa.Schema:
             pa.field("key", pa.string(), nullable=False),
             pa.field("label", pa.int32()),
             pa.field("image", pa.large_binary(), nullable=False),
+            pa.field("sha256", pa.binary(32)),
             *(pa.field(spec.column, pa.large_binary(), nullable=False) for spec in masks),
         ]
     )
@@ -157,9 +163,10 @@ def arrow_schema(masks: tuple[MaskSpec, ...]) -> pa.Schema:
 
 def parquet_options(masks: tuple[MaskSpec, ...]) -> dict[str, Any]:
     """Writer settings: JPEG pages stay as they are, they do not compress (PERFORMANCE 5.1)."""
+    plain = {"image": "none", "sha256": "none"}
     compressed = {"key": "zstd", "label": "zstd"} | {spec.column: "zstd" for spec in masks}
     return {
-        "compression": {"image": "none", **compressed},
+        "compression": plain | compressed,
         "use_dictionary": False,
         "write_statistics": False,
         "store_schema": False,
@@ -212,7 +219,7 @@ def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
         for name, files in raw["splits"].items()
     }
     masks = tuple(MaskSpec(**spec) for spec in raw["masks"])
-    tuples = {name: tuple(raw[name]) for name in ("classes", "mean_rgb")}
+    tuples = {name: tuple(raw[name]) for name in ("classes", "mean_rgb", "jobs")}
     known = {name: value for name, value in raw.items() if name != "fingerprint"}
     return Manifest(**{**known, **tuples, "splits": splits, "masks": masks})
 

@@ -74,7 +74,7 @@ def local_path(uri: str) -> Path:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URI and the path inside it."""
     options = S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
-    return fsspec.core.url_to_fs(absolute(uri), **options)
+    return fsspec.core.url_to_fs(absolute(uri), **options)  # type: ignore[no-any-return]
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -125,8 +125,27 @@ def open_input(uri: str) -> BinaryIO:
 
 def read_bytes(uri: str) -> bytes:
     """The whole object."""
+    if is_local(uri):
+        return retrying(local_path(uri).read_bytes, f"reading {uri}")
     fs, path = filesystem(uri)
     return retrying(lambda: bytes(fs.cat_file(path)), f"reading {uri}")
+
+
+def read_range(uri: str, begin: int, end: int) -> bytes:
+    """The bytes begin .. end - 1 of an object.
+
+    Raises:
+        OSError: the storage gave fewer bytes than that.
+    """
+    fs, path = filesystem(uri)
+
+    def read() -> bytes:
+        data = bytes(fs.cat_file(path, start=begin, end=end))
+        if len(data) != end - begin:
+            raise OSError(f"{uri}: {len(data)} bytes instead of {end - begin}")
+        return data
+
+    return retrying(read, f"reading {uri}")
 
 
 def read_json(uri: str) -> Any:
@@ -143,6 +162,54 @@ def children(uri: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries})
+
+
+def walk(uri: str) -> Iterator[tuple[str, int]]:
+    """Relative name and bytes of every file below a folder, sorted within each folder.
+
+    One folder is held in memory at a time, never the whole tree. Links to files are followed,
+    and links to folders unless they lead back to a folder above.
+    """
+    if is_local(uri):
+        yield from _walk_local(local_path(absolute(uri)), "", frozenset())
+        return
+    fs, root = filesystem(uri)
+    fs.invalidate_cache()
+    yield from _walk_remote(fs, root.rstrip("/"), "")
+
+
+def _walk_local(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[tuple[str, int]]:
+    here = folder.resolve()
+    if here in above:
+        return
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+    for entry in entries:
+        if entry.is_dir():
+            inside = _walk_local(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
+            yield from inside
+        elif entry.is_file() or entry.is_symlink():
+            yield f"{prefix}{entry.name}", _size(entry)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a dangling link: the reader will say so
+        return 0
+
+
+def _walk_remote(
+    fs: fsspec.AbstractFileSystem, root: str, prefix: str
+) -> Iterator[tuple[str, int]]:
+    folder = f"{root}/{prefix}".rstrip("/")
+    entries = retrying(lambda: fs.ls(folder, detail=True), f"listing {folder}")
+    for entry in sorted(entries, key=lambda entry: str(entry["name"])):
+        name = prefix + str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+        if entry["type"] == "directory":
+            yield from _walk_remote(fs, root, f"{name}/")
+        elif not str(entry["name"]).endswith("/"):  # a marker object of an empty folder
+            yield name, int(entry["size"] or 0)
 
 
 def remove(uri: str) -> None:

@@ -1,0 +1,207 @@
+"""One untrusted picture -> one upright RGB JPEG of bounded size, or the reason why not.
+
+Pixels always go through decode and encode: bytes that a picture carries behind its image data,
+its metadata and its quirks end here. JPEG and PNG are the only decoders that are open; the size is
+checked in the header, before anything is decoded.
+
+The fast path is libjpeg-turbo in its strict mode, which also notices a file that lacks its last
+two bytes. What it refuses, Pillow judges: a few real JPEGs are odd but whole.
+"""
+
+import struct
+import warnings
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from pipelines import images
+from pipelines.images import Picture as Pixels
+
+FaultClass = Literal[
+    "unidentified",
+    "unsupported_format",
+    "truncated",
+    "corrupt",
+    "too_large",
+    "tiny",
+    "animated",
+    "unreadable",
+    "refused",
+    "duplicate_key",
+    "duplicate",
+]
+
+SIGNATURES = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"RIFF": "RIFF/WebP",
+    b"8BPS": "PSD",
+    b"%PDF": "PDF",
+    b"\0\0\1\0": "ICO",
+}
+EXIF_HEAD_BYTES = 1 << 16  # an EXIF block is one JPEG segment near the start
+ORIENTATION_TAG = 0x0112
+
+
+class Fault(Exception):
+    """A picture that is set aside: bad data, never bad luck."""
+
+    def __init__(self, kind: FaultClass, message: str) -> None:
+        """Keep the class of fault beside the message."""
+        super().__init__(message)
+        self.kind = kind
+
+
+class Stored(NamedTuple):
+    """A picture as it is stored."""
+
+    jpeg: bytes
+    height: int
+    width: int
+    rgb_sums: tuple[int, int, int]
+    """Exact sums of the stored pixels, for the mean colour of a dataset."""
+    conversions: tuple[str, ...]
+    """What had to be changed, such as `grey` or `rotated`."""
+
+
+class Limits(NamedTuple):
+    """What a picture may be and how it is stored."""
+
+    stored_side: int
+    """The shorter side is at most this, px; a smaller picture is never enlarged."""
+    jpeg_quality: int
+    max_pixels: int
+    """A larger picture is set aside before it is decoded."""
+    min_side: int
+    """A picture with a shorter side is set aside, px."""
+
+
+def normalise(data: bytes, name: str, limits: Limits) -> Stored:
+    """Validate, decode, turn upright, shrink and encode one picture.
+
+    Raises:
+        Fault: the bytes are not a picture that can be used.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        pixels, conversions = _decode_jpeg(data, limits)
+        misnamed = name.lower().endswith(".png")
+    else:
+        pixels, conversions = _decode_png(data, limits)
+        misnamed = name.lower().endswith((".jpg", ".jpeg"))
+    conversions += ["misnamed"] if misnamed else []
+    if min(pixels.shape[:2]) > limits.stored_side:
+        pixels = images.resize_shorter(pixels, limits.stored_side)
+    orientation = _orientation(data)
+    if orientation != 1:
+        pixels = turn_upright(pixels, orientation)
+        conversions.append("rotated")
+    jpeg = images.encode(pixels, limits.jpeg_quality)
+    red, green, blue, _ = (int(value) for value in cv2.sumElems(pixels))
+    height, width = pixels.shape[:2]
+    return Stored(jpeg, height, width, (red, green, blue), tuple(conversions))
+
+
+def _decode_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, list[str]]:
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return _decode_by_pillow(data, limits, "JPEG")
+    _check_size(height, width, limits)
+    if colours in ("CMYK", "YCCK"):  # libjpeg-turbo ignores that Adobe stores them inverted
+        return _decode_by_pillow(data, limits, "JPEG")
+    # A picture at least twice too large is shrunk inside the decoder, at half the cost.
+    scaled = min(height, width) >= 2 * limits.stored_side
+    smallest = {"min_height": limits.stored_side, "min_width": limits.stored_side}
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGB", **({**smallest, "min_factor": 2} if scaled else {})
+        )
+    except ValueError:
+        return _decode_by_pillow(data, limits, "JPEG")
+    return pixels, ["grey"] if colours == "Gray" else []
+
+
+def _decode_png(data: bytes, limits: Limits) -> tuple[Pixels, list[str]]:
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        known = next((what for head, what in SIGNATURES.items() if data.startswith(head)), None)
+        if known:
+            raise Fault("unsupported_format", f"{known}; pictures must be JPEG or PNG")
+        raise Fault("unidentified", f"not a picture; it starts with {data[:16]!r}")
+    pixels, conversions = _decode_by_pillow(data, limits, "PNG")
+    return pixels, [kind for kind in conversions if kind != "odd_jpeg"]
+
+
+def _decode_by_pillow(data: bytes, limits: Limits, form: str) -> tuple[Pixels, list[str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about sizes and EXIF; both are ours
+            with Image.open(BytesIO(data), formats=[form]) as image:
+                _check_size(image.height, image.width, limits)
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1:
+                    raise Fault("animated", f"{frames} frames; one picture is wanted")
+                image.load()
+                return _to_rgb(image)
+    except Fault:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Fault("too_large", str(error)) from None
+    except Exception as error:  # Pillow raises whatever its parsers meet in broken bytes
+        text = f"{type(error).__name__}: {error}"
+        cut = "truncat" in text.lower() or "not enough" in text.lower()
+        raise Fault("truncated" if cut else "corrupt", text) from None
+
+
+def _to_rgb(image: Image.Image) -> tuple[Pixels, list[str]]:
+    kinds = {"L": "grey", "1": "grey", "LA": "grey", "CMYK": "cmyk", "P": "palette"}
+    kinds |= {"RGBA": "alpha", "RGB": "odd_jpeg"}
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), ["16-bit"]
+    return np.array(image.convert("RGB")), [kinds.get(image.mode, image.mode)]
+
+
+def _check_size(height: int, width: int, limits: Limits) -> None:
+    if height * width > limits.max_pixels:
+        raise Fault("too_large", f"{width} x {height} px; at most {limits.max_pixels} pixels")
+    if min(height, width) < limits.min_side:
+        raise Fault("tiny", f"{width} x {height} px; each side must be at least {limits.min_side}")
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF orientation 1..8; 1 where there is none or it cannot be read."""
+    start = data.find(b"Exif\0\0", 0, EXIF_HEAD_BYTES)
+    start = start + 6 if start >= 0 else data.find(b"eXIf", 0, EXIF_HEAD_BYTES) + 4
+    if start < 6:
+        return 1
+    block = data[start : start + EXIF_HEAD_BYTES]
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return 1
+    try:
+        (first,) = struct.unpack_from(f"{order}I", block, 4)
+        (entries,) = struct.unpack_from(f"{order}H", block, first)
+        for entry in range(entries):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, first + 2 + 12 * entry)
+            if tag == ORIENTATION_TAG:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # a cut EXIF block says nothing about orientation
+    return 1
+
+
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation (1..8)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

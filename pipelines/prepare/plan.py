@@ -1,0 +1,126 @@
+"""Pieces of a source -> units of work, and the key of the job.
+
+The pieces pass through a local temporary file, never through memory: first their digest gives the
+key of the job, then units are cut and stored beside the work, where a rerun finds them again. How
+units are cut has no influence on the shards; it only sets how much a kill can cost.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from typing import IO
+
+from pipelines import storage
+from pipelines.prepare.sources import Piece
+
+UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
+UNIT_PIECES = 4096
+UNITS_WANTED = 32  # for a small source: enough to keep a machine's cores equally busy
+BUCKET_BYTES = 128 << 20
+BUCKETS = (64, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The pieces of a source, in a temporary file, and their sums."""
+
+    spool: IO[str]
+    pieces: int
+    bytes: int
+    has_validation: bool
+    """Whether the source says which pictures are for validation."""
+    digest: str
+    """sha256 of all keys and sizes in the source's order."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        """All pieces, from the file."""
+        self.spool.seek(0)
+        for line in self.spool:
+            yield Piece(*json.loads(line))
+
+
+@contextmanager
+def listing(pieces: Iterable[Piece]) -> Iterator[Listing]:
+    """Run through all pieces once and keep them in a temporary file for the block."""
+    digest = hashlib.sha256()
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryFile("w+", prefix="listing-") as spool:
+        for piece in pieces:
+            spool.write(json.dumps(astuple(piece)) + "\n")
+            identity = {name: value for name, value in asdict(piece).items() if name != "uri"}
+            digest.update(json.dumps(identity, sort_keys=True).encode())
+            counts["pieces"] += 1
+            counts["bytes"] += piece.bytes
+            counts["val"] += piece.split == "val"
+        yield Listing(
+            spool=spool,
+            pieces=counts["pieces"],
+            bytes=counts["bytes"],
+            has_validation=counts["val"] > 0,
+            digest=digest.hexdigest(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the work is cut."""
+
+    num_units: int
+    num_buckets: int
+    pieces: int
+    bytes: int
+    has_validation: bool
+
+
+def cut(found: Listing) -> Iterator[list[Piece]]:
+    """Runs of pieces, each about as much work as the others."""
+    smallest, largest = UNIT_BYTES
+    limit = min(max(found.bytes // UNITS_WANTED, smallest), largest)
+    unit: list[Piece] = []
+    size = 0
+    for piece in found:
+        if unit and (size + piece.bytes > limit or len(unit) == UNIT_PIECES):
+            yield unit
+            unit, size = [], 0
+        unit.append(piece)
+        size += piece.bytes
+    if unit:
+        yield unit
+
+
+def make(found: Listing, work: str) -> Plan:
+    """Store the units under `work`, or find those of an earlier attempt."""
+    uri = storage.join(work, "plan.json")
+    if storage.exists(uri):
+        return Plan(**storage.read_json(uri))
+    num_units = 0
+    for unit in cut(found):
+        text = "".join(json.dumps(astuple(piece)) + "\n" for piece in unit)
+        storage.publish(unit_uri(work, num_units), text.encode())
+        num_units += 1
+    smallest, largest = BUCKETS
+    wanted = 1 << max(found.bytes // BUCKET_BYTES, 1).bit_length()
+    plan = Plan(
+        num_units=num_units,
+        num_buckets=min(max(wanted, smallest), largest),
+        pieces=found.pieces,
+        bytes=found.bytes,
+        has_validation=found.has_validation,
+    )
+    storage.publish_json(uri, asdict(plan))
+    return plan
+
+
+def unit_uri(work: str, unit: int) -> str:
+    """Where the pieces of a unit are listed."""
+    return storage.join(work, "plan", f"{unit:06}.jsonl")
+
+
+def read_unit(work: str, unit: int) -> list[Piece]:
+    """The pieces of a unit."""
+    lines = storage.read_bytes(unit_uri(work, unit)).splitlines()
+    return [Piece(*json.loads(line)) for line in lines]

@@ -1,0 +1,204 @@
+"""Second pass: a range of shuffle buckets -> one Parquet shard with its masks, and a record.
+
+Equal pictures stand side by side in the shuffle, so duplicates are found here without an index:
+the one with the smallest key stays, and a picture that is also in val leaves train.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ce_model import masks
+from pipelines import dataset, storage
+from pipelines.dataset import MaskSpec, ShardFile
+from pipelines.prepare import spill
+from pipelines.prepare.gather import SetAside
+from pipelines.prepare.spill import Row
+
+
+class Work(NamedTuple):
+    """What every shard of a job has in common."""
+
+    uri: str
+    """The dataset."""
+    work: str
+    """Where the first pass left its files."""
+    key: str
+    """Of the job; part of every file name, so that two jobs never share one."""
+    seed: int
+    masks: tuple[MaskSpec, ...]
+    classes: tuple[str, ...]
+    row_group_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A finished shard and its sums."""
+
+    file: ShardFile
+    pixels: int
+    rgb_sums: tuple[int, int, int]
+    converted: dict[str, int]
+    rows_by_class: dict[str, int]
+    duplicates: tuple[SetAside, ...]
+
+
+def record_uri(work: str, split: str, shard: int) -> str:
+    """Where the record of a shard stands."""
+    return storage.join(work, "shards", f"{split}-{shard:06}.json")
+
+
+def read_record(work: str, split: str, shard: int) -> ShardRecord:
+    """The record of a finished shard."""
+    raw = storage.read_json(record_uri(work, split, shard))
+    file = {**raw["file"], "row_groups": tuple(raw["file"]["row_groups"]), "sidecars": ()}
+    raw["file"] = ShardFile(**file)
+    raw["rgb_sums"] = tuple(raw["rgb_sums"])
+    raw["duplicates"] = tuple(SetAside(**fault) for fault in raw["duplicates"])
+    return ShardRecord(**raw)
+
+
+def finished_shards(work: str) -> set[tuple[str, int]]:
+    """Split and number of the shards with a record."""
+    names = (name.removesuffix(".json") for name in storage.children(storage.join(work, "shards")))
+    return {(name.split("-")[0], int(name.split("-")[1])) for name in names}
+
+
+def num_shards(rows: int, rows_per_shard: int, row_group_rows: int, num_buckets: int) -> int:
+    """Shards of a split: full ones when there is much, up to 8 when there is little."""
+    few = min(8, rows // row_group_rows)
+    return min(max(-(-rows // rows_per_shard), few, 1), num_buckets)
+
+
+def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
+    """Ray task: write one shard and its record; returns what the progress display shows."""
+    split, shard = str(row["split"]), int(row["shard"])
+    first, last = int(row["first_bucket"]), int(row["last_bucket"])
+    rows = sorted(_rows(work.work, split, first, last), key=lambda row: (row.order, row.key))
+    elsewhere = {row.sha256: row.key for row in _rows(work.work, "val", first, last)}
+    kept, duplicates = without_duplicates(rows, split, elsewhere if split == "train" else {})
+    path = f"{split}/{work.key[:8]}-{shard:06}.parquet"
+    uri = storage.join(work.uri, path)
+    with storage.staged_file(uri) as staged:
+        groups = _write(staged, kept, work)
+        file = ShardFile(
+            path=path,
+            rows=len(kept),
+            bytes=staged.stat().st_size,
+            sha256=storage.sha256_of(staged),
+            row_groups=tuple(groups),
+        )
+    record = _record(file, kept, duplicates)
+    storage.publish_json(record_uri(work.work, split, shard), asdict(record))
+    return {"images": len(kept), "bytes": file.bytes, "duplicates": len(duplicates)}
+
+
+def without_duplicates(
+    rows: Sequence[Row], split: str, elsewhere: dict[str, str]
+) -> tuple[list[Row], list[SetAside]]:
+    """Rows in shuffle order -> those that stay, those whose bytes are already there.
+
+    Args:
+        rows: in the order (place, key).
+        split: of the rows.
+        elsewhere: sha256 -> key of pictures that another split holds.
+    """
+    seen = dict(elsewhere)
+    kept: list[Row] = []
+    duplicates: list[SetAside] = []
+    for row in rows:
+        if row.sha256 not in seen:
+            seen[row.sha256] = row.key
+            kept.append(row)
+            continue
+        duplicates.append(
+            SetAside(
+                key=row.key,
+                class_name=row.class_name,
+                split=split,
+                sha256=row.sha256,
+                fault="duplicate",
+                message=f"the same bytes as {seen[row.sha256]}",
+            )
+        )
+    return kept, duplicates
+
+
+def _rows(work: str, split: str, first: int, last: int) -> Iterator[Row]:
+    """Rows of the buckets first .. last - 1 of all units."""
+    for path, begin, end in spilled_ranges(work, split, first, last):
+        uri = storage.join(work, path)
+        yield from storage.retrying(
+            lambda uri=uri, begin=begin, end=end: list(  # type: ignore[misc]
+                spill.unpack(storage.read_range(uri, begin, end))
+            ),
+            f"reading {uri}",
+        )
+
+
+def spilled_ranges(work: str, split: str, first: int, last: int) -> Iterator[tuple[str, int, int]]:
+    """Path and byte range of these buckets in each unit that has any of them."""
+    uri = storage.join(work, f"offsets-{split}.npy")
+    if not storage.exists(uri):
+        return
+    with storage.open_input(uri) as file:
+        offsets = np.load(file)
+    for unit, (begin, end) in enumerate(offsets[:, [first, last]].tolist()):
+        if begin < end:
+            yield f"units/{unit:06}-{split}.spill", begin, end
+
+
+def _write(path: Path, rows: Sequence[Row], work: Work) -> list[int]:
+    """One Parquet file; returns the rows of each row group."""
+    labels = {name: label for label, name in enumerate(work.classes)}
+    schema = dataset.arrow_schema(work.masks)
+    groups = [
+        rows[start : start + work.row_group_rows]
+        for start in range(0, len(rows), work.row_group_rows)
+    ]
+    with pq.ParquetWriter(path, schema, **dataset.parquet_options(work.masks)) as writer:
+        for group in groups:
+            writer.write_table(_table(group, labels, work, schema), row_group_size=len(group))
+    return [len(group) for group in groups]
+
+
+def _table(rows: Sequence[Row], labels: dict[str, int], work: Work, schema: pa.Schema) -> pa.Table:
+    keys = [row.key for row in rows]
+    columns = {
+        "key": keys,
+        "label": [None if row.class_name is None else labels[row.class_name] for row in rows],
+        "image": [row.jpeg for row in rows],
+        "sha256": [bytes.fromhex(row.sha256) for row in rows],
+    }
+    for spec in work.masks:
+        columns[spec.column] = [mask_cell(work.seed, spec, key) for key in keys]
+    return pa.Table.from_pydict(columns, schema)
+
+
+def mask_cell(seed: int, spec: MaskSpec, key: str) -> bytes:
+    """All masks of one picture in one column."""
+    return b"".join(
+        masks.pack(masks.mask_for(seed, spec.strategy, spec.side, key, variant))
+        for variant in range(spec.variants)
+    )
+
+
+def _record(file: ShardFile, rows: Iterable[Row], duplicates: Iterable[SetAside]) -> ShardRecord:
+    rows = list(rows)
+    converted = Counter(kind for row in rows for kind in row.conversions)
+    by_class = Counter(row.class_name or "" for row in rows)
+    red, green, blue = (sum(row.rgb_sums[channel] for row in rows) for channel in range(3))
+    return ShardRecord(
+        file=file,
+        pixels=sum(row.pixels for row in rows),
+        rgb_sums=(red, green, blue),
+        converted=dict(sorted(converted.items())),
+        rows_by_class=dict(sorted(by_class.items())),
+        duplicates=tuple(duplicates),
+    )

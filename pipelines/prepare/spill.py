@@ -1,0 +1,83 @@
+"""The file between the two passes: the pictures of one unit, by shuffle bucket.
+
+Rows of a bucket stand together, so that a shard fetches its part of a unit in one range read.
+Each row carries a checksum: a range cannot be verified by the checksum of the file.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+_HEAD = struct.Struct("<III")  # bytes of the fields, bytes of the JPEG, crc32 of both
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A picture between the passes."""
+
+    order: int
+    """Place in the shuffle, 0 .. 2^64 - 1; equal bytes have equal places."""
+    key: str
+    class_name: str | None
+    sha256: str
+    """Of the bytes in the source, hex."""
+    pixels: int
+    rgb_sums: tuple[int, int, int]
+    conversions: tuple[str, ...]
+    jpeg: bytes
+
+
+def bucket_of(order: int, num_buckets: int) -> int:
+    """The bucket of a place in the shuffle; buckets are equal ranges."""
+    return order * num_buckets >> 64
+
+
+def pack(rows: Iterable[Row], num_buckets: int) -> tuple[bytes, list[int]]:
+    """All rows as bytes, and where each bucket begins (and the last one ends)."""
+    pieces: list[bytes] = []
+    offsets = [0] * (num_buckets + 1)
+    for row in sorted(rows, key=lambda row: (row.order, row.key)):
+        piece = _pack(row)
+        pieces.append(piece)
+        offsets[bucket_of(row.order, num_buckets) + 1] += len(piece)
+    for bucket in range(num_buckets):
+        offsets[bucket + 1] += offsets[bucket]
+    return b"".join(pieces), offsets
+
+
+def _pack(row: Row) -> bytes:
+    fields = (
+        row.order,
+        row.key,
+        row.class_name,
+        row.sha256,
+        row.pixels,
+        row.rgb_sums,
+        row.conversions,
+    )
+    text = json.dumps(fields).encode()
+    check = zlib.crc32(row.jpeg, zlib.crc32(text))
+    return _HEAD.pack(len(text), len(row.jpeg), check) + text + row.jpeg
+
+
+def unpack(data: bytes) -> Iterator[Row]:
+    """The rows of one range of buckets.
+
+    Raises:
+        OSError: the bytes are not those that were written; reading again may help.
+    """
+    at = 0
+    while at < len(data):
+        if at + _HEAD.size > len(data):
+            raise OSError("a spilled row is cut short")
+        text_bytes, jpeg_bytes, check = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        text = data[at : at + text_bytes]
+        jpeg = data[at + text_bytes : at + text_bytes + jpeg_bytes]
+        at += text_bytes + jpeg_bytes
+        if at > len(data) or zlib.crc32(jpeg, zlib.crc32(text)) != check:
+            raise OSError("a spilled row does not match its checksum")
+        order, key, class_name, sha256, pixels, sums, conversions = json.loads(text)
+        yield Row(order, key, class_name, sha256, pixels, tuple(sums), tuple(conversions), jpeg)
