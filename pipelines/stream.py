@@ -212,6 +212,41 @@ def _rows(uri: str, group: RowGroup, cut: slice, mask: str) -> pa.Table:
     return table.append_column("row", pa.array(numbers)).slice(cut.start, cut.stop - cut.start)
 
 
+def fixed_pictures(
+    plan: StreamPlan, split: str, count: int, part: tuple[int, int] = (0, 1)
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The first pictures of a split, centre crop, variant 0: the same whenever it is called.
+
+    Args:
+        plan: what a picture and a hole are.
+        split: `train` or `val`.
+        count: how many at most.
+        part: (k, n) takes every n-th picture from the k-th on, for n processes to share.
+
+    Returns:
+        image uint8 (N, side, side, 3) and mask uint8 (N, packed bytes).
+    """
+    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+    pictures, holes = [], []
+    for group in dataset.row_groups(plan.manifest, split):
+        if group.first_row >= count:
+            break
+        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
+        for at in range(min(group.rows, count - group.first_row)):
+            if (group.first_row + at) % part[1] == part[0]:
+                jpeg = dataset.cells(table.column("image").slice(at, 1))[0]
+                mask = dataset.cells(table.column(spec.column).slice(at, 1))[0]
+                decoded = images.decode(jpeg)
+                pictures.append(images.square(decoded, plan.side, plan.shorter, 0.5, 0.5))
+                holes.append(np.frombuffer(mask, np.uint8, spec.bytes_per_mask))
+    if not pictures:
+        return (
+            np.empty((0, plan.side, plan.side, 3), np.uint8),
+            np.empty((0, spec.bytes_per_mask), np.uint8),
+        )
+    return np.stack(pictures), np.stack(holes)
+
+
 def _labels(rows: pa.Table) -> NDArray[np.int32]:
     labels: NDArray[np.int32] = rows.column("label").fill_null(-1).to_numpy().astype(np.int32)
     return labels

@@ -6,7 +6,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ce_model.networks import ContextEncoder, NetworkConfig, build_generator
+from ce_model.networks import ContextEncoder, NetworkConfig, build_generator, input_side
 from ce_model.training import Objective
 from pipelines import storage
 from pipelines.errors import UserError
@@ -25,6 +25,11 @@ class LoadedModel:
     objective: Objective
     info: dict[str, Any]
     """Origin: strategy, steps, seed, dataset fingerprint, run id, sha256 of the weights."""
+
+    @property
+    def side(self) -> int:
+        """Side of the square pictures the network reads, px."""
+        return input_side(self.network)
 
 
 def save_model(

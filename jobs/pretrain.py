@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Pretrain a context encoder, on sample pictures or on yours.
+
+$ python jobs/pretrain.py --config configs/quickstart.yaml
+$ ray job submit --working-dir . -- jobs/pretrain.py --source s3://bucket/photos
+"""
+
+from pipelines.chain import run
+from pipelines.cli import main
+from pipelines.pretrain import PretrainConfig
+
+if __name__ == "__main__":
+    main(run, PretrainConfig)

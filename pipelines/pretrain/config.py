@@ -1,0 +1,201 @@
+"""What a training run is asked to do, and the key that names its result."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+from ce_model.masks import Strategy
+from ce_model.networks import NetworkConfig, Preset, input_side
+from ce_model.training import Objective, default_learning_rates
+from pipelines import storage
+from pipelines.dataset import Manifest
+
+KEY_VERSION = 1  # part of every key: raise it when the same settings train differently
+# How a run is carried out, as opposed to what it computes: never part of a key.
+NOT_IN_KEY = {
+    "source",
+    "store",
+    "num_workers",
+    "threads_per_worker",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "validate_every",
+    "max_failures",
+    "summary",
+    "tracking_uri",
+    "experiment",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretrain a context encoder: pictures -> shards -> training -> model."""
+
+    source: str | None = None
+    """Pictures (as for jobs/prepare.py) or a prepared dataset; None: sample pictures."""
+    store: str = "store"
+    """Folder or s3:// URI for datasets, checkpoints and models; with SQLite also the tracking."""
+    preset: Preset = "inpaint"
+    """alexnet learns features from 227 px pictures; inpaint fills holes in 128 px pictures."""
+    strategy: Strategy | None = None
+    """Where the holes are; None: central for inpaint, random_region for alexnet."""
+    adversarial: float | None = None
+    """Weight of the adversarial loss; the reconstruction has the rest. 0 builds no discriminator.
+    None: 0.001 for inpaint, 0 for alexnet."""
+    reconstruction: Literal["l2", "l1"] = "l2"
+    """Distance between prediction and picture."""
+    region: Literal["hole", "image"] | None = None
+    """Where the reconstruction is scored. None: the hole for alexnet and for central holes, the
+    whole image for inpaint with random holes, as the reference code does."""
+    overlap: int | None = None
+    """Ring of known context, px, that a central prediction covers too; None: 4 with central holes
+    of inpaint."""
+    ring_weight: float = 10.0
+    """Weight of the ring against the hole."""
+    fill: tuple[float, float, float] | None = None
+    """RGB 0..255 put into the hole; None: the dataset's mean colour."""
+    norm: Literal["batch", "lrn", "none"] = "batch"
+    """Normalisation of alexnet."""
+    groups: Literal[1, 2] = 1
+    """Groups of conv2, conv4 and conv5 of alexnet; 2 in the reference CaffeNet."""
+    dropout: float | None = None
+    """Dropout after the channel-wise layer of alexnet; None: 0.5."""
+    bottleneck: int | None = None
+    """Units of the bottleneck of inpaint; None: 4000."""
+    steps: int = 2000
+    """Training steps: each updates the discriminator, then the generator."""
+    batch_size: int = 64
+    """Pictures per step over all workers."""
+    learning_rate: float | None = None
+    """Of the generator; None: by preset and strategy, as in the paper."""
+    discriminator_learning_rate: float | None = None
+    """None: a tenth of the generator's."""
+    seed: int = 0
+    """Seed of the weights, the order, the crops, the choice of holes and dropout."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the processor computes in it."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    shorter: int | None = None
+    """Shorter side to which a picture is resized before the random crop, px; 0 keeps the stored
+    size. None: 144 for inpaint, 0 for alexnet."""
+    window_rows: int = 2048
+    """Pictures shuffled at once."""
+    num_workers: int = 1
+    """Training processes, one GPU each where the cluster has GPUs."""
+    threads_per_worker: int | None = None
+    """CPU threads of a training process; None: the CPUs shared out."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    """Steps between two points of a curve."""
+    validate_every: int | None = None
+    """Steps between validations and panels; None: as checkpoint_every."""
+    validation_images: int = 256
+    """Validation pictures, the first of the split."""
+    max_failures: int = 3
+    """Restarts after the loss of a worker."""
+    summary: str | None = None
+    """File for a JSON summary of what was measured."""
+    tracking_uri: str | None = None
+    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+    experiment: str = "context-encoder"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything starts."""
+        for name in (
+            "steps",
+            "batch_size",
+            "num_workers",
+            "checkpoint_every",
+            "log_every",
+            "validation_images",
+            "keep_checkpoints",
+            "window_rows",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be a multiple of num_workers "
+                f"{self.num_workers}, so that every worker gets equal steps"
+            )
+        if self.preset == "inpaint" and self.batch_size // self.num_workers < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size} for {self.num_workers} workers; preset inpaint "
+                "needs at least 2 pictures per worker, since its bottleneck is batch-normalised"
+            )
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        objective(self, mean_rgb=(0.0, 0.0, 0.0))  # checks of the network and the losses
+
+    @property
+    def holes(self) -> Strategy:
+        """The strategy with its default resolved."""
+        return self.strategy or ("central" if self.preset == "inpaint" else "random_region")
+
+
+def network(config: PretrainConfig) -> NetworkConfig:
+    """The network that a config asks for."""
+    center = config.preset == "inpaint" and config.holes == "central"
+    given = {"norm": config.norm, "groups": config.groups}
+    given |= {} if config.dropout is None else {"dropout": config.dropout}
+    given |= {} if config.bottleneck is None else {"bottleneck": config.bottleneck}
+    return NetworkConfig(preset=config.preset, output="center" if center else "full", **given)
+
+
+def objective(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> Objective:
+    """The losses that a config asks for; holes take the dataset's mean colour unless told."""
+    center = network(config).output == "center"
+    joint = 0.001 if config.preset == "inpaint" else 0.0
+    whole = config.preset == "inpaint" and not center
+    return Objective(
+        reconstruction=config.reconstruction,
+        adversarial=joint if config.adversarial is None else config.adversarial,
+        overlap=(4 if center else 0) if config.overlap is None else config.overlap,
+        ring_weight=config.ring_weight,
+        region=config.region or ("image" if whole else "hole"),
+        fill=config.fill or mean_rgb,
+    )
+
+
+def learning_rates(config: PretrainConfig, adversarial: float) -> tuple[float, float]:
+    """Of the generator and the discriminator."""
+    default, _ = default_learning_rates(network(config), config.holes, adversarial)
+    generator = default if config.learning_rate is None else config.learning_rate
+    return generator, config.discriminator_learning_rate or generator / 10
+
+
+def side(config: PretrainConfig) -> int:
+    """Side of the pictures the network reads, px."""
+    return input_side(network(config))
+
+
+def shorter(config: PretrainConfig) -> int:
+    """Shorter side before the crop, px; 0: as stored."""
+    default = 144 if config.preset == "inpaint" else 0
+    return default if config.shorter is None else config.shorter
+
+
+def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
+    """Names the result: the settings that matter and the dataset; no path, time or worker count.
+
+    The number of workers is left out because the stream does not depend on it.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
+    resolved = {"strategy": config.holes, "objective": asdict(objective(config, manifest.mean_rgb))}
+    return storage.content_key(
+        {
+            "stage": "pretrain",
+            "version": KEY_VERSION,
+            "dataset": manifest.fingerprint,
+            **settings,
+            **resolved,
+        }
+    )
+
+
+assert {field.name for field in fields(PretrainConfig)} >= NOT_IN_KEY

@@ -1,0 +1,90 @@
+"""The same validation pictures with the same holes, whenever a run is looked at."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ce_model import masks
+from ce_model.metrics import hole_errors
+from ce_model.networks import NetworkConfig
+from ce_model.training import Objective, fill, predict
+
+PANEL_PICTURES = 8
+CHUNK = 64  # pictures evaluated at once
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Validation pictures on the device of a rank."""
+
+    image: Tensor
+    """uint8 (N, S, S, 3)."""
+    hidden: Tensor
+    """bool (N, S, S)."""
+
+
+def to_device(image: NDArray[np.uint8], bits: NDArray[np.uint8], device: torch.device) -> Pictures:
+    """Pictures and packed masks of the stream -> tensors."""
+    hidden = masks.unpack(torch.from_numpy(bits).to(device), image.shape[1])
+    return Pictures(torch.from_numpy(image).to(device), hidden)
+
+
+def measure(
+    generator: nn.Module,
+    pictures: Pictures,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Errors in the hole, averaged over the pictures of all ranks.
+
+    Returns:
+        l1_hole, l2_hole on [0, 1] pixels; psnr_hole and psnr_mean_fill in dB, per picture and then
+        averaged. Pictures without a hidden pixel in the frame are left out.
+    """
+    mean_colour = torch.tensor(objective.fill, device=pictures.image.device).view(1, 3, 1, 1) / 255
+    rows = []
+    for start in range(0, len(pictures.image), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        seen = predict(
+            generator, pictures.image[chunk], pictures.hidden[chunk],
+            network=network, objective=objective, dtype=dtype,
+        )  # fmt: skip
+        errors = hole_errors(seen.prediction.clamp(0, 1), seen.target, seen.hole)
+        filled = hole_errors(mean_colour.expand_as(seen.target), seen.target, seen.hole)
+        rows.append(torch.stack([errors.l1, errors.l2, errors.psnr, filled.psnr], dim=1))
+    values = torch.cat(rows).double()
+    values = values[values.isfinite().all(dim=1)]
+    total = torch.cat([values.sum(dim=0), values.new_tensor([len(values)])])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    means = (total[:4] / total[4]).tolist()
+    return dict(zip(("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill"), means, strict=True))
+
+
+def panel(
+    generator: nn.Module,
+    pictures: Pictures,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Input, hole, output and target of the first pictures: uint8 (N, S, S, 3), hole (N, S, S)."""
+    image, hidden = pictures.image[:PANEL_PICTURES], pictures.hidden[:PANEL_PICTURES]
+    hole = masks.shrink(hidden, objective.overlap)
+    colour = torch.tensor(objective.fill, device=image.device).round().to(torch.uint8)
+    output = fill(generator, image, hidden, network=network, objective=objective, dtype=dtype)
+    shown = {
+        "input": torch.where(hole[..., None], colour, image),
+        "hole": hole,
+        "output": output,
+        "target": image,
+    }
+    return {name: tensor.cpu().numpy() for name, tensor in shown.items()}

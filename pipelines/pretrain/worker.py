@@ -1,0 +1,323 @@
+"""What each training process does: take batches from the stream, step, report, checkpoint."""
+
+import hashlib
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from torch import Tensor
+
+from ce_model import masks, training
+from ce_model.networks import NetworkConfig, build_discriminator, build_generator
+from ce_model.training import Networks, Objective, Optimizers
+from pipelines import stream
+from pipelines.pretrain import checkpoint, validation
+from pipelines.stream import StreamPlan
+
+DDP = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything a training process has to know."""
+
+    plan: StreamPlan
+    stage_uri: str
+    network: NetworkConfig
+    objective: Objective
+    learning_rates: tuple[float, float]
+    precision: str
+    compile: bool
+    threads: int | None
+    checkpoint_every: int
+    keep_checkpoints: int
+    log_every: int
+    validate_every: int
+    validation_images: int
+
+
+def training_stream(task: Task) -> ray.data.Dataset:
+    """The stream from the newest verified checkpoint on; evaluated at every worker-group start."""
+    found = checkpoint.latest(task.stage_uri)
+    return stream.stream(task.plan, start_step=found.step if found else 0)
+
+
+def train(settings: dict[str, Any]) -> None:
+    """The training function of Ray Train."""
+    task: Task = settings["task"]
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    torch.set_num_threads(task.threads or share)
+    device = ray.train.torch.get_device()
+    dtype = training.resolve_precision(task.precision, device)
+
+    batches = ray.train.get_dataset_shard("train").iter_batches(
+        batch_size=None, batch_format="numpy", prefetch_batches=2
+    )
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        return  # the last checkpoint already holds the last step
+    start = int(first["step"][0])
+
+    networks, optimizers = build(task, device)
+    untrained = validation_pictures(task, device, rank, ranks)
+    reporter = Reporter(task, settings["mailbox"], rank, ranks, dtype, untrained)
+    if start == 0:
+        reporter.begin(networks)
+    else:
+        found = checkpoint.at_step(task.stage_uri, start)
+        training.load_state_tensors(networks, optimizers, found.tensors())
+        reporter.resume(found.state)
+    networks = distribute(networks, task)
+    run(task, networks, optimizers, _chain(first, batches), reporter, device, dtype, start)
+
+
+def _chain(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield first
+    yield from rest
+
+
+def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
+    """Fresh networks and optimizers, equal on all ranks."""
+    weights = torch.Generator().manual_seed(task.plan.seed)
+    generator = build_generator(task.network, generator=weights).to(device)
+    discriminator = None
+    if task.objective.adversarial > 0:
+        discriminator = build_discriminator(task.network, generator=weights).to(device)
+    networks = Networks(generator, discriminator)
+    return networks, training.make_optimizers(networks, *task.learning_rates)
+
+
+def distribute(networks: Networks, task: Task) -> Networks:
+    """Wrap in DDP when there are several ranks, then compile when asked."""
+
+    def wrap(module: torch.nn.Module) -> torch.nn.Module:
+        wrapped = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=DDP)
+        if task.compile:
+            wrapped.compile()
+        return wrapped  # type: ignore[no-any-return]
+
+    generator, discriminator = networks
+    return Networks(wrap(generator), None if discriminator is None else wrap(discriminator))
+
+
+def validation_pictures(
+    task: Task, device: torch.device, rank: int, ranks: int
+) -> validation.Pictures:
+    """This rank's share of the validation pictures."""
+    image, bits = stream.fixed_pictures(task.plan, "val", task.validation_images, (rank, ranks))
+    return validation.to_device(image, bits, device)
+
+
+def run(
+    task: Task,
+    networks: Networks,
+    optimizers: Optimizers,
+    batches: Iterator[dict[str, Any]],
+    reporter: "Reporter",
+    device: torch.device,
+    dtype: torch.dtype,
+    start: int,
+) -> None:
+    """The loop. Batch `step` is trained at step `step`, or the run stops."""
+    waiting = time.perf_counter()
+    expected = start
+    for batch in batches:
+        arrived = time.perf_counter()
+        step = int(batch["step"][0])
+        if step != expected or int(batch["step"][-1]) != expected:
+            raise RuntimeError(f"the stream sent batch {step} where {expected} belongs")
+        expected = step + 1
+        image, hidden = on_device(batch, device)
+        seed_dropout(task.plan.seed, step, reporter.rank)
+        values = training.train_step(
+            networks, optimizers, image, hidden,
+            network=task.network, objective=task.objective, dtype=dtype,
+        )  # fmt: skip
+        reporter.add(values, wait_s=arrived - waiting)
+        logging = expected % task.log_every == 0 or expected == task.plan.steps
+        if logging and not reporter.log(expected, task.learning_rates):
+            return  # the same on all ranks: gradients are averaged, so all saw the fault
+        if expected % task.validate_every == 0 or expected == task.plan.steps:
+            reporter.validate(expected, networks)
+        if expected % task.checkpoint_every == 0 or expected == task.plan.steps:
+            reporter.checkpoint(expected, networks, optimizers)
+        waiting = time.perf_counter()
+
+
+def on_device(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Blocks of the stream -> image uint8 (B, S, S, 3) and hidden bool (B, S, S), augmented."""
+    # The blocks are read-only memory shared with the object store; torch wants its own.
+    image = torch.tensor(batch["image"]).to(device, non_blocking=True)
+    bits = torch.tensor(batch["mask"]).to(device, non_blocking=True)
+    augment = torch.tensor(batch["augment"]).to(device, non_blocking=True)
+    hidden = masks.unpack(bits, image.shape[1])
+    hidden = masks.apply_symmetry(hidden, augment % stream.FLIP)
+    flip = (augment >= stream.FLIP).view(-1, 1, 1, 1)
+    return torch.where(flip, image.flip(2), image), hidden
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Dropout follows from (seed, step, rank), so that a checkpoint needs no generator state."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Reporter:
+    """Curves, validation, panel and checkpoints of a run; rank 0 posts and writes."""
+
+    def __init__(
+        self,
+        task: Task,
+        mailbox: Any,
+        rank: int,
+        ranks: int,
+        dtype: torch.dtype,
+        pictures: validation.Pictures,
+    ) -> None:
+        """Nothing measured yet."""
+        self.rank = rank
+        self._task, self._mailbox, self._ranks = task, mailbox, ranks
+        self._look = {"network": task.network, "objective": task.objective, "dtype": dtype}
+        self._pictures = pictures
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._wait_s = self._train_s = 0.0
+        self._clock = time.perf_counter()
+        self._history: list[dict[str, Any]] = []
+        self._totals = {"train_s": 0.0, "wait_s": 0.0, "steps": 0, "restarts": 0, "skipped": 0}
+        self._untrained: dict[str, float] = {}
+
+    def begin(self, networks: Networks) -> None:
+        """Measure the untrained network."""
+        self._untrained = validation.measure(networks.generator, self._pictures, **self._look)
+        self._post_panel(0, networks)
+        self._clock = time.perf_counter()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with the curves and totals of a checkpoint."""
+        self._history = list(state["history"])
+        self._totals = {**state["totals"], "restarts": state["totals"]["restarts"] + 1}
+        self._untrained = state["untrained"]
+        self._post({"kind": "resumed", "step": state["step"], "history": self._history})
+        self._clock = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor], wait_s: float) -> None:
+        """Collect a step without waiting for the device."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._wait_s += wait_s
+        self._steps += 1
+
+    def log(self, step: int, rates: tuple[float, float]) -> bool:
+        """Average over the steps since the last point and over the ranks.
+
+        Returns:
+            False when not one of these steps could be applied.
+        """
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name].double() for name in names])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+            sums /= self._ranks
+        means = dict(zip(names, (sums / self._steps).tolist(), strict=True))
+        elapsed = time.perf_counter() - self._clock
+        skipped = round(means.pop("nonfinite") * self._steps)
+        self._totals["train_s"] += elapsed
+        self._totals["wait_s"] += self._wait_s
+        self._totals["steps"] += self._steps
+        self._totals["skipped"] += skipped
+        point = means | {
+            "learning_rate/generator": rates[0],
+            "images_per_second": self._task.plan.batch_size * self._steps / elapsed,
+            "seconds_per_step": elapsed / self._steps,
+            "data_wait_share": self._wait_s / elapsed,
+            "updates_skipped": float(self._totals["skipped"]),
+            "memory/rank_0_peak_bytes": peak_rss_bytes(),
+        }
+        if self._task.objective.adversarial > 0:
+            point["learning_rate/discriminator"] = rates[1]
+        self._record(step, point)
+        applied = skipped < self._steps
+        if not applied:
+            self._post({"kind": "diverged", "step": step})
+        self._sums, self._steps, self._wait_s = {}, 0, 0.0
+        self._clock = time.perf_counter()
+        return applied
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """What happens inside is not training time."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
+
+    def validate(self, step: int, networks: Networks) -> None:
+        """Errors in the hole on the fixed pictures, and the panel."""
+        with self._pause():
+            self._validate(step, networks)
+
+    def _validate(self, step: int, networks: Networks) -> None:
+        share_buffers(networks)
+        measured = validation.measure(
+            training.bare(networks.generator), self._pictures, **self._look
+        )
+        point = {f"validation/{name}": value for name, value in measured.items()}
+        if "psnr_hole" in self._untrained:
+            point["validation/psnr_untrained"] = self._untrained["psnr_hole"]
+        self._record(step, point)
+        self._post_panel(step, networks)
+
+    def checkpoint(self, step: int, networks: Networks, optimizers: Optimizers) -> None:
+        """Rank 0 writes what a restart needs."""
+        if self.rank != 0:
+            return
+        with self._pause():
+            state = {
+                "history": self._history,
+                "totals": self._totals,
+                "untrained": self._untrained,
+            }
+            tensors = training.state_tensors(networks, optimizers)
+            uri = checkpoint.save(self._task.stage_uri, step, tensors, state)
+            checkpoint.prune(self._task.stage_uri, self._task.keep_checkpoints)
+            self._post({"kind": "checkpoint", "step": step, "uri": uri})
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        record = {"kind": "curves", "step": step, "time": time.time(), "values": values}
+        self._history.append(record)
+        self._post(record)
+
+    def _post_panel(self, step: int, networks: Networks) -> None:
+        if self.rank == 0 and len(self._pictures.image):
+            shown = validation.panel(
+                training.bare(networks.generator), self._pictures, **self._look
+            )
+            self._post({"kind": "panel", "step": step, "pictures": shown})
+
+    def _post(self, message: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self._mailbox.post.remote(message)
+
+
+def share_buffers(networks: Networks) -> None:
+    """Rank 0's running statistics for all: each rank's own come from its own pictures."""
+    if torch.distributed.is_initialized():
+        for module in networks:
+            for buffer in module.buffers() if module is not None else ():
+                torch.distributed.broadcast(buffer, src=0)
+
+
+def peak_rss_bytes() -> float:
+    """Largest resident memory this process has had (Linux reports KiB)."""
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
