@@ -1,0 +1,54 @@
+"""Reconstruction, adversarial and joint loss, all computed in float32.
+
+Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
+arXiv:1604.07379, section 3.2; reductions and weights of train.lua.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reconstruction = Literal["l2", "l1"]
+
+
+def reconstruction_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor, kind: Reconstruction = "l2"
+) -> Tensor:
+    """Weighted error over the pixels that count, divided by their number of values.
+
+    The number is that of pixels with a weight above 0, times 3 colours; it is not the sum of the
+    weights. So a hole of weight 1 gives the mean over the hidden values of the batch, and a ring
+    of weight 10 raises the loss, as in train.lua.
+
+    Shape:
+        prediction, target: float (B, 3, T, T); weight: float (B, 1, T, T); result: ().
+    """
+    difference = prediction.float() - target
+    error = difference.square() if kind == "l2" else difference.abs()
+    return (weight * error).sum() / (prediction.shape[1] * torch.count_nonzero(weight))
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Cross-entropy of real against 1 plus that of fake against 0, without a factor of 1/2.
+
+    Shape:
+        real_logits, fake_logits: float (B,); result: ().
+    """
+    # log(1 - sigmoid(x)) = -softplus(x) and log(sigmoid(x)) = -softplus(-x)
+    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+
+
+def adversarial_loss(fake_logits: Tensor) -> Tensor:
+    """Cross-entropy of fake against 1: what the generator minimises (non-saturating).
+
+    Shape:
+        fake_logits: float (B,); result: ().
+    """
+    return F.softplus(-fake_logits.float()).mean()
+
+
+def joint_loss(reconstruction: Tensor, adversarial: Tensor, share: float) -> Tensor:
+    """(1 - share) * reconstruction + share * adversarial; the paper's share is 0.001."""
+    return (1 - share) * reconstruction + share * adversarial
