@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
@@ -297,7 +298,7 @@ def _export(
     watch: _Watch,
 ) -> dict[str, Any]:
     """Write the model folder and put together what was measured."""
-    networks, optimizers = worker.build(task, device=training.CPU)
+    networks, optimizers = worker.build(task, device=torch.device("cpu"))
     training.load_state_tensors(networks, optimizers, found.tensors())
     model_uri = storage.join(task.stage_uri, "model")
     last = {

@@ -1,0 +1,34 @@
+# Each target sets up what it needs: a virtual environment in the checkout, the constraints, us.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test test-slow check format clean
+
+run: $(READY)  ## the main job on real pictures: sample photographs, joint loss, about 5 minutes
+	$(BIN)/python jobs/pretrain.py --config configs/quickstart.yaml
+
+test: $(READY)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY)  ## the tests that take minutes: kills, restarts, long runs
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 13) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
