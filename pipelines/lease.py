@@ -1,0 +1,159 @@
+"""Single flight: one holder at a time of a name in the store.
+
+A lease is a folder of numbered claims. Claiming the next number is an exclusive create, so
+exactly one process wins; a claim ends by its own time unless its holder renews it. A holder that
+was presumed dead notices that a higher number exists. Clocks of the machines may differ by less
+than `lease_s`. Leases save double work and order changes to what has no compare-and-set; what is
+committed stays guarded by exclusive commits.
+
+    000001.json   {owner, expires}: 0 when given back
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipelines import storage
+
+
+class LeaseBusyError(Exception):
+    """Somebody else holds the lease and is alive."""
+
+    def __init__(self, owner: str, expires: float) -> None:
+        """Keep who it is and until when."""
+        super().__init__(f"held by {owner}")
+        self.owner, self.expires = owner, expires
+
+
+class LeaseLostError(Exception):
+    """The lease was taken over, since this holder did not renew it in time."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number that this process holds."""
+
+    uri: str
+    number: int
+    owner: str
+
+
+def new_owner() -> str:
+    """A name for this holder that a person can trace and no other holder has."""
+    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+
+
+def acquire(uri: str, owner: str, *, lease_s: float, now: float) -> Claim:
+    """Claim the lease.
+
+    Raises:
+        LeaseBusyError: it is held, or another process was faster.
+    """
+    number = _newest(uri)
+    if number:
+        try:
+            before = storage.read_json(_claim_uri(uri, number))
+        except FileNotFoundError:  # a newer claim has cleaned it up since
+            raise LeaseBusyError("a faster process", now + lease_s) from None
+        if before["expires"] > now:
+            raise LeaseBusyError(before["owner"], before["expires"])
+    claim = Claim(uri, number + 1, owner)
+    try:
+        _write(claim, now + lease_s, exclusive=True)
+    except FileExistsError:
+        raise LeaseBusyError("a faster process", now + lease_s) from None
+    if _newest(uri) != claim.number:  # the number was free only because it is long past
+        storage.remove(_claim_uri(uri, claim.number))
+        raise LeaseBusyError("a faster process", now + lease_s)
+    for name in _claims(uri):
+        if int(name.removesuffix(".json")) < claim.number:
+            storage.remove(storage.join(uri, name))
+    return claim
+
+
+def renew(claim: Claim, *, lease_s: float, now: float) -> None:
+    """Hold a claim for longer.
+
+    Raises:
+        LeaseLostError: somebody else holds the lease by now.
+    """
+    if _newest(claim.uri) != claim.number:
+        raise LeaseLostError(claim.uri)
+    _write(claim, now + lease_s, exclusive=False)
+
+
+def release(claim: Claim) -> None:
+    """Give a claim back; nothing happens when it was lost."""
+    if _newest(claim.uri) == claim.number:
+        _write(claim, 0.0, exclusive=False)
+
+
+def acquire_patiently(
+    uri: str,
+    owner: str,
+    *,
+    lease_s: float,
+    wait_s: float,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Claim:
+    """Claim the lease within `wait_s`.
+
+    Raises:
+        LeaseBusyError: it was still held then.
+    """
+    until = clock() + wait_s
+    while True:
+        try:
+            return acquire(uri, owner, lease_s=lease_s, now=clock())
+        except LeaseBusyError:
+            if clock() >= until:
+                raise
+        sleep(min(1.0, lease_s / 10))
+
+
+@contextmanager
+def held(claim: Claim, *, lease_s: float) -> Iterator[threading.Event]:
+    """Renew a claim from a thread while the block runs; the event is set when it was lost."""
+    stop, lost = threading.Event(), threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(lease_s / 4):
+            try:
+                renew(claim, lease_s=lease_s, now=time.time())
+            except LeaseLostError:
+                lost.set()
+                return
+            except OSError:
+                continue  # storage is away: the next renewal may come in time, or the claim ends
+
+    thread = threading.Thread(target=keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        stop.set()
+        thread.join()
+        release(claim)
+
+
+def _newest(uri: str) -> int:
+    return max((int(name.removesuffix(".json")) for name in _claims(uri)), default=0)
+
+
+def _claims(uri: str) -> list[str]:
+    return [name for name in storage.children(uri) if not name.startswith(".")]
+
+
+def _claim_uri(uri: str, number: int) -> str:
+    return storage.join(uri, f"{number:06}.json")
+
+
+def _write(claim: Claim, expires: float, *, exclusive: bool) -> None:
+    content = {"owner": claim.owner, "expires": expires}
+    storage.publish_json(_claim_uri(claim.uri, claim.number), content, exclusive=exclusive)
