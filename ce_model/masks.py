@@ -243,13 +243,13 @@ def _noise_weights(size: int) -> NDArray[np.float32]:
     # Position of a pixel centre in cells, kept as a fraction: numerator / (2 * period).
     numerators = [(2 * pixel + 1) * cells_per_period - period for pixel in range(num_rows)]
     denominator = 2 * period
-    num_cells = numerators[-1] // denominator + 4
+    num_cells = numerators[-1] // denominator + 5
     weights = np.zeros((num_rows, num_cells), dtype=np.float32)
     for row, numerator in enumerate(numerators):
         cell, remainder = divmod(numerator, denominator)
-        for tap in range(-1, 3):  # the cell before is column 0, hence + 1
+        for tap in range(-1, 3):
             distance = abs(tap * denominator - remainder)
-            weights[row, cell + tap + 1] += _cubic(distance, denominator)
+            weights[row, cell + tap + 2] = _cubic(distance, denominator)  # column 0 is cell -2
     assert np.abs(weights).sum(1).max() ** 2 * NOISE_HALF_RANGE < 2**24
     return weights
 
