@@ -296,7 +296,7 @@ def cells(column: pa.ChunkedArray) -> list[memoryview]:
         _, offsets, data = chunk.buffers()
         kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
         bounds = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1]
-        whole = memoryview(data) if data is not None else memoryview(b"")
+        whole = memoryview(data).cast("B") if data is not None else memoryview(b"")
         views += [whole[a:b] for a, b in itertools.pairwise(bounds)]
     return views
 

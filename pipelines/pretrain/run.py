@@ -381,6 +381,8 @@ def _table(summary: dict[str, Any], console: Console) -> None:
         "model": summary["model"],
         "MLflow": f"run {summary['tracking_run_id']} of {summary['tracking_uri']}",
     }
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table, highlight=False)
