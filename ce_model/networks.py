@@ -115,15 +115,19 @@ class ContextEncoder(nn.Module):
 
         Convolutions are taken after their activation; e6 is (B, bottleneck).
         """
-        features = {}
-        x = context
-        for name, layer in self.encoder.named_children():
-            x = layer(x)
-            if name.startswith("relu"):
-                features[name.replace("relu", "conv")] = x
-            elif name == "pool5" or name.startswith("e"):
-                features[name] = x
-        return features
+        return layer_features(self.encoder, context)
+
+
+def layer_features(encoder: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+    """`ContextEncoder.encoder_features` for an encoder alone, also one with batch norm folded."""
+    features = {}
+    for name, layer in encoder.named_children():
+        x = layer(x)
+        if name.startswith("relu"):
+            features[name.replace("relu", "conv")] = x
+        elif name == "pool5" or name.startswith("e"):
+            features[name] = x
+    return features
 
 
 def build_generator(
