@@ -1,0 +1,71 @@
+"""Fixtures that cost seconds and are shared by the whole session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster for this process alone, on loopback
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+CPUS = 4  # more than there may be: lets four workers and the data tasks start on a small machine
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for all tests that need one."""
+    import ray
+
+    from pipelines import cluster
+
+    cluster.quieten()
+    ray.init(
+        num_cpus=CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=400_000_000,
+    )
+    yield
+    ray.shutdown()
+
+
+def draw_picture(number: int, height: int, width: int) -> np.ndarray:
+    """A smooth, coloured picture that no other number gives: uint8 (H, W, 3) RGB."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write_pictures(folder: Path, classes: dict[str, int], first: int = 0) -> None:
+    """Class folders with that many JPEG pictures each."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for _ in range(count):
+            picture = draw_picture(first, 150 + first % 7, 160 + first % 11)
+            path = str(folder / name / f"{first:04d}.jpg")
+            assert cv2.imwrite(path, picture[..., ::-1])
+            first += 1
+
+
+@pytest.fixture(scope="session")
+def dataset_uri(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A prepared dataset of 150 training and 20 validation pictures with 128 px masks."""
+    from pipelines import prepare
+    from pipelines.prepare import PrepareConfig
+
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder / "train", {"apple": 70, "pear": 80})
+    write_pictures(folder / "val", {"apple": 10, "pear": 10}, first=1000)
+    return prepare.run(
+        PrepareConfig(
+            source=str(folder),
+            output=str(tmp_path_factory.mktemp("dataset") / "d"),
+            sides=(128,),
+            row_group_rows=16,
+            rows_per_shard=64,
+        )
+    )

@@ -1,0 +1,150 @@
+"""The training stream: the same batches for any number of workers and from any step."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from pipelines import dataset, stream
+from pipelines.errors import UserError
+from pipelines.stream import StreamPlan
+
+BATCH = 8
+
+
+def make_plan(uri: str, **changes: Any) -> StreamPlan:
+    plan = StreamPlan(
+        uri=uri,
+        manifest=dataset.read_manifest(uri),
+        strategy="random_block",
+        side=128,
+        shorter=0,
+        batch_size=BATCH,
+        num_workers=1,
+        steps=45,
+        seed=3,
+        window_rows=40,
+    )
+    return replace(plan, **changes)
+
+
+def global_batches(plan: StreamPlan, start_step: int = 0) -> dict[int, dict[str, Any]]:
+    """What W consumers of the real stream receive, put together by step in rank order."""
+
+    @ray.remote(num_cpus=0.1)
+    def consume(shard: Any) -> list[dict[str, Any]]:
+        return list(shard.iter_batches(batch_size=None, batch_format="numpy"))
+
+    shards = stream.stream(plan, start_step).streaming_split(plan.num_workers, equal=True)
+    received = ray.get([consume.remote(shard) for shard in shards])
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for batches in received:
+        for batch in batches:
+            assert len(set(batch["step"])) == 1
+            steps.setdefault(int(batch["step"][0]), []).append(batch)
+    return {
+        step: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for step, parts in steps.items()
+    }
+
+
+def assert_equal(left: dict[int, dict[str, Any]], right: dict[int, dict[str, Any]]) -> None:
+    assert left.keys() == right.keys()
+    for step, batch in left.items():
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, right[step][name], err_msg=f"{step} {name}")
+
+
+@pytest.fixture(scope="module")
+def reference(dataset_uri: str) -> dict[int, dict[str, Any]]:
+    return global_batches(make_plan(dataset_uri))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_global_batches_do_not_depend_on_the_number_of_workers(
+    workers: int, dataset_uri: str, reference: dict[int, dict[str, Any]]
+) -> None:
+    assert_equal(global_batches(make_plan(dataset_uri, num_workers=workers)), reference)
+
+
+@pytest.mark.parametrize("start", [17, 44])
+def test_a_stream_that_starts_later_continues_with_the_same_batches(
+    start: int, dataset_uri: str, reference: dict[int, dict[str, Any]]
+) -> None:
+    later = global_batches(make_plan(dataset_uri, num_workers=2), start_step=start)
+    assert_equal(later, {step: batch for step, batch in reference.items() if step >= start})
+
+
+def test_a_stream_with_nothing_left_is_empty(dataset_uri: str) -> None:
+    assert global_batches(make_plan(dataset_uri, num_workers=2), start_step=45) == {}
+
+
+def test_every_picture_comes_at_most_once_per_epoch_and_less_than_a_batch_is_left_out(
+    dataset_uri: str, reference: dict[int, dict[str, Any]]
+) -> None:
+    plan = make_plan(dataset_uri)
+    assert sorted(reference) == list(range(plan.steps))
+    left_out = []
+    for first in range(0, plan.steps - plan.steps_per_epoch + 1, plan.steps_per_epoch):
+        epoch = range(first, first + plan.steps_per_epoch)
+        rows = np.concatenate([reference[step]["row"] for step in epoch])
+        assert len(set(rows)) == len(rows)
+        left_out.append(set(range(plan.rows)) - set(rows))
+        assert len(left_out[-1]) == plan.rows % BATCH < BATCH
+    assert left_out[0] != left_out[1]  # a picture left out once is not left out for ever
+
+
+def test_epochs_and_seeds_change_order_crops_and_holes(
+    dataset_uri: str, reference: dict[int, dict[str, Any]]
+) -> None:
+    plan = make_plan(dataset_uri)
+    by_row: dict[int, list[tuple[bytes, bytes, int]]] = {}
+    for batch in reference.values():
+        for row, image, mask, augment in zip(
+            batch["row"], batch["image"], batch["mask"], batch["augment"], strict=True
+        ):
+            by_row.setdefault(int(row), []).append((image.tobytes(), mask.tobytes(), int(augment)))
+    twice = [seen for seen in by_row.values() if len(seen) >= 2]
+    assert len(twice) > 100
+    assert sum(first == second for first, second, *_ in twice) < len(twice) / 20
+    other = next(stream.read_window(replace(plan, seed=4), stream.windows(plan)[0]))
+    assert list(other["row"]) != list(reference[0]["row"])
+
+
+def test_pictures_masks_and_labels_of_a_row_belong_together(dataset_uri: str) -> None:
+    plan = make_plan(dataset_uri, augment=False)
+    spec = plan.manifest.mask_spec("random_block", 128)
+    stored = {}
+    for group in dataset.row_groups(plan.manifest, "train"):
+        table = dataset.read_row_group(plan.uri, group, ["label", "image", spec.column])
+        for at, record in enumerate(table.to_pylist()):
+            stored[group.first_row + at] = record
+    for batch in stream.read_window(plan, stream.windows(plan)[0]):
+        for slot, row in enumerate(batch["row"]):
+            record = stored[int(row)]
+            assert batch["label"][slot] == record["label"]
+            assert batch["mask"][slot].tobytes() == record[spec.column][: spec.bytes_per_mask]
+            picture = stream.images.decode(record["image"])
+            expected = stream.images.square(picture, 128, 0, 0.5, 0.5)
+            np.testing.assert_array_equal(batch["image"][slot], expected)
+
+
+def test_validation_pictures_are_the_same_however_they_are_shared(dataset_uri: str) -> None:
+    plan = make_plan(dataset_uri)
+    image, mask = stream.fixed_pictures(plan, "val", 15)
+    assert len(image) == len(mask) == 15
+    for part in range(4):
+        some_images, some_masks = stream.fixed_pictures(plan, "val", 15, (part, 4))
+        np.testing.assert_array_equal(some_images, image[part::4])
+        np.testing.assert_array_equal(some_masks, mask[part::4])
+
+
+def test_a_batch_that_cannot_be_filled_or_shared_is_refused(dataset_uri: str) -> None:
+    with pytest.raises(UserError, match="multiple of num_workers 3"):
+        make_plan(dataset_uri, num_workers=3)
+    with pytest.raises(UserError, match="only 150 training pictures"):
+        make_plan(dataset_uri, batch_size=200)
+    with pytest.raises(UserError, match="no column mask_central_64"):
+        stream.stream(make_plan(dataset_uri, side=64, strategy="central"))
