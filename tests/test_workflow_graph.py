@@ -1,0 +1,180 @@
+"""A graph runs what is missing, in order, and nothing twice."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines import graph, storage
+from pipelines.cluster import Resources
+from pipelines.errors import UserError
+from pipelines.graph import Outcome, Stage
+
+TWO_CPUS = Resources(2, 0)
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
+
+
+def work(inputs: Mapping[str, Any], *, log: str, name: str, value: int) -> dict[str, Any]:
+    """Add a value to what came before and leave a trace of the call."""
+    with Path(log, name).open("a") as file:
+        file.write(f"{time.time()}\n")
+    return {"sum": value + sum(result["sum"] for result in inputs.values())}
+
+
+def stage(log: Path, name: str, value: int = 1, needs: tuple[str, ...] = ()) -> Stage:
+    run = partial(work, log=str(log), name=name, value=value)
+    return Stage(name=name, kind=name, run=run, settings={"value": value}, needs=needs)
+
+
+def calls(log: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().splitlines()) for path in sorted(log.iterdir())}
+
+
+def diamond(log: Path, right: int = 1) -> list[Stage]:
+    return [
+        stage(log, "last", 1, ("left", "right")),
+        stage(log, "left", 1, ("first",)),
+        stage(log, "right", right, ("first",)),
+        stage(log, "first"),
+    ]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    return folder
+
+
+def run(stages: list[Stage], store: Path, **options: Any) -> dict[str, Outcome]:
+    return graph.execute(stages, str(store), TWO_CPUS, **{"concurrency": 2, **options})
+
+
+def test_a_rerun_runs_only_what_a_change_reaches(ray_cluster: None, tmp_path: Path, log: Path):
+    first = run(diamond(log), tmp_path)
+    assert first["last"].result == {"sum": 5}
+    assert calls(log) == {"first": 1, "last": 1, "left": 1, "right": 1}
+    again = run(diamond(log), tmp_path)
+    assert {outcome.status for outcome in again.values()} == {"skipped"}
+    changed = run(diamond(log, right=10), tmp_path)
+    assert changed["last"].result == {"sum": 14}
+    assert calls(log) == {"first": 1, "last": 2, "left": 1, "right": 2}
+
+
+def test_the_plan_names_what_changed_and_runs_nothing(ray_cluster: None, tmp_path: Path, log: Path):
+    never = graph.plan(diamond(log), str(tmp_path))
+    assert never[0].name == "first" and never[-1].name == "last"
+    assert {p.why for p in never} == {"never finished in this store"}
+    run(diamond(log), tmp_path)
+    after = {p.name: p for p in graph.plan(diamond(log, right=10), str(tmp_path))}
+    assert not after["first"].runs and not after["left"].runs
+    assert after["right"].runs and after["right"].why == "value 1 -> 10"
+    assert after["last"].runs and after["last"].why == "input right changed"
+    assert calls(log) == {"first": 1, "last": 1, "left": 1, "right": 1}
+
+
+def fail(inputs: Mapping[str, Any], *, error: Exception) -> dict[str, Any]:
+    raise error
+
+
+def test_a_failed_stage_is_named_and_leaves_the_others(
+    ray_cluster: None, tmp_path: Path, log: Path
+):
+    stages = diamond(log)
+    stages[1] = Stage(
+        name="left", kind="left", run=partial(fail, error=UserError("left is 3; it must be 4")),
+        needs=("first",),
+    )  # fmt: skip
+    outcomes = run(stages, tmp_path)
+    assert outcomes["left"].status == "failed"
+    assert outcomes["left"].error == "left is 3; it must be 4"
+    assert outcomes["right"].status == "done"
+    assert outcomes["last"].status == "blocked" and outcomes["last"].error == "needs left"
+    mended = run(diamond(log), tmp_path)
+    assert mended["last"].status == "done"
+    assert calls(log) == {"first": 1, "last": 1, "left": 1, "right": 1}
+
+
+def crash_at_first(inputs: Mapping[str, Any], *, log: str, how: str) -> dict[str, Any]:
+    trace = Path(log, how)
+    if not trace.exists():
+        trace.write_text("crashed")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("the disk went away")
+    return {}
+
+
+def test_a_crash_is_tried_again_and_a_users_fault_is_not(
+    ray_cluster: None, tmp_path: Path, log: Path
+):
+    stages = [
+        Stage(name=how, kind=how, run=partial(crash_at_first, log=str(log), how=how))
+        for how in ("killed", "raised")
+    ]
+    outcomes = run(stages, tmp_path, attempts=2)
+    assert {outcome.status for outcome in outcomes.values()} == {"done"}
+    once = Stage(name="once", kind="once", run=partial(crash_at_first, log=str(log), how="once"))
+    failed = run([once], tmp_path)["once"]
+    assert failed.status == "failed" and "the disk went away" in str(failed.error)
+
+
+def meet(inputs: Mapping[str, Any], *, log: str, name: str) -> dict[str, Any]:
+    """Ends only when the other one runs at the same time."""
+    Path(log, name).touch()
+    deadline = time.time() + 30
+    while len(list(Path(log).iterdir())) < 2:
+        if time.time() > deadline:
+            raise TimeoutError("alone")
+        time.sleep(0.05)
+    return {}
+
+
+def test_independent_stages_run_at_once(ray_cluster: None, tmp_path: Path, log: Path):
+    stages = [
+        Stage(name=name, kind=name, run=partial(meet, log=str(log), name=name)) for name in "ab"
+    ]
+    assert {o.status for o in run(stages, tmp_path).values()} == {"done"}
+
+
+def test_until_keeps_a_stage_and_its_needs(log: Path):
+    assert {s.name for s in graph.until(diamond(log), "left")} == {"first", "left"}
+    with pytest.raises(UserError, match="must be one of last, left, right, first"):
+        graph.until(diamond(log), "lfet")
+
+
+def test_a_circle_and_a_double_name_are_refused(log: Path):
+    circle = [stage(log, "a", needs=("b",)), stage(log, "b", needs=("a",))]
+    with pytest.raises(UserError, match="a needs b needs a"):
+        graph.keys(circle)
+    with pytest.raises(UserError, match="two stages of one name"):
+        graph.keys([stage(log, "a"), stage(log, "a")])
+
+
+def test_two_runs_at_once_commit_one_result(ray_cluster: None, tmp_path: Path, log: Path):
+    one = stage(log, "first")
+    record = {**graph._identity(one, {}), "name": "first", "key": graph.keys([one])["first"]}
+    first = graph._run_and_commit(one, {}, dict(record), str(tmp_path), TWO_CPUS)
+    second = graph._run_and_commit(one, {}, dict(record), str(tmp_path), TWO_CPUS)
+    assert first == second  # the record of the first, not a second one with other times
+
+
+def test_cost_counts_the_devices_that_were_kept_busy(ray_cluster: None, tmp_path: Path, log: Path):
+    stages = [stage(log, "all"), graph.Stage(name="two", kind="two", run=slow, workers=2)]
+    on_gpus = graph.execute(stages, str(tmp_path), Resources(16, 2), concurrency=2)
+    two = on_gpus["two"]
+    assert two.cpu_hours == 0 and two.gpu_hours == pytest.approx(two.seconds * 2 / 3600)
+    assert on_gpus["all"].cpu_hours == pytest.approx(on_gpus["all"].seconds * 16 / 3600)
+    assert storage.read_json(graph.commit_uri(str(tmp_path), two.key))["name"] == "two"
+
+
+def slow(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    time.sleep(0.1)
+    return {}
