@@ -1,0 +1,79 @@
+"""The verdict follows from the numbers, and says so when it cannot."""
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from pipelines.ablation.comparison import Scores, compare, paired_differences
+
+
+def table(values: dict[str, list[float]]) -> Scores:
+    return {arm: dict(enumerate(numbers)) for arm, numbers in values.items()}
+
+
+def test_two_arms_give_the_paired_t_interval() -> None:
+    a, b = np.array([0.31, 0.35, 0.30, 0.33]), np.array([0.29, 0.32, 0.29, 0.30])
+    (found,) = paired_differences(table({"a": list(a), "b": list(b)}))
+    difference = a - b
+    half = t.ppf(0.975, 3) * difference.std(ddof=1) / 2
+    assert found.mean == pytest.approx(difference.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (difference.mean() - half, difference.mean() + half)
+    )
+
+
+def test_intervals_of_equal_arms_all_hold_zero_in_95_of_100_sweeps() -> None:
+    rng = np.random.default_rng(0)
+    sweeps = 400
+    false = 0
+    for _ in range(sweeps):
+        seeds = rng.normal(0, 5, 3)  # what a seed does to every arm must not matter
+        scores = {f"arm{k}": list(seeds + rng.normal(0, 1, 3)) for k in range(4)}
+        false += any(found.distinct for found in paired_differences(table(scores)))
+    # 5 % of 400 = 20 with a standard deviation of 4.4
+    assert 5 <= false <= 37
+
+
+def test_a_shift_of_every_arm_within_a_seed_changes_no_interval() -> None:
+    scores = {"a": [1.0, 2.0, 3.5], "b": [1.5, 2.1, 4.0], "c": [0.5, 2.5, 3.0]}
+    shifted = {arm: [v + s for v, s in zip(values, (10, -4, 7), strict=True)]
+               for arm, values in scores.items()}  # fmt: skip
+    for before, after in zip(
+        paired_differences(table(scores)), paired_differences(table(shifted)), strict=True
+    ):
+        assert (after.low, after.high) == pytest.approx((before.low, before.high))
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_a_clear_winner_is_named(better) -> None:  # type: ignore[no-untyped-def]
+    scores = table({"good": [1.0, 1.1, 0.9], "bad": [9.0, 9.1, 8.9], "worse": [19, 19.1, 18.9]})
+    found = compare(scores, "l2_hole", better)
+    order = [arm.arm for arm in found.arms]
+    assert order == (["good", "bad", "worse"] if better == "lower" else ["worse", "bad", "good"])
+    assert [arm.rank for arm in found.arms] == [1, 2, 3]
+    assert found.verdict.startswith(f"{order[0]} (")
+    assert "tied" not in found.verdict
+
+
+def test_what_the_seeds_cannot_tell_apart_shares_a_rank() -> None:
+    scores = table({"a": [1.0, 1.4, 0.9], "b": [1.3, 1.0, 1.1], "far": [9.0, 9.3, 8.8]})
+    found = compare(scores, "l2_hole", "lower")
+    assert {arm.arm: arm.rank for arm in found.arms} == {"a": 1, "b": 1, "far": 3}
+    assert "tied with" in found.verdict and "far" in found.verdict.split("tied with")[1]
+
+
+def test_no_difference_at_all_is_said() -> None:
+    scores = table({"a": [1.0, 1.4, 0.9], "b": [1.3, 1.0, 1.1]})
+    assert compare(scores, "psnr", "higher").verdict.startswith("No arm can be told from the best")
+
+
+def test_an_arm_with_missing_seeds_is_shown_but_not_compared() -> None:
+    scores = table({"a": [1.0, 1.1, 0.9], "b": [9.0, 9.1, 8.9], "broken": [0.1, 0.1]})
+    found = compare(scores, "l2_hole", "lower")
+    assert [(arm.arm, arm.rank) for arm in found.arms] == [("a", 1), ("b", 2), ("broken", None)]
+    assert "not compared for lack of seeds: broken" in found.verdict
+
+
+@pytest.mark.parametrize("scores", [{}, {"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}])
+def test_too_little_gives_no_verdict(scores: dict[str, list[float]]) -> None:
+    assert compare(table(scores), "l2_hole", "lower").verdict.startswith("No verdict")
