@@ -50,10 +50,10 @@ def resources() -> Resources:
 
 def quieten() -> None:
     """Only Ray's errors are shown; what our own stages warn of goes through their reports."""
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    for name in QUIET_LOGGERS:  # last, because importing ray.data sets levels of its own
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -7,7 +7,10 @@ manifest names and nothing else.
     manifest.json
     train/*.parquet            key, label, image, sha256, mask_<strategy>_<side> ...
     val/*.parquet
-    quarantine.parquet         pictures set aside, with the reason (when there are any)
+    train/*.masks-*.parquet    sidecars: mask columns that were added later
+    quarantine-<job>.parquet   pictures that a job set aside, with the reason (when there are any)
+    card.html  card.json       what a person wants to know, with a contact sheet
+    revisions/*.json           manifests of later additions; manifest.json is the newest
 
 `image` is a JPEG (RGB, upright, shorter side at most `stored_side` px) on uncompressed pages;
 `sha256` (nullable) is that of the bytes in the source, so that a row can be traced to its file.
@@ -31,7 +34,6 @@ from pipelines.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-QUARANTINE = "quarantine.parquet"
 SPLITS = ("train", "val")
 
 
@@ -106,6 +108,8 @@ class Manifest:
     """Pixels behind `mean_rgb`; with it a later addition keeps the mean exact."""
     jobs: tuple[str, ...] = ()
     """Keys of the jobs that made this dataset; not part of the fingerprint."""
+    revision: int = 0
+    """Counts the additions to the dataset; not part of the fingerprint."""
     source: str = ""
     """Where the pictures came from, for people; not part of the fingerprint."""
     format_version: int = FORMAT_VERSION
@@ -122,8 +126,16 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 of everything a training run can see; the same wherever it was made."""
         seen = asdict(self)
-        for volatile in ("source", "jobs", "listed", "quarantined", "duplicates", "quarantine"):
-            del seen[volatile]
+        for unseen in (
+            "source",
+            "jobs",
+            "revision",
+            "listed",
+            "quarantined",
+            "duplicates",
+            "quarantine",
+        ):
+            del seen[unseen]
         return storage.content_key(seen)
 
     def rows(self, split: str) -> int:
@@ -230,8 +242,39 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     Raises:
         FileExistsError: another job committed this dataset first.
     """
-    content = {**asdict(manifest), "fingerprint": manifest.fingerprint}
-    storage.publish_json(storage.join(uri, MANIFEST), content, exclusive=True)
+    storage.publish_json(storage.join(uri, MANIFEST), _content(manifest), exclusive=True)
+
+
+def replace_manifest(uri: str, manifest: Manifest) -> None:
+    """Commit an addition: `manifest` follows the revision before it.
+
+    Exactly one job can make a revision: its file is created exclusively, and manifest.json is
+    its copy. A job that was killed between the two is completed by the next one.
+
+    Raises:
+        FileExistsError: another job made this revision first; it is in place now.
+    """
+    revision = storage.join(uri, "revisions", f"{manifest.revision:06}.json")
+    content = _content(manifest)
+    try:
+        storage.publish_json(revision, content, exclusive=True)
+    except FileExistsError:
+        first = storage.read_json(revision)
+        if read_manifest(uri).revision < manifest.revision:
+            storage.publish_json(storage.join(uri, MANIFEST), first)
+        if manifest_from_json(first, uri).jobs != manifest.jobs:
+            raise
+    else:
+        storage.publish_json(storage.join(uri, MANIFEST), content)
+
+
+def _content(manifest: Manifest) -> dict[str, Any]:
+    return {**asdict(manifest), "fingerprint": manifest.fingerprint}
+
+
+def quarantine_uri(uri: str, job: str) -> str:
+    """Where a job writes what it sets aside."""
+    return storage.join(uri, f"quarantine-{job[:8]}.parquet")
 
 
 @dataclass(frozen=True)
@@ -276,7 +319,8 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
         raise UserError(
             f"{storage.join(uri, group.file.path)} does not hold what the manifest says "
             f"(missing columns {missing}, rows {[table.num_rows for table in tables]} for "
-            f"{group.rows}); check it with python jobs/inspect.py {uri} --verify"
+            f"{group.rows}); check it with "
+            f"python jobs/inspect_dataset.py --dataset {uri} --verify True"
         )
     return pa.table({column: found[column] for column in columns})
 

@@ -8,6 +8,7 @@ exactly one of several writers win.
 
 import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -137,6 +138,10 @@ def read_range(uri: str, begin: int, end: int) -> bytes:
     Raises:
         OSError: the storage gave fewer bytes than that.
     """
+    if is_local(uri):
+        with local_path(uri).open("rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
     fs, path = filesystem(uri)
 
     def read() -> bytes:
@@ -146,6 +151,71 @@ def read_range(uri: str, begin: int, end: int) -> bytes:
         return data
 
     return retrying(read, f"reading {uri}")
+
+
+class RangeReader(io.RawIOBase):
+    """A seekable stream over a byte range, read in large pieces by `read_range`.
+
+    Each piece has exactly the length that was asked for and is tried again when it has not, which
+    buffered readers of object stores leave unchecked.
+    """
+
+    PIECE_BYTES = 8 << 20
+
+    def __init__(self, uri: str, begin: int = 0, length: int | None = None) -> None:
+        """The whole object, or `length` bytes of it."""
+        super().__init__()
+        self._uri, self._begin, self._at = uri, begin, 0
+        self._length = size(uri) - begin if length is None else length
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes: only what is read is fetched."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move inside the range."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(origin + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Place inside the range."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the range goes."""
+        wanted = max(min(len(buffer), self._length - self._at), 0)
+        if wanted:
+            begin = self._begin + self._at
+            buffer[:wanted] = read_range(self._uri, begin, begin + wanted)
+            self._at += wanted
+        return wanted
+
+
+def open_range(
+    uri: str, begin: int = 0, length: int | None = None, piece_bytes: int = RangeReader.PIECE_BYTES
+) -> BinaryIO:
+    """Read a byte range as a stream, `piece_bytes` at a time.
+
+    Raises:
+        OSError: (while reading) the storage failed for longer than we try.
+    """
+    return io.BufferedReader(RangeReader(uri, begin, length), piece_bytes)
+
+
+def size(uri: str) -> int:
+    """Bytes of an object."""
+    if is_local(uri):
+        return local_path(uri).stat().st_size
+    fs, path = filesystem(uri)
+    found = retrying(lambda: fs.info(path)["size"], f"looking at {uri}")
+    if found is None:
+        raise UserError(f"{uri}: the server does not tell its size, so it cannot be read in parts")
+    return int(found)
 
 
 def read_json(uri: str) -> Any:

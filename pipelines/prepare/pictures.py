@@ -31,6 +31,8 @@ FaultClass = Literal[
     "animated",
     "unreadable",
     "refused",
+    "missing_label",
+    "broken_archive",
     "duplicate_key",
     "duplicate",
 ]

@@ -11,15 +11,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import IO
 
 from pipelines import storage
-from pipelines.prepare.sources import Piece
+from pipelines.prepare.sources import UNKNOWN, Piece
 
 UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
 UNIT_PIECES = 4096
 UNITS_WANTED = 32  # for a small source: enough to keep a machine's cores equally busy
+TYPICAL_BYTES = 110_000  # of an ImageNet picture
 BUCKET_BYTES = 128 << 20
 BUCKETS = (64, 1024)
 
@@ -30,6 +31,8 @@ class Listing:
 
     spool: IO[str]
     pieces: int
+    files: int
+    """Pieces that are one picture each."""
     bytes: int
     has_validation: bool
     """Whether the source says which pictures are for validation."""
@@ -54,11 +57,13 @@ def listing(pieces: Iterable[Piece]) -> Iterator[Listing]:
             identity = {name: value for name, value in asdict(piece).items() if name != "uri"}
             digest.update(json.dumps(identity, sort_keys=True).encode())
             counts["pieces"] += 1
-            counts["bytes"] += piece.bytes
+            counts["bytes"] += weight(piece)
+            counts["files"] += piece.kind == "file"
             counts["val"] += piece.split == "val"
         yield Listing(
             spool=spool,
             pieces=counts["pieces"],
+            files=counts["files"],
             bytes=counts["bytes"],
             has_validation=counts["val"] > 0,
             digest=digest.hexdigest(),
@@ -76,6 +81,11 @@ class Plan:
     has_validation: bool
 
 
+def weight(piece: Piece) -> int:
+    """Bytes to read, or a guess."""
+    return TYPICAL_BYTES if piece.bytes == UNKNOWN else piece.bytes
+
+
 def cut(found: Listing) -> Iterator[list[Piece]]:
     """Runs of pieces, each about as much work as the others."""
     smallest, largest = UNIT_BYTES
@@ -83,11 +93,11 @@ def cut(found: Listing) -> Iterator[list[Piece]]:
     unit: list[Piece] = []
     size = 0
     for piece in found:
-        if unit and (size + piece.bytes > limit or len(unit) == UNIT_PIECES):
+        if unit and (size + weight(piece) > limit or len(unit) == UNIT_PIECES):
             yield unit
             unit, size = [], 0
         unit.append(piece)
-        size += piece.bytes
+        size += weight(piece)
     if unit:
         yield unit
 
@@ -120,7 +130,8 @@ def unit_uri(work: str, unit: int) -> str:
     return storage.join(work, "plan", f"{unit:06}.jsonl")
 
 
-def read_unit(work: str, unit: int) -> list[Piece]:
-    """The pieces of a unit."""
+def read_unit(work: str, unit: int, *, keep_splits: bool) -> list[Piece]:
+    """The pieces of a unit; without their splits where the source has train but no val."""
     lines = storage.read_bytes(unit_uri(work, unit)).splitlines()
-    return [Piece(*json.loads(line)) for line in lines]
+    pieces = [Piece(*json.loads(line)) for line in lines]
+    return pieces if keep_splits else [replace(piece, split=None) for piece in pieces]

@@ -5,20 +5,23 @@ the one with the smallest key stays, and a picture that is also in val leaves tr
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ce_model import masks
 from pipelines import dataset, storage
 from pipelines.dataset import MaskSpec, ShardFile
-from pipelines.prepare import spill
+from pipelines.prepare import digests, spill
 from pipelines.prepare.gather import SetAside
+from pipelines.prepare.pictures import FaultClass
 from pipelines.prepare.spill import Row
 
 
@@ -35,6 +38,8 @@ class Work(NamedTuple):
     masks: tuple[MaskSpec, ...]
     classes: tuple[str, ...]
     row_group_rows: int
+    repeated_keys: dict[bytes, int]
+    """Digest of a key that occurs more than once -> place of the picture that keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,8 @@ class ShardRecord:
     rgb_sums: tuple[int, int, int]
     converted: dict[str, int]
     rows_by_class: dict[str, int]
-    duplicates: tuple[SetAside, ...]
+    set_aside: tuple[SetAside, ...]
+    """Pictures whose bytes or whose key another picture has."""
 
 
 def record_uri(work: str, split: str, shard: int) -> str:
@@ -60,7 +66,7 @@ def read_record(work: str, split: str, shard: int) -> ShardRecord:
     file = {**raw["file"], "row_groups": tuple(raw["file"]["row_groups"]), "sidecars": ()}
     raw["file"] = ShardFile(**file)
     raw["rgb_sums"] = tuple(raw["rgb_sums"])
-    raw["duplicates"] = tuple(SetAside(**fault) for fault in raw["duplicates"])
+    raw["set_aside"] = tuple(SetAside(**fault) for fault in raw["set_aside"])
     return ShardRecord(**raw)
 
 
@@ -76,12 +82,30 @@ def num_shards(rows: int, rows_per_shard: int, row_group_rows: int, num_buckets:
     return min(max(-(-rows // rows_per_shard), few, 1), num_buckets)
 
 
+def items(
+    counts: dict[str, int], num_buckets: int, done: set[tuple[str, int]]
+) -> list[dict[str, Any]]:
+    """The shards that are not done: each an equal range of buckets of its split."""
+    return [
+        {
+            "split": split,
+            "shard": shard,
+            "first_bucket": shard * num_buckets // count,
+            "last_bucket": (shard + 1) * num_buckets // count,
+        }
+        for split, count in counts.items()
+        for shard in range(count)
+        if (split, shard) not in done
+    ]
+
+
 def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     """Ray task: write one shard and its record; returns what the progress display shows."""
     split, shard = str(row["split"]), int(row["shard"])
     first, last = int(row["first_bucket"]), int(row["last_bucket"])
     rows = sorted(_rows(work.work, split, first, last), key=lambda row: (row.order, row.key))
     elsewhere = {row.sha256: row.key for row in _rows(work.work, "val", first, last)}
+    rows, twins = with_own_keys(rows, split, work.repeated_keys)
     kept, duplicates = without_duplicates(rows, split, elsewhere if split == "train" else {})
     path = f"{split}/{work.key[:8]}-{shard:06}.parquet"
     uri = storage.join(work.uri, path)
@@ -94,9 +118,24 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
             sha256=storage.sha256_of(staged),
             row_groups=tuple(groups),
         )
-    record = _record(file, kept, duplicates)
+    record = _record(file, kept, [*twins, *duplicates])
     storage.publish_json(record_uri(work.work, split, shard), asdict(record))
-    return {"images": len(kept), "bytes": file.bytes, "duplicates": len(duplicates)}
+    return {"images": len(kept), "bytes": file.bytes}
+
+
+def with_own_keys(
+    rows: Sequence[Row], split: str, repeated_keys: dict[bytes, int]
+) -> tuple[list[Row], list[SetAside]]:
+    """Rows that may keep their key, and those whose key belongs to another picture."""
+    if not repeated_keys:
+        return list(rows), []
+    kept, twins = [], []
+    for row in rows:
+        if repeated_keys.get(digests.of_key(row.key), row.order) == row.order:
+            kept.append(row)
+        else:
+            twins.append(_aside(row, split, "duplicate_key", "another picture has this key"))
+    return kept, twins
 
 
 def without_duplicates(
@@ -117,17 +156,20 @@ def without_duplicates(
             seen[row.sha256] = row.key
             kept.append(row)
             continue
-        duplicates.append(
-            SetAside(
-                key=row.key,
-                class_name=row.class_name,
-                split=split,
-                sha256=row.sha256,
-                fault="duplicate",
-                message=f"the same bytes as {seen[row.sha256]}",
-            )
-        )
+        message = f"the same bytes as {seen[row.sha256]}"
+        duplicates.append(_aside(row, split, "duplicate", message))
     return kept, duplicates
+
+
+def _aside(row: Row, split: str, fault: FaultClass, message: str) -> SetAside:
+    return SetAside(
+        key=row.key,
+        class_name=row.class_name,
+        split=split,
+        sha256=row.sha256,
+        fault=fault,
+        message=message,
+    )
 
 
 def _rows(work: str, split: str, first: int, last: int) -> Iterator[Row]:
@@ -143,15 +185,21 @@ def _rows(work: str, split: str, first: int, last: int) -> Iterator[Row]:
 
 
 def spilled_ranges(work: str, split: str, first: int, last: int) -> Iterator[tuple[str, int, int]]:
-    """Path and byte range of these buckets in each unit that has any of them."""
+    """Path and byte range of these buckets in each spill file that has any of them."""
+    paths, offsets = _spill_index(work, split)
+    for path, (begin, end) in zip(paths, offsets[:, [first, last]].tolist(), strict=True):
+        if begin < end:
+            yield path, begin, end
+
+
+@lru_cache(maxsize=4)
+def _spill_index(work: str, split: str) -> tuple[list[str], NDArray[np.int64]]:
     uri = storage.join(work, f"offsets-{split}.npy")
     if not storage.exists(uri):
-        return
+        return [], np.zeros((0, 1 << 16), np.int64)
     with storage.open_input(uri) as file:
         offsets = np.load(file)
-    for unit, (begin, end) in enumerate(offsets[:, [first, last]].tolist()):
-        if begin < end:
-            yield f"units/{unit:06}-{split}.spill", begin, end
+    return storage.read_json(storage.join(work, f"spills-{split}.json")), offsets
 
 
 def _write(path: Path, rows: Sequence[Row], work: Work) -> list[int]:
@@ -189,8 +237,7 @@ def mask_cell(seed: int, spec: MaskSpec, key: str) -> bytes:
     )
 
 
-def _record(file: ShardFile, rows: Iterable[Row], duplicates: Iterable[SetAside]) -> ShardRecord:
-    rows = list(rows)
+def _record(file: ShardFile, rows: Sequence[Row], set_aside: Sequence[SetAside]) -> ShardRecord:
     converted = Counter(kind for row in rows for kind in row.conversions)
     by_class = Counter(row.class_name or "" for row in rows)
     red, green, blue = (sum(row.rgb_sums[channel] for row in rows) for channel in range(3))
@@ -200,5 +247,5 @@ def _record(file: ShardFile, rows: Iterable[Row], duplicates: Iterable[SetAside]
         rgb_sums=(red, green, blue),
         converted=dict(sorted(converted.items())),
         rows_by_class=dict(sorted(by_class.items())),
-        duplicates=tuple(duplicates),
+        set_aside=tuple(set_aside),
     )

@@ -1,45 +1,62 @@
-"""What a source holds: a stream of pieces, each small enough to describe and large enough to read.
+"""What a source holds: a stream of pieces, each small to describe and large enough to read.
 
-    folder    train/ and val/ with class folders, class folders, or one flat folder
+A source is any URI of
+    a folder    train/ and val/ with class folders, class folders, or flat; the files in it may be
+                pictures, archives (WebDataset shards, the ImageNet tars) or Parquet files
+    an archive  .tar, .tar.gz, .tgz; shards as in `name-{000000..000146}.tar`
+    Parquet     an image column: bytes, or {bytes, path} as Hugging Face writes it
+    a list      .txt, .csv, .tsv with `URI [LABEL]` per line, or Parquet with a URI column
 
-A piece of a folder is one file. Listing reads names and sizes only, one directory at a time, so
-that its memory does not grow with the number of files.
+A piece is a file, a byte range of a tar between two members, a tar inside a tar, a compressed
+archive, or a run of row groups. Listing reads names, sizes and headers only and holds one folder
+at a time, so that its memory does not grow with the number of pictures.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.prepare import columns, tars
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 )
-SPLIT_FOLDERS = {
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
 }
+UNKNOWN = -1  # size of a picture that only a list names
+RANGE_BYTES = 64 << 20  # of a tar or a Parquet file; less where a single row group is larger
+SCAN_BYTES = 1 << 16  # headers of a nested tar lie far apart
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a source that one task reads."""
 
-    kind: Literal["file"]
+    kind: Literal["file", "tar", "parquet"]
     uri: str
     key: str
-    """Stable id inside the source: never a path of a machine."""
+    """Of a file: its key. Else what stands before the keys of its pictures."""
     bytes: int
     split: str | None = None
     """`train` or `val` where the source says so."""
     class_name: str | None = None
+    begin: int = 0
+    """First byte of a tar's range; first row group."""
+    end: int = 0
+    """Last row group + 1."""
 
 
 def pieces(source: str, others: Counter[str]) -> Iterator[Piece]:
@@ -48,37 +65,138 @@ def pieces(source: str, others: Counter[str]) -> Iterator[Piece]:
     Raises:
         UserError: there is nothing at that place.
     """
-    if not storage.exists(source):
+    if "{" in source:
+        for uri in expanded(source):
+            name = uri.rsplit("/", 1)[-1]
+            yield from _of_file(uri, name, storage.size(uri), None, others)
+    elif not storage.exists(source):
         raise UserError(f"source is '{source}'; there is no such file or folder")
+    elif storage.is_folder(source):
+        yield from _of_folder(source, others)
+    else:
+        yield from _of_single(source, others)
+
+
+def expanded(source: str) -> list[str]:
+    """`a-{000..002}.tar` -> a-000.tar, a-001.tar, a-002.tar.
+
+    Raises:
+        UserError: the braces hold something else.
+    """
+    match = re.fullmatch(r"([^{}]*)\{(\d+)\.\.(\d+)\}([^{}]*)", source)
+    if not match or int(match[2]) > int(match[3]):
+        raise UserError(
+            f"source is '{source}'; braces must hold one rising range, as in s-{{000..146}}.tar"
+        )
+    width = len(match[2])
+    numbers = range(int(match[2]), int(match[3]) + 1)
+    return [f"{match[1]}{number:0{width}}{match[4]}" for number in numbers]
+
+
+def _of_single(source: str, others: Counter[str]) -> Iterator[Piece]:
+    name = source.rsplit("/", 1)[-1]
+    if name.lower().endswith(LIST_SUFFIXES):
+        yield from _of_list(source, columns.read_list(source))
+    elif name.lower().endswith(".parquet") and columns.is_list(source):
+        yield from _of_list(source, columns.read_parquet_list(source))
+    else:
+        for piece in _of_file(source, name, storage.size(source), None, others):
+            # A tar alone needs no name before the names inside it.
+            yield replace(piece, key="") if piece.kind == "tar" and "/" not in piece.key else piece
+
+
+def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Piece]:
+    folder = source.rpartition("/")[0]
+    for name, label in rows:
+        uri = name if "://" in name or name.startswith("/") else storage.join(folder, name)
+        yield Piece("file", uri, name, UNKNOWN, None, label)
+
+
+def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
     names = storage.children(source)
     if not names:
         raise UserError(f"source is '{source}'; that folder is empty")
-    splits = [name for name in names if name in SPLIT_FOLDERS]
-    if splits:
-        for name in splits:
-            yield from _folder(source, f"{name}/", SPLIT_FOLDERS[name], others)
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
+    for name in splits or [""]:
+        folder = storage.join(source, name) if name else source
+        for below, size in storage.walk(folder):
+            if any(part.startswith(".") for part in below.split("/")):
+                continue
+            path = f"{name}/{below}" if name else below
+            uri = storage.join(source, path)
+            yield from _of_file(uri, path, size, SPLIT_NAMES.get(name.lower()), others)
+
+
+def _of_file(
+    uri: str, path: str, size: int, split: str | None, others: Counter[str]
+) -> Iterator[Piece]:
+    """The pieces of one file; `path` is its place in the source."""
+    lower = path.lower()
+    suffix = PurePosixPath(lower).suffix
+    if lower.endswith(ARCHIVE_SUFFIXES):
+        yield from _of_archive(uri, path, size, split or split_in_name(path))
+    elif suffix == ".parquet":
+        stem = printable(path)[: -len(".parquet")]
+        for first, last, held in columns.row_group_runs(uri, RANGE_BYTES):
+            named = split or split_in_name(path)
+            yield Piece("parquet", uri, f"{stem}/", held, named, None, first, last)
+    elif suffix in IMAGE_SUFFIXES or not suffix:
+        inside = PurePosixPath(path).parts[:-1]
+        folders = inside[1:] if split else inside
+        class_name = printable(folders[0]) if folders else None
+        yield Piece("file", uri, printable(path), size, split, class_name)
     else:
-        yield from _folder(source, "", None, others)
+        others[suffix] += 1
 
 
-def _folder(source: str, prefix: str, split: str | None, others: Counter[str]) -> Iterator[Piece]:
-    """Pieces under `source/prefix`; the first folder below it names the class."""
-    for name, size in storage.walk(storage.join(source, prefix) if prefix else source):
-        path = PurePosixPath(name)
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES and path.suffix:
-            others[path.suffix.lower()] += 1
-            continue
-        class_name = path.parts[0] if len(path.parts) > 1 else None
-        yield Piece(
-            "file",
-            storage.join(source, prefix + name),
-            printable(prefix + name),
-            size,
-            split,
-            None if class_name is None else printable(class_name),
-        )
+def _of_archive(uri: str, path: str, size: int, split: str | None) -> Iterator[Piece]:
+    stem = printable(path)[: -len(next(s for s in ARCHIVE_SUFFIXES if path.lower().endswith(s)))]
+    whole = Piece("tar", uri, f"{stem}/", size, split)
+    if not path.lower().endswith(".tar"):
+        yield whole  # a compressed stream has no places to enter it
+        return
+    if not storage.is_local(uri) and not _begins_with_archive(uri):
+        yield whole  # headers close together are not worth a request each
+        return
+    begin = end = 0
+    stream = storage.open_range(uri, 0, size, SCAN_BYTES)
+    try:
+        for entry in tars.entries(stream):
+            here = stream.tell()
+            if entry.name.lower().endswith(ARCHIVE_SUFFIXES):
+                if end > begin:
+                    yield replace(whole, begin=begin, bytes=end - begin)
+                inner = PurePosixPath(entry.name).name.split(".")[0]
+                yield replace(
+                    whole,
+                    key=f"{stem}/{inner}/",
+                    class_name=inner,
+                    begin=here,
+                    bytes=min(entry.size, max(size - here, 0)),
+                )
+                begin = here + tars.padded(entry.size)
+            elif end - begin >= RANGE_BYTES:
+                yield replace(whole, begin=begin, bytes=entry.begin - begin)
+                begin = entry.begin
+            end = here + tars.padded(entry.size)
+    except tars.BrokenArchive:
+        end = size  # whoever reads the last range meets the damage again and reports it
+    if begin < min(end, size):
+        yield replace(whole, begin=begin, bytes=min(end, size) - begin)
+
+
+def _begins_with_archive(uri: str) -> bool:
+    try:
+        first = next(tars.entries(storage.open_range(uri, piece_bytes=SCAN_BYTES)), None)
+    except tars.BrokenArchive:
+        return False
+    return first is not None and first.name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def split_in_name(path: str) -> str | None:
+    """The split that a file name speaks of, as `validation-00000-of-00014.parquet` does."""
+    words = re.split(r"[^a-z]+", PurePosixPath(path.lower()).name)
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
 def printable(name: str) -> str:

@@ -1,0 +1,216 @@
+"""The card of a dataset: what a person wants to know of it, with a sheet of pictures and masks."""
+
+import base64
+import html
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.table import Table
+
+from pipelines import dataset, images, storage
+from pipelines.dataset import Manifest, MaskSpec
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.progress import console
+
+CARD_JSON, CARD_HTML, SHEET = "card.json", "card.html", "card.png"
+SHEET_ROWS, TILE_PX, CAPTION_PX = 8, 128, 18
+TRACKING_WAIT_S = 60.0
+STYLE = """body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em 1em;
+text-align:left;border-bottom:1px solid #ddd;vertical-align:top}img{max-width:100%}"""
+
+
+def write(uri: str, manifest: Manifest) -> None:
+    """Write the card into the dataset's folder, before the commit."""
+    facts = describe(uri, manifest)
+    sheet = contact_sheet(uri, manifest)
+    storage.publish_json(storage.join(uri, CARD_JSON), facts)
+    storage.publish(storage.join(uri, SHEET), sheet)
+    storage.publish(storage.join(uri, CARD_HTML), _page(facts, sheet).encode())
+
+
+def describe(uri: str, manifest: Manifest) -> dict[str, Any]:
+    """The facts of the card; reads labels and footers, one shard at a time."""
+    by_class = {split: _rows_by_class(uri, manifest, split) for split in manifest.splits}
+    return {
+        "fingerprint": manifest.fingerprint,
+        "source": manifest.source,
+        "pictures": {split: manifest.rows(split) for split in manifest.splits},
+        "shards": {split: len(files) for split, files in manifest.splits.items()},
+        "bytes": {
+            split: sum(f.bytes + sum(s.bytes for s in f.sidecars) for f in files)
+            for split, files in manifest.splits.items()
+        },
+        "bytes_per_column": _bytes_per_column(uri, manifest),
+        "pictures_per_class": by_class,
+        "listed": manifest.listed,
+        "written": manifest.written,
+        "quarantined": manifest.quarantined,
+        "duplicates": manifest.duplicates,
+        "quarantine": manifest.quarantine,
+        "converted": manifest.converted,
+        "mean_rgb": [round(value, 3) for value in manifest.mean_rgb],
+        "stored_side": manifest.stored_side,
+        "seed": manifest.seed,
+        "masks": [f"{spec.column} x {spec.variants}" for spec in manifest.masks],
+        "revision": manifest.revision,
+    }
+
+
+def _rows_by_class(uri: str, manifest: Manifest, split: str) -> dict[str, int]:
+    counts: Counter[int | None] = Counter()
+    for group in dataset.row_groups(manifest, split):
+        counts.update(dataset.read_row_group(uri, group, ["label"]).column("label").to_pylist())
+    names = dict(enumerate(manifest.classes))
+    return {
+        "(none)" if label is None else names[label]: count
+        for label, count in sorted(counts.items(), key=lambda item: (item[0] is None, item[0]))
+    }
+
+
+def _bytes_per_column(uri: str, manifest: Manifest) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for files in manifest.splits.values():
+        for file in files:
+            for path in (file.path, *(sidecar.path for sidecar in file.sidecars)):
+                with storage.open_input(storage.join(uri, path)) as opened:
+                    footer = pq.read_metadata(opened)
+                for group in range(footer.num_row_groups):
+                    for index in range(footer.num_columns):
+                        column = footer.row_group(group).column(index)
+                        sizes[column.path_in_schema] += column.total_compressed_size
+    return dict(sizes)
+
+
+def contact_sheet(uri: str, manifest: Manifest) -> bytes:
+    """PNG: a few pictures, each whole and with one hole per mask column of the largest side."""
+    side = max(spec.side for spec in manifest.masks)
+    specs = [spec for spec in manifest.masks if spec.side == side]
+    split = next(split for split in manifest.splits if manifest.rows(split))
+    group = dataset.row_groups(manifest, split)[0]
+    columns = ["key", "image", *(spec.column for spec in specs)]
+    rows = dataset.read_row_group(uri, group, columns).slice(0, SHEET_ROWS).to_pylist()
+    caption = _caption(["picture", *(spec.strategy for spec in specs)])
+    lines = [_line(row, specs, manifest.mean_rgb) for row in rows]
+    sheet = np.concatenate([caption, *lines])
+    done, png = cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))
+    assert done
+    return png.tobytes()
+
+
+def _line(
+    row: dict[str, Any], specs: list[MaskSpec], mean_rgb: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    picture = images.square(images.decode(row["image"]), specs[0].side, specs[0].side, 0.5, 0.5)
+    tiles, fill = [picture], np.array(mean_rgb).astype(np.uint8)
+    for spec in specs:
+        hidden = unpack(row[spec.column], spec)
+        tiles.append(np.where(hidden[..., None], fill, picture))
+    small = [cv2.resize(tile, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA) for tile in tiles]
+    return np.concatenate(small, axis=1)
+
+
+def unpack(cell: bytes, spec: MaskSpec, variant: int = 0) -> NDArray[np.bool_]:
+    """One mask of a cell: bool (side, side), True is hidden."""
+    begin = variant * spec.bytes_per_mask
+    packed = np.frombuffer(cell[begin : begin + spec.bytes_per_mask], np.uint8)
+    return np.unpackbits(packed, count=spec.side**2).reshape(spec.side, spec.side).astype(bool)
+
+
+def _caption(words: list[str]) -> NDArray[np.uint8]:
+    strip = np.full((CAPTION_PX, TILE_PX * len(words), 3), 255, np.uint8)
+    for place, word in enumerate(words):
+        at = (place * TILE_PX + 3, CAPTION_PX - 5)
+        cv2.putText(strip, word, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
+
+
+def _page(facts: dict[str, Any], sheet: bytes) -> str:
+    rows = "".join(
+        f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{_cell(value)}</td></tr>"
+        for name, value in facts.items()
+    )
+    picture = base64.b64encode(sheet).decode()
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Dataset card</title>'
+        f"<style>{STYLE}</style><h1>Dataset card</h1><table>{rows}</table><h2>Pictures and "
+        "masks</h2><p>Training pictures as stored, each with the first hole of every strategy, "
+        f'filled with the mean colour.</p><img alt="contact sheet" '
+        f'src="data:image/png;base64,{picture}"></html>\n'
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        inside = "".join(
+            f"<tr><td>{html.escape(str(name))}</td><td>{_cell(held)}</td></tr>"
+            for name, held in value.items()
+        )
+        return f"<table>{inside}</table>" if inside else "none"
+    if isinstance(value, list):
+        return html.escape(", ".join(map(str, value)))
+    return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
+
+
+def show(uri: str, manifest: Manifest) -> None:
+    """The closing table."""
+    table = Table(title=f"dataset {uri}", title_justify="left", show_header=False)
+    for split, files in manifest.splits.items():
+        size = sum(file.bytes + sum(s.bytes for s in file.sidecars) for file in files)
+        count = f"{manifest.rows(split):,} pictures"
+        table.add_row(split, count, f"{len(files)} shards, {size / 1e6:,.1f} MB")
+    table.add_row(
+        "listed",
+        f"{manifest.listed:,} pictures",
+        f"= {manifest.written:,} written + {manifest.quarantined:,} set aside "
+        f"+ {manifest.duplicates:,} duplicates",
+    )
+    for name, counts in (("set aside", manifest.quarantine), ("converted", manifest.converted)):
+        if counts:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+            table.add_row(name, f"{sum(counts.values()):,}", kinds)
+    columns = ", ".join(f"{spec.column} x {spec.variants}" for spec in manifest.masks)
+    table.add_row("masks", f"{len(manifest.masks)} columns", columns)
+    table.add_row("fingerprint", "", manifest.fingerprint)
+    console.print(table)
+
+
+def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
+    """Log the dataset and its card to MLflow; a server that is away delays nothing for long."""
+    wanted = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not wanted and (config.output is not None or not storage.is_local(config.store)):
+        return
+    from pipelines import tracking  # takes seconds to import, and only this needs it
+
+    recorder = tracking.Recorder(
+        tracking.RunSpec(
+            uri=tracking.tracking_uri(config.tracking_uri, config.store),
+            store=config.store,
+            experiment="prepare",
+            key=manifest.jobs[-1],
+            name=f"prepare-{manifest.jobs[-1][:8]}",
+            params={"source": config.source, "dataset": uri, "rows": manifest.written},
+            dataset_uri=uri,
+            dataset_fingerprint=manifest.fingerprint,
+        )
+    )
+    facts = storage.read_json(storage.join(uri, CARD_JSON))
+    counts = {f"pictures_{split}": float(rows) for split, rows in facts["pictures"].items()}
+    recorder.metrics({**counts, "quarantined": float(manifest.quarantined)}, 0)
+    for name in (CARD_HTML, CARD_JSON, SHEET):
+        recorder.artifact(name, storage.read_bytes(storage.join(uri, name)))
+    outcome = recorder.finish("FINISHED", TRACKING_WAIT_S)
+    if outcome.problem:
+        console.print(
+            f"the dataset is complete, but MLflow did not take its card: {outcome.problem}"
+        )
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The card for a terminal."""
+    return json.dumps(facts, indent=2)

@@ -1,0 +1,104 @@
+"""What a person can ask of the job."""
+
+from dataclasses import dataclass
+
+from ce_model.masks import Strategy
+from pipelines import dataset
+from pipelines.dataset import MaskSpec
+from pipelines.errors import UserError
+from pipelines.prepare.pictures import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Raw pictures -> a dataset in the shard contract."""
+
+    source: str
+    """Folder, archive, Parquet file or list of pictures, or a prepared dataset to add masks to."""
+    labels: str | None = None
+    """List of labels, `NAME LABEL` per line, for pictures whose place does not name a class."""
+    class_list: str | None = None
+    """File with a class name per line, for integer labels in `labels`."""
+    store: str = "store"
+    """The dataset goes to STORE/prepare/KEY, where the key follows from source and settings."""
+    output: str | None = None
+    """Folder of the dataset instead of STORE/prepare/KEY; one that exists is added to."""
+    dry_run: bool = False
+    """List and sample the source, predict shards, bytes and time, and write nothing."""
+    strategies: tuple[Strategy, ...] = ("central", "random_block", "random_region")
+    """Families of masks to cut, section 3.3 of the paper."""
+    sides: tuple[int, ...] = (128, 227)
+    """Sides of the masks, px: 128 for the preset `inpaint`, 227 for `alexnet`."""
+    variants: int = 2
+    """Masks per picture; training turns and flips each in 8 ways."""
+    stored_side: int = 256
+    """Pictures are shrunk to this shorter side, px; smaller ones stay as they are."""
+    jpeg_quality: int = 90
+    """Of the stored pictures."""
+    validation_share: float = 0.05
+    """Share of pictures for val, by a hash of the key, where the source has no val of its own."""
+    seed: int = 0
+    """Of the shuffle, the split and the masks."""
+    rows_per_shard: int = 4096
+    """Pictures per Parquet file; fewer where the source is small."""
+    row_group_rows: int = 256
+    """Pictures per row group, the unit of reading: about 8 MB."""
+    max_pixels: int = 50_000_000
+    """A picture with more is set aside before it is decoded."""
+    min_side: int = 16
+    """A picture with a shorter side is set aside, px."""
+    max_bad_images: int = 10
+    """Pictures that may be set aside whatever their share."""
+    max_bad_share: float = 0.001
+    """Share of pictures that may be set aside before the job fails."""
+    max_bad_class_share: float = 0.05
+    """The same within one class."""
+    tracking_uri: str | None = None
+    """MLflow server that gets the card; MLFLOW_TRACKING_URI or a file in STORE when left out."""
+    max_broken_archives: int = 0
+    """Archives that may end in the middle; what is behind the damage is lost."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any work."""
+        _require(
+            "validation_share",
+            self.validation_share,
+            0 <= self.validation_share < 1,
+            "0 or more and less than 1; something must be left to train on",
+        )
+        for name in ("max_bad_share", "max_bad_class_share"):
+            share = getattr(self, name)
+            _require(name, share, 0 <= share <= 1, "0 to 1, a share of the pictures")
+        for name in ("variants", "rows_per_shard", "row_group_rows", "stored_side", "min_side"):
+            count = getattr(self, name)
+            _require(name, count, count >= 1, "1 or more")
+        _require("jpeg_quality", self.jpeg_quality, 1 <= self.jpeg_quality <= 100, "1 to 100")
+        _require("max_bad_images", self.max_bad_images, self.max_bad_images >= 0, "0 or more")
+        _require(
+            "sides",
+            self.sides,
+            all(16 <= side <= 1024 for side in self.sides),
+            "16 to 1024 px each; the presets use 128 and 227",
+        )
+        _require(
+            "min_side",
+            self.min_side,
+            self.min_side <= self.stored_side,
+            f"at most prepare.stored_side = {self.stored_side}",
+        )
+
+    @property
+    def masks(self) -> tuple[MaskSpec, ...]:
+        """The mask columns, each once."""
+        sides, strategies = dict.fromkeys(self.sides), dict.fromkeys(self.strategies)
+        return dataset.default_masks(tuple(sides), tuple(strategies), self.variants)
+
+    @property
+    def limits(self) -> Limits:
+        """What a picture may be."""
+        return Limits(self.stored_side, self.jpeg_quality, self.max_pixels, self.min_side)
+
+
+def _require(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f"prepare.{name} is {value}; it must be {rule}")

@@ -1,0 +1,49 @@
+"""Sets of keys and contents as sorted arrays of 16-byte digests: 16 bytes per picture, no strings.
+
+Two different texts share 128 bits of sha256 with a chance that no collection of pictures reaches.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Digests = NDArray[np.bytes_]  # dtype S16
+KEY_AND_ORDER = np.dtype([("key", "S16"), ("order", "<u8")])
+
+
+def of_key(key: str) -> bytes:
+    """Digest of a key."""
+    return hashlib.sha256(key.encode()).digest()[:16]
+
+
+def of_content(sha256: str | bytes) -> bytes:
+    """Digest of a content by its sha256, hex or raw."""
+    return (bytes.fromhex(sha256) if isinstance(sha256, str) else sha256)[:16]
+
+
+def sorted_set(found: Iterable[bytes]) -> Digests:
+    """Sorted digests."""
+    return np.sort(np.fromiter(found, dtype="S16"))
+
+
+def contains(known: Digests, digest: bytes) -> bool:
+    """Whether a sorted set holds a digest."""
+    at = int(np.searchsorted(known, np.bytes_(digest)))
+    return at < len(known) and bool(known[at] == digest.rstrip(b"\0"))  # as numpy gives them back
+
+
+def repeated(parts: Iterable[NDArray[np.void]]) -> dict[bytes, int]:
+    """Keys that occur more than once -> the smallest place in the shuffle among their pictures."""
+    together = np.concatenate([np.empty(0, KEY_AND_ORDER), *parts])
+    together = together[np.argsort(together["key"], kind="stable")]
+    twin = together["key"][1:] == together["key"][:-1]
+    again = np.append(twin, False) | np.insert(twin, 0, False)
+    winners: dict[bytes, int] = {}
+    for key, order in zip(
+        together["key"][again].tolist(), together["order"][again].tolist(), strict=True
+    ):
+        key = key.ljust(16, b"\0")  # numpy drops zeros at the end
+        winners[key] = min(order, winners.get(key, order))
+    return winners

@@ -1,0 +1,101 @@
+"""Adding to a dataset: what it holds already, and the sum of old and new."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines import dataset, storage
+from pipelines.dataset import SPLITS, Manifest
+from pipelines.errors import UserError
+from pipelines.prepare import digests, gather
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.digests import Digests
+from pipelines.prepare.gather import Known
+
+BATCH_ROWS = 4096
+
+
+def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> None:
+    """Store the keys and contents of the dataset at `uri`, which new pictures are held against.
+
+    Raises:
+        UserError: the dataset was made with other settings.
+    """
+    if old is None:
+        empty = np.empty(0, "S16")
+        gather.write_known(work, Known(empty, empty))
+        return
+    for name, there, wanted in (
+        ("stored_side", old.stored_side, config.stored_side),
+        ("seed", old.seed, config.seed),
+    ):
+        if there != wanted:
+            raise UserError(
+                f"prepare.{name} is {wanted}; the dataset in '{uri}' was made with {there}, and "
+                "added pictures must be like those in it. Use that, or another output"
+            )
+    if set(old.masks) != set(config.masks):
+        held = ", ".join(f"{spec.column} x {spec.variants}" for spec in old.masks)
+        raise UserError(
+            f"the masks asked for differ from those of the dataset in '{uri}', which are {held}. "
+            f"Use the same, or first add masks: python jobs/prepare.py --source {uri}"
+        )
+    gather.write_known(work, Known(_keys(uri, old), _contents(uri, old)))
+
+
+def _keys(uri: str, old: Manifest) -> Digests:
+    written = (digests.of_key(key) for key in _column(uri, old, "key"))
+    aside = (digests.of_key(key) for key in _set_aside(uri, old))
+    return digests.sorted_set((*written, *aside))
+
+
+def _contents(uri: str, old: Manifest) -> Digests:
+    held = (sha for sha in _column(uri, old, "sha256") if sha is not None)
+    return digests.sorted_set(digests.of_content(sha) for sha in held)
+
+
+def _column(uri: str, old: Manifest, name: str) -> Iterator[str]:
+    for split in old.splits:
+        for group in dataset.row_groups(old, split):
+            yield from dataset.read_row_group(uri, group, [name]).column(name).to_pylist()
+
+
+def _set_aside(uri: str, old: Manifest) -> Iterator[str]:
+    """Keys of what earlier jobs set aside."""
+    for job in old.jobs:
+        place = dataset.quarantine_uri(uri, job)
+        if storage.exists(place):
+            with storage.open_input(place) as file:
+                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=["key"]):
+                    yield from batch.column("key").to_pylist()
+
+
+def joined(old: Manifest, new: Manifest) -> Manifest:
+    """Old and new pictures as one dataset; the old shards stay as they are."""
+    pixels = old.train_pixels + new.train_pixels
+    # A mean times its pixels is the exact sum again: sums stay far below 2^52.
+    sums = [
+        round(before * old.train_pixels) + round(added * new.train_pixels)
+        for before, added in zip(old.mean_rgb, new.mean_rgb, strict=True)
+    ]
+    red, green, blue = (total / max(pixels, 1) for total in sums)
+    return replace(
+        new,
+        splits={
+            split: (*old.splits.get(split, ()), *new.splits.get(split, ())) for split in SPLITS
+        },
+        masks=old.masks,
+        mean_rgb=(red, green, blue),
+        train_pixels=pixels,
+        listed=old.listed + new.listed,
+        written=old.written + new.written,
+        quarantined=old.quarantined + new.quarantined,
+        duplicates=old.duplicates + new.duplicates,
+        quarantine=dict(Counter(old.quarantine) + Counter(new.quarantine)),
+        converted=dict(Counter(old.converted) + Counter(new.converted)),
+        jobs=(*old.jobs, *new.jobs),
+        revision=old.revision + 1,
+    )

@@ -1,0 +1,85 @@
+"""A label list: which class a picture belongs to where its place does not say so.
+
+    NAME LABEL      one picture per line, split by space, tab or comma; NAME is a key, a file
+                    name or a file name without suffix
+    LABEL           line n belongs to the picture whose file name ends in the number n, as in
+                    the official list for ILSVRC2012_val_00000001.JPEG and on
+
+With a class list (one class name per line) an integer LABEL is its place there, counted from 0, or
+from 1 where the largest label equals the number of classes.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipelines import storage
+from pipelines.errors import UserError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label list in memory."""
+
+    by_name: dict[str, str]
+    by_number: tuple[str, ...]
+
+    def of(self, key: str) -> str | None:
+        """The class of a picture; None where the list does not name it."""
+        path = PurePosixPath(key)
+        if self.by_number:
+            number = re.search(r"(\d+)$", path.stem)
+            index = int(number.group(1)) if number else 0
+            return self.by_number[index - 1] if 1 <= index <= len(self.by_number) else None
+        for name in (key, path.name, path.stem):
+            if name in self.by_name:
+                return self.by_name[name]
+        return None
+
+
+def read_labels(uri: str, class_list: str | None) -> Labels:
+    """Read a label list.
+
+    Raises:
+        UserError: the list is not one of the two forms.
+    """
+    rows = [re.split(r"[\s,]+", line) for line in _lines(uri, "labels")]
+    names = _lines(class_list, "class_list") if class_list else []
+    if all(len(row) == 1 for row in rows):
+        return Labels({}, tuple(_named([row[0] for row in rows], names, uri)))
+    if any(len(row) < 2 for row in rows):
+        raise UserError(f"labels is '{uri}'; each line must be `NAME LABEL`, or each `LABEL`")
+    if rows[0][0].lower() in ("imageid", "name", "file", "filename", "key"):  # a header
+        rows = rows[1:]
+    found = _named([row[1] for row in rows], names, uri)
+    return Labels({row[0]: label for row, label in zip(rows, found, strict=True)}, ())
+
+
+def _lines(uri: str, name: str) -> list[str]:
+    try:
+        text = storage.read_bytes(storage.absolute(uri)).decode()
+    except FileNotFoundError:
+        raise UserError(f"{name} is '{uri}'; there is no such file") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{name} is '{uri}'; that file is empty")
+    return lines
+
+
+def _named(labels: list[str], names: list[str], uri: str) -> list[str]:
+    if not names:
+        return labels
+    names = [name.split()[0] for name in names]  # `n01440764 tench, Tinca tinca`
+    numbers = [int(label) if label.isdigit() else -1 for label in labels]
+    base = 1 if max(numbers) == len(names) else 0
+    wrong = [
+        label
+        for label, number in zip(labels, numbers, strict=True)
+        if not 0 <= number - base < len(names)
+    ]
+    if wrong:
+        raise UserError(
+            f"labels is '{uri}'; label '{wrong[0]}' is no place in class_list, which has "
+            f"{len(names)} classes"
+        )
+    return [names[number - base] for number in numbers]

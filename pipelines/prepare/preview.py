@@ -1,0 +1,72 @@
+"""`--dry-run`: sample the source, predict shards, bytes and time, write nothing."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+import cv2
+import psutil
+from rich.table import Table
+
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.labels import Labels
+from pipelines.prepare.members import Member, members
+from pipelines.prepare.pictures import Fault, normalise
+from pipelines.prepare.plan import Listing
+from pipelines.prepare.progress import console
+from pipelines.prepare.shards import mask_cell
+
+SAMPLE_PIECES = 16
+SAMPLE_PICTURES = 64
+
+
+def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
+    """Print what the job would do, from a sample spread over the source."""
+    cv2.setNumThreads(1)
+    faults: Counter[str] = Counter()
+    classes: Counter[str] = Counter()
+    read_bytes = stored_bytes = pictures = 0
+    began = time.perf_counter()
+    for member in islice(_spread(found), SAMPLE_PICTURES):
+        pictures += 1
+        read_bytes += len(member.data or b"")
+        class_name = member.class_name or (labels.of(member.key) if labels else None)
+        classes[class_name or "(none)"] += 1
+        try:
+            if member.data is None:
+                raise member.fault or AssertionError
+            stored_bytes += len(normalise(member.data, member.key, config.limits).jpeg)
+            for spec in config.masks:
+                mask_cell(config.seed, spec, member.key)
+        except Fault as fault:
+            faults[fault.kind] += 1
+    seconds = time.perf_counter() - began
+    good = max(pictures - faults.total(), 1)
+    is_files = found.files == found.pieces
+    expected = found.pieces if is_files else round(found.bytes * pictures / max(read_bytes, 1))
+    mask_bytes = sum(spec.bytes_per_mask * spec.variants for spec in config.masks)
+    cores = psutil.cpu_count(logical=False) or 1
+    table = Table(title=f"would prepare {config.source}", title_justify="left", show_header=False)
+    about = "" if is_files else "about "
+    table.add_row("pictures", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
+    table.add_row("sampled", f"{pictures} pictures of {len(classes)} classes")
+    bad = ", ".join(f"{count} {kind}" for kind, count in faults.items())
+    table.add_row("bad among them", bad or "none")
+    table.add_row("shards", f"about {max(-(-expected // config.rows_per_shard), 1):,}")
+    stored = expected * stored_bytes / good
+    table.add_row(
+        "bytes",
+        f"about {stored / 1e6:,.1f} MB of pictures and at most "
+        f"{expected * mask_bytes / 1e6:,.1f} MB of masks, which compress; as much again meanwhile",
+    )
+    table.add_row("time", f"about {seconds / pictures * expected / cores:,.0f} s on {cores} cores")
+    console.print(table)
+    console.print("nothing was written")
+
+
+def _spread(found: Listing) -> Iterator[Member]:
+    step = max(found.pieces // SAMPLE_PIECES, 1)
+    each = -(-SAMPLE_PICTURES // min(found.pieces, SAMPLE_PIECES))
+    for piece in islice(found, 0, None, step):
+        yield from islice(members(piece), each)

@@ -1,0 +1,36 @@
+"""One Ray Data task per item, with progress, and failures in the user's words."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from pipelines.errors import UserError
+from pipelines.prepare.progress import progress
+
+Task = Callable[[dict[str, Any]], dict[str, int]]
+
+
+def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None:
+    """Run `task` over the items in any order; it returns `images` and `bytes` for the display.
+
+    Raises:
+        UserError: the first task that failed did so for a reason outside the program.
+    """
+    if not items:
+        return
+    work = ray.data.from_items(list(items), override_num_blocks=len(items)).map(task)
+    with progress(what, len(items)) as advance:
+        try:
+            for result in work.iter_rows():
+                advance(1, result["images"], result["bytes"])
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            if isinstance(error.cause, OSError):
+                raise UserError(
+                    f"{what} failed: {error.cause}. Nothing is committed; what is finished is "
+                    "kept, and the same command goes on from there"
+                ) from None
+            raise
