@@ -24,14 +24,15 @@ from pipelines import weights
 class ServedContextEncoder(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """A context encoder behind the pyfunc interface."""
 
+    # MLflow would read type hints of `predict` as a schema; the logged signature is the schema.
+    _skip_type_hint_validation = True
+
     def load_context(self, context: Any) -> None:
         """Read the model folder."""
         self._model = weights.load_model(_path(context.artifacts["model"]))
 
-    def predict(
-        self, context: Any, model_input: dict[str, Any], params: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Features and filled pictures."""
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Features and filled pictures, by name, for `image` and `mask`."""
         model = self._model
         image = torch.from_numpy(np.array(model_input["image"], np.uint8))
         hidden = torch.from_numpy(np.array(model_input["mask"]) != 0)

@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +24,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
+import mlflow.artifacts
+import mlflow.models
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -316,9 +317,7 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     packages = Path(__file__).parents[1]
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
-        # MLflow reads our type hints as a schema and finds it lacking; we pass the real one.
-        warnings.filterwarnings("ignore", message=".*[Tt]ype hint.*", category=UserWarning)
+    with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVED_MODEL),
@@ -329,3 +328,51 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
             input_example={"image": np.ascontiguousarray(image), "mask": mask},
         )
     return str(logged.model_uri)
+
+
+def run_model(uri: str, run_id: str) -> str:
+    """URI of the model folder that a pretraining run wrote.
+
+    Raises:
+        UserError: no such run, or it has not finished.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            local = client(uri).download_artifacts(run_id, "summary.json", temporary)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"model is run '{run_id}', from which {uri} gives no summary.json "
+                f"({str(error).splitlines()[0]}); name a finished pretraining run or a model folder"
+            ) from None
+        return str(json.loads(Path(local).read_text())["model"])
+
+
+def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
+    """Copy the model folder inside a logged or registered model; returns the run that logged it.
+
+    Args:
+        uri: tracking server, which is also the registry.
+        model_uri: models:/name@alias, models:/name/version or models:/<model id>.
+        folder: where `weights.safetensors` and `model.json` go.
+
+    Raises:
+        UserError: no such model, or not one of ours.
+    """
+    quieten()
+    try:
+        mlflow.artifacts.download_artifacts(
+            artifact_uri=model_uri,
+            dst_path=str(folder / "logged"),
+            tracking_uri=uri,
+            registry_uri=uri,
+        )
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model is '{model_uri}', which {uri} does not give: {reason}") from None
+    found = next((folder / "logged").rglob("weights.safetensors"), None)
+    if found is None:
+        raise UserError(f"model is '{model_uri}', which holds no weights.safetensors of ours")
+    for name in ("weights.safetensors", "model.json"):
+        (found.parent / name).replace(folder / name)
+    run_id = mlflow.models.Model.load(str(folder / "logged")).run_id
+    return None if run_id is None else str(run_id)

@@ -279,7 +279,8 @@ class Reporter:
         self._post_panel(step, networks)
 
     def checkpoint(self, step: int, networks: Networks, optimizers: Optimizers) -> None:
-        """Rank 0 writes what a restart needs."""
+        """Make sure that the ranks agree; rank 0 writes what a restart needs."""
+        require_equal_parameters(networks)
         if self.rank != 0:
             return
         with self._pause():
@@ -316,6 +317,23 @@ def share_buffers(networks: Networks) -> None:
         for module in networks:
             for buffer in module.buffers() if module is not None else ():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+def require_equal_parameters(networks: Networks) -> None:
+    """Stop a run whose ranks have drifted apart: it would train two different networks.
+
+    Raises:
+        RuntimeError: the bits of the parameters differ between ranks.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    parameters = [p for module in networks if module is not None for p in module.parameters()]
+    bits = torch.stack([p.detach().view(torch.int32).sum(dtype=torch.int64) for p in parameters])
+    lowest, highest = bits.clone(), bits
+    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(lowest, highest):
+        raise RuntimeError("the ranks hold different parameters; the last checkpoint is still good")
 
 
 def peak_rss_bytes() -> float:

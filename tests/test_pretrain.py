@@ -1,0 +1,302 @@
+"""The pretraining stage from end to end on a tiny dataset, with deaths on the way."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from ce_model.training import Networks
+from pipelines import dataset, pretrain, storage, tracking
+from pipelines.errors import UserError
+from pipelines.pretrain import PretrainConfig, checkpoint, worker
+from pipelines.pretrain import config as settings
+
+STEPS, EVERY = 24, 8
+
+
+def make_config(store: Path, **changes: Any) -> PretrainConfig:
+    config = PretrainConfig(
+        bottleneck=32,
+        steps=STEPS,
+        batch_size=8,
+        checkpoint_every=EVERY,
+        keep_checkpoints=9,
+        log_every=4,
+        validation_images=12,
+        threads_per_worker=1,
+    )
+    return replace(config, **{"store": str(store), **changes})
+
+
+def final_tensors(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
+    stage, step = summary["checkpoint"].rsplit("/checkpoints/step-")
+    return checkpoint.at_step(stage, int(step)).tensors()
+
+
+def assert_bitwise_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
+    first, second = final_tensors(left), final_tensors(right)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def history(summary: dict[str, Any], metric: str) -> list[tuple[int, float]]:
+    server = tracking.client(summary["tracking_uri"])
+    points = server.get_metric_history(summary["tracking_run_id"], metric)
+    return [(point.step, point.value) for point in points]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("unbroken")
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset_uri: str, store: Path) -> dict[str, Any]:
+    return pretrain.run(make_config(store), dataset_uri)
+
+
+@contextmanager
+def killing_a_worker(stage: Path, at_step: int, rank: int) -> Iterator[list[int]]:
+    """SIGKILL one training process of this cluster as soon as a checkpoint is there."""
+    killed: list[int] = []
+    marker = stage / "checkpoints" / f"step-{at_step:08d}" / checkpoint.STATE
+
+    def kill() -> None:
+        deadline = time.monotonic() + 240
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        workers = sorted(
+            process.pid
+            for process in psutil.Process().children(recursive=True)
+            if "RayTrainWorker" in " ".join(process.cmdline())
+        )
+        os.kill(workers[rank], signal.SIGKILL)
+        killed.append(workers[rank])
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        thread.join()
+
+
+def stage_of(config: PretrainConfig, uri: str) -> Path:
+    key = settings.pretrain_key(config, dataset.read_manifest(uri))
+    return Path(config.store) / "pretrain" / key[:16]
+
+
+def test_a_run_measures_what_it_promises(unbroken: dict[str, Any]) -> None:
+    promised = {
+        "dataset_fingerprint", "steps", "images_per_second", "data_wait_share",
+        "peak_memory_bytes", "tracking_run_id", "checkpoint", "panel", "validation",
+    }  # fmt: skip
+    assert promised <= unbroken.keys()
+    assert unbroken["steps"] == STEPS
+    assert 0 <= unbroken["data_wait_share"] < 1
+    assert 10e6 < unbroken["peak_memory_bytes"] < 20e9
+    assert np.isfinite(list(unbroken["validation"].values())).all()
+    assert Path(unbroken["panel"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_and_lineage_are_in_mlflow(unbroken: dict[str, Any]) -> None:
+    server = tracking.client(unbroken["tracking_uri"])
+    run = server.get_run(unbroken["tracking_run_id"])
+    assert run.info.status == "FINISHED"
+    expected = {
+        "loss/reconstruction", "loss/adversarial", "loss/discriminator", "loss/joint",
+        "discriminator/real", "discriminator/fake", "discriminator/accuracy",
+        "grad_norm/generator", "grad_norm/discriminator", "learning_rate/generator",
+        "learning_rate/discriminator", "images_per_second", "data_wait_share",
+        "validation/l1_hole", "validation/l2_hole", "validation/psnr_hole",
+    }  # fmt: skip
+    assert expected <= run.data.metrics.keys()
+    losses = history(unbroken, "loss/joint")
+    assert [step for step, _ in losses] == list(range(4, STEPS + 1, 4))
+    assert losses[-1][1] < losses[0][1]  # it learned something
+    assert run.data.params["batch_size"] == "8"
+    assert run.data.tags["dataset_fingerprint"] == unbroken["dataset_fingerprint"]
+    assert run.inputs.dataset_inputs[0].dataset.digest == unbroken["dataset_fingerprint"][:36]
+    assert "mlflow.source.git.commit" in run.data.tags
+    names = {entry.path for entry in server.list_artifacts(unbroken["tracking_run_id"])}
+    assert {"panel.png", "panels", "summary.json"} <= names
+    panels = server.list_artifacts(unbroken["tracking_run_id"], "panels")
+    assert panels[0].path == "panels/step-00000000.png"  # there from the first minute on
+
+
+def test_the_logged_model_fills_holes_and_gives_features(
+    unbroken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(unbroken["tracking_uri"])
+    model = mlflow.pyfunc.load_model(unbroken["model_uri"])
+    image = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3)).astype(np.uint8)
+    mask = np.zeros((3, 128, 128), np.uint8)
+    mask[:, 32:96, 32:96] = 1
+    answer = model.predict({"image": image, "mask": mask})
+    assert answer["features"].shape == (3, 32)
+    changed = (answer["filled"] != image).any(axis=3)
+    assert changed.any(axis=(1, 2)).all()
+    assert not changed[mask == 0].any()
+
+
+def test_the_same_command_again_trains_nothing(
+    unbroken: dict[str, Any], store: Path, dataset_uri: str, tmp_path: Path
+) -> None:
+    config = make_config(store, summary=str(tmp_path / "summary.json"), log_every=7)
+    began = time.monotonic()
+    assert pretrain.run(config, dataset_uri) == unbroken
+    assert time.monotonic() - began < 5
+    assert storage.read_json(str(tmp_path / "summary.json")) == unbroken
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    unbroken: dict[str, Any], dataset_uri: str, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path)
+    with killing_a_worker(stage_of(config, dataset_uri), at_step=EVERY, rank=0) as killed:
+        summary = pretrain.run(config, dataset_uri)
+    assert killed
+    assert summary["restarts"] == 1
+    assert_bitwise_equal(unbroken, summary)
+    assert summary["validation"] == unbroken["validation"]
+    assert history(summary, "loss/joint") == history(unbroken, "loss/joint")
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    unbroken: dict[str, Any], dataset_uri: str, tmp_path: Path
+) -> None:
+    stage = stage_of(make_config(Path(unbroken["checkpoint"]).parents[3]), dataset_uri)
+    copies = [stage / "checkpoints" / f"step-{step:08d}" for step in (16, 24)]
+    for copy in copies:
+        (tmp_path / "checkpoints" / copy.name).mkdir(parents=True)
+        for file in copy.iterdir():
+            (tmp_path / "checkpoints" / copy.name / file.name).write_bytes(file.read_bytes())
+    newest = tmp_path / "checkpoints" / copies[-1].name
+    found = checkpoint.latest(str(tmp_path))
+    assert found is not None and found.step == 24
+    damages = {
+        checkpoint.TENSORS: lambda data: data[:-1],
+        checkpoint.STATE: lambda data: data[: len(data) // 2],
+    }
+    for name, damage in damages.items():
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(damage(whole))
+        found = checkpoint.latest(str(tmp_path))
+        assert found is not None and found.step == 16
+        (newest / name).write_bytes(whole)
+    (newest / checkpoint.TENSORS).unlink()
+    found = checkpoint.latest(str(tmp_path))
+    assert found is not None and found.step == 16
+
+
+def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:
+    # The ranks compare the bits of their parameters at every checkpoint and fail if they differ.
+    summary = pretrain.run(
+        make_config(tmp_path, num_workers=2, steps=8, max_failures=0), dataset_uri
+    )
+    assert summary["num_workers"] == 2
+    assert summary["restarts"] == 0
+    assert np.isfinite(summary["validation"]["psnr_hole"])
+
+
+def _drifting_rank(rank: int, address: str, drift: float, failures: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    module = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        module.weight.fill_(1.0 + rank * drift)
+        module.bias.zero_()
+    try:
+        worker.require_equal_parameters(Networks(module, None))
+    except RuntimeError:
+        failures[rank] = 1
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("drift", "noticed"), [(0.0, 0), (1e-6, 1)])
+def test_ranks_that_drift_apart_are_noticed(drift: float, noticed: int, tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    failures = context.Array("i", [0, 0])
+    address = f"file://{tmp_path}/rendezvous"
+    ranks = [
+        context.Process(target=_drifting_rank, args=(rank, address, drift, failures))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert list(failures) == [noticed, noticed]
+
+
+def test_without_an_adversarial_weight_there_is_no_discriminator(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, adversarial=0.0, steps=8, strategy="random_region")
+    summary = pretrain.run(config, dataset_uri)
+    assert not any("discriminator" in name for name in final_tensors(summary))
+    run = tracking.client(summary["tracking_uri"]).get_run(summary["tracking_run_id"])
+    assert not any("discriminator" in name for name in run.data.metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "alexnet", "bottleneck": None}, "no column mask_random_region_227"),
+        ({"num_workers": 8, "batch_size": 16}, "num_workers is 8; the cluster has 4 CPUs"),
+        ({"batch_size": 160}, "only 150 training pictures"),
+        ({"store": "s3://bucket/store"}, "name the tracking server"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    changes: dict[str, Any], message: str, dataset_uri: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pretrain.run(make_config(tmp_path, **changes), dataset_uri)
+    assert not (tmp_path / "pretrain").exists()
+
+
+def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None) -> None:
+    with pytest.raises(UserError, match="not a prepared dataset"):
+        pretrain.run(make_config(tmp_path), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 9, "num_workers": 2}, "multiple of num_workers 2"),
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"norm": "lrn"}, "network.norm is lrn"),
+        ({"adversarial": 2.0}, "objective.adversarial is 2.0"),
+        ({"batch_size": 2, "num_workers": 2}, "at least 2 pictures per worker"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig(**changes)
+
+
+def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path) -> None:
+    manifest = dataset.read_manifest(dataset_uri)
+    config = make_config(tmp_path)
+    key = settings.pretrain_key(config, manifest)
+    how = {"num_workers": 4, "log_every": 1, "store": "elsewhere", "checkpoint_every": 3}
+    assert settings.pretrain_key(replace(config, **how), manifest) == key
+    for what in ({"seed": 1}, {"strategy": "random_block"}, {"steps": 25}, {"adversarial": 0.0}):
+        assert settings.pretrain_key(replace(config, **what), manifest) != key
+    other = replace(manifest, seed=manifest.seed + 1)
+    assert settings.pretrain_key(config, other) != key
