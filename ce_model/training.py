@@ -4,9 +4,10 @@ A step is one discriminator step, then one generator step on the same prediction
 device of its images, reads nothing back to the host, and applies no update that is not finite.
 Dropout draws from the global random state of torch by nature: the caller seeds it before a step.
 
-To compile, call `networks.generator.compile()` in place; to train on several devices, wrap the
-networks in DistributedDataParallel with broadcast_buffers=False, because the discriminator runs
-forward twice before its backward pass.
+To compile, call `networks.generator.compile()`, which works in place. To train on several devices,
+wrap the networks in DistributedDataParallel, without the exchange of buffers in each forward pass:
+the discriminator runs forward twice before its backward pass, and nothing in training reads the
+running statistics.
 
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, sections 3.2 and 5; train.lua and train_random.lua for the step order, the
