@@ -17,12 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# The recorder asks an absent server again itself; the client must not block for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
 import mlflow
 import mlflow.artifacts
 import mlflow.models
@@ -40,6 +34,13 @@ KEY_TAG = "pipeline_key"
 MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
 MAX_DIGEST = 36  # characters, likewise
 RETRY_WAIT_S = 5.0
+CLIENT_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # The recorder asks an absent server again itself; the client must not block for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
 
@@ -66,8 +67,10 @@ def client(uri: str) -> MlflowClient:
 @cache
 def quieten() -> None:
     """Only MLflow's errors are shown: schema migrations and hints are not the user's business."""
-    for name in ("mlflow", "alembic", "git"):
+    for name in ("mlflow", "alembic", "git", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def experiment_id(server: MlflowClient, name: str, store: str) -> str:

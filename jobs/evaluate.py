@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Measure models: how well they fill holes, and what their features are worth.
+
+$ python jobs/evaluate.py --model store/pretrain/KEY --tasks inpainting linear knn --data DATASET
+$ ray job submit --working-dir . -- jobs/evaluate.py --config configs/evaluate.yaml --model RUN
+"""
+
+from pipelines.cli import main
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.run import run
+
+if __name__ == "__main__":
+    main(run, EvaluateConfig)

@@ -1,0 +1,159 @@
+"""Rows of the paper's second table that are trained, but not as context encoders.
+
+`autoencoder` is the same network with no hole, scored on the whole picture; `supervised` is the
+same encoder trained with the labels. Both read exactly the batches that pretraining with the same
+dataset, seed, batch size and steps reads, and end as model folders like any other.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ce_model import training
+from ce_model.networks import NetworkConfig, build_generator, input_side
+from ce_model.training import Networks, Objective
+from pipelines import dataset, storage, stream, weights
+from pipelines.errors import UserError
+from pipelines.evaluation import models
+from pipelines.stream import StreamPlan
+
+Kind = Literal["autoencoder", "supervised"]
+Batch = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineSettings:
+    """Training of the rows `autoencoder` and `supervised`: give them the budget of the others."""
+
+    steps: int = 2000
+    """Training steps."""
+    batch_size: int = 64
+    """Pictures per step."""
+    learning_rate: float = 1e-4
+    """Of Adam; 1e-4 is that of `alexnet` with random holes."""
+    shorter: int = 0
+    """Shorter side before the random crop, px; 0 keeps the stored size."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        if self.steps < 1 or self.batch_size < 2 or self.learning_rate <= 0:
+            raise ValueError(
+                f"baseline.steps is {self.steps}, baseline.batch_size {self.batch_size}, "
+                f"baseline.learning_rate {self.learning_rate}; they must be at least 1, at least 2 "
+                "and above 0"
+            )
+
+
+def train(
+    kind: Kind,
+    network: NetworkConfig,
+    dataset_uri: str,
+    settings: BaselineSettings,
+    seed: int,
+    dtype: torch.dtype,
+    output_uri: str,
+) -> str:
+    """Train a baseline and write its model folder; returns the sha256 of the weights."""
+    manifest = dataset.read_manifest(dataset_uri)
+    plan = StreamPlan(
+        uri=storage.absolute(dataset_uri),
+        manifest=manifest,
+        strategy="central",
+        side=input_side(network),
+        shorter=settings.shorter,
+        batch_size=settings.batch_size,
+        num_workers=1,
+        steps=settings.steps,
+        seed=seed,
+    )
+    fill = manifest.mean_rgb
+    objective = Objective(adversarial=0.0, overlap=0, region="image", fill=fill)
+    place = models.device()
+    generator = build_generator(network, generator=torch.Generator().manual_seed(seed)).to(place)
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if kind == "autoencoder":
+            _reconstruct(generator, plan, objective, network, settings, dtype)
+        else:
+            classes = len(manifest.classes)
+            _classify(generator.encoder, plan, classes, settings, dtype)
+    info = {
+        "strategy": kind,
+        "steps": settings.steps,
+        "seed": seed,
+        "dataset_fingerprint": manifest.fingerprint,
+    }
+    return weights.save_model(output_uri, generator.eval(), network, objective, info)
+
+
+def _reconstruct(
+    generator: nn.Module,
+    plan: StreamPlan,
+    objective: Objective,
+    network: NetworkConfig,
+    settings: BaselineSettings,
+    dtype: torch.dtype,
+) -> None:
+    networks = Networks(generator.train(), None)
+    optimizers = training.make_optimizers(networks, settings.learning_rate, 0.0)
+    for batch in batches(plan):
+        image = _image(batch).to(next(generator.parameters()).device)
+        hidden = torch.zeros(image.shape[:3], dtype=torch.bool, device=image.device)
+        training.train_step(
+            networks, optimizers, image, hidden,
+            network=network, objective=objective, dtype=dtype,
+        )  # fmt: skip
+
+
+def _classify(
+    encoder: nn.Sequential,
+    plan: StreamPlan,
+    classes: int,
+    settings: BaselineSettings,
+    dtype: torch.dtype,
+) -> None:
+    if classes < 2:
+        raise UserError(
+            f"model 'supervised' needs labels; '{plan.uri}' has {classes} classes: prepare it from "
+            "class folders (train/<class>/)"
+        )
+    place = next(encoder.parameters()).device
+    with torch.no_grad():
+        features = encoder.eval()(torch.zeros(1, 3, plan.side, plan.side, device=place))
+    head = nn.Linear(features.flatten(1).shape[1], classes).to(place)
+    parameters = [*encoder.train().parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(
+        parameters, settings.learning_rate, betas=training.ADAM_BETAS, fused=True
+    )
+    for batch in batches(plan):
+        x = _image(batch).to(place).permute(0, 3, 1, 2).float() / 127.5 - 1
+        labels = torch.from_numpy(batch["label"].astype(np.int64)).to(place)
+        with torch.autocast(place.type, dtype, dtype != torch.float32):
+            logits = head(F.dropout(encoder(x).flatten(1), 0.5))
+        loss = F.cross_entropy(logits.float(), labels)
+        if not bool(loss.isfinite()):
+            raise UserError(
+                f"training of 'supervised' diverged; baseline.learning_rate is "
+                f"{settings.learning_rate}: lower it"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def batches(plan: StreamPlan) -> Iterator[Batch]:
+    """The batches of pretraining, read here instead of in a Ray Data execution."""
+    for window in stream.windows(plan):
+        yield from stream.read_window(plan, window)
+
+
+def _image(batch: Batch) -> Tensor:
+    image = torch.from_numpy(batch["image"])
+    flip = torch.from_numpy(batch["augment"] >= stream.FLIP).view(-1, 1, 1, 1)
+    return torch.where(flip, image.flip(2), image)

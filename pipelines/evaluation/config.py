@@ -1,0 +1,83 @@
+"""What an evaluation is asked to do."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from ce_model.networks import NetworkConfig
+from pipelines.evaluation.baselines import BaselineSettings
+from pipelines.evaluation.finetune import FinetuneSettings
+from pipelines.evaluation.frozen import FrozenSettings
+from pipelines.evaluation.inpainting import InpaintingSettings
+from pipelines.evaluation.pictures import Layout
+from pipelines.evaluation.retrieval import RetrievalSettings
+
+TaskName = Literal["inpainting", "linear", "knn", "finetune", "retrieval"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+KEY_VERSION = 1  # part of every key: raise it when the same settings measure differently
+WANTED: dict[TaskName, tuple[Layout, ...]] = {
+    "inpainting": ("prepared", "classes", "pictures"),
+    "linear": ("prepared", "classes"),
+    "knn": ("prepared", "classes"),
+    "finetune": ("prepared", "classes", "voc"),
+    "retrieval": ("prepared", "classes"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure models: how well they fill holes and what their features are worth."""
+
+    model: tuple[str, ...]
+    """Models to compare: model folder, stage, MLflow run id, models:/name@alias, random,
+    random-kmeans, autoencoder, supervised; label=REF names a row, and equal labels are repetitions
+    of one row."""
+    data: tuple[str, ...]
+    """Prepared datasets, class folders, folders of pictures, VOC or CamVid folders; a task runs on
+    those it can use."""
+    tasks: tuple[TaskName, ...] = ("inpainting", "linear", "knn")
+    """What to measure."""
+    store: str = "store"
+    """Folder or s3:// URI for results and reports; with SQLite also the tracking."""
+    seeds: tuple[int, ...] = (0,)
+    """Each measurement is repeated with these seeds; tables show mean and standard deviation."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the processor computes in it."""
+    network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(preset="alexnet", output="full")
+    )
+    """Network of the rows random, random-kmeans, autoencoder and supervised."""
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    """Training of the rows autoencoder and supervised."""
+    inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
+    """Task inpainting."""
+    frozen: FrozenSettings = field(default_factory=FrozenSettings)
+    """Tasks linear and knn."""
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    """Task finetune."""
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    """Task retrieval."""
+    cpus_per_task: int = 1
+    """CPUs of one measurement; as many run at once as the cluster has room for."""
+    report: str | None = None
+    """Also write report.html and report.json to this folder."""
+    tracking_uri: str | None = None
+    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+    experiment: str = "context-encoder-evaluation"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything starts."""
+        for name in ("model", "data", "tasks", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; give at least one --{name} value")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; each must occur once, or it counts twice")
+        if self.cpus_per_task < 1:
+            raise ValueError(f"cpus_per_task is {self.cpus_per_task}; it must be 1 or more")
+
+
+def settings_of(config: EvaluateConfig, task: TaskName) -> dict[str, Any]:
+    """The settings that a task's result depends on."""
+    group = "frozen" if task in ("linear", "knn") else task
+    found: dict[str, Any] = asdict(getattr(config, group))
+    return found

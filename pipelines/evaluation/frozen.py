@@ -1,0 +1,156 @@
+"""What frozen features know: a ridge probe and nearest neighbours, layer by layer.
+
+Features are max-pooled to one budget of values per picture (see `ce_model.transfer.pooled`) and
+standardised on the training pictures. The ridge penalty is chosen on a fifth of the training
+labels; nothing is fitted to the test split.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ce_model import scores
+from ce_model.networks import layer_features
+from ce_model.transfer import pooled
+from pipelines.errors import UserError
+from pipelines.evaluation import models
+from pipelines.evaluation.pictures import Pictures
+from pipelines.evaluation.results import Measured, Row
+from pipelines.evaluation.tuning import split_off
+
+CALIBRATION_PICTURES = 256
+PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
+
+Features = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSettings:
+    """Probes on frozen features."""
+
+    values: int = 2400
+    """Values per picture and layer after pooling."""
+    k: int = 20
+    """Neighbours that vote."""
+    label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the training labels the linear probe may see."""
+    train_pictures: int = 0
+    """At most so many training pictures; 0 takes all."""
+    test_pictures: int = 0
+    """At most so many test pictures; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty probes."""
+        if not self.label_shares or not all(0 < share <= 1 for share in self.label_shares):
+            raise ValueError(
+                f"frozen.label_shares is {self.label_shares}; each must be above 0 and at most 1"
+            )
+        if self.k < 1 or self.values < 1:
+            raise ValueError(
+                f"frozen.k is {self.k} and frozen.values {self.values}; both must be 1 or more"
+            )
+
+
+class Split(NamedTuple):
+    """Features of one split."""
+
+    features: Features
+    labels: NDArray[np.int64]
+
+
+def calibration(pictures: Pictures, side: int) -> list[torch.Tensor]:
+    """Batches of training pictures, evenly spaced, that every encoder is calibrated on."""
+    count = min(CALIBRATION_PICTURES, len(pictures))
+    return list(pictures.take(np.arange(count) * len(pictures) // count).batches(side, 64))
+
+
+def extract(
+    encoder: nn.Sequential, pictures: Pictures, side: int, values: int, dtype: torch.dtype
+) -> Features:
+    """Pooled features (N, D) by layer."""
+    place = models.device()
+    encoder = encoder.to(place)
+    rows: dict[str, list[NDArray[np.float32]]] = {}
+    with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
+        for batch in pictures.batches(side):
+            for name, features in layer_features(encoder, batch.to(place)).items():
+                found = pooled(features.float(), values).cpu().numpy()
+                rows.setdefault(name, []).append(found)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def require_labels(pictures: Pictures, task: str) -> None:
+    """Refuse pictures without classes, and a single class."""
+    known = len(np.unique(pictures.labels[pictures.labels >= 0]))
+    if (pictures.labels < 0).any() or known < 2:
+        raise UserError(
+            f"task '{task}' needs labels of at least 2 classes for every picture; the data has "
+            f"{known} and {int((pictures.labels < 0).sum())} pictures without a label: give class "
+            "folders (train/<class>/, val/<class>/) or a dataset prepared from them"
+        )
+
+
+def linear(
+    train: Split, test: Split, classes: int, settings: FrozenSettings, seed: int
+) -> Measured:
+    """Accuracy of a ridge classifier for every layer and share of labels."""
+    rows: list[Row] = []
+    chosen: dict[str, float] = {}
+    for share in settings.label_shares:
+        seen = some_labels(train.labels, share, seed)
+        for layer, features in train.features.items():
+            x, mean, deviation = _standardised(features[seen])
+            y = np.eye(classes)[train.labels[seen]]
+            penalty = _choose_penalty(x, y, seed)
+            model = scores.ridge(x, y, [penalty])[0]
+            guess = model((test.features[layer] - mean) / deviation).argmax(1)
+            accuracy = float((guess == test.labels).mean())
+            rows.append({"layer": layer, "labels": f"{share:.0%}", "accuracy": accuracy})
+            chosen[f"{layer}, {share:.0%}"] = penalty
+    return Measured(rows, {"settings": asdict(settings), "penalty": chosen}, {})
+
+
+def neighbours(train: Split, test: Split, settings: FrozenSettings) -> Measured:
+    """Accuracy of the vote of the k nearest training pictures by cosine, for every layer."""
+    rows: list[Row] = []
+    k = min(settings.k, len(train.labels))
+    for layer, features in train.features.items():
+        x, mean, deviation = _standardised(features)
+        queries = (test.features[layer] - mean) / deviation
+        guess = scores.neighbour_vote(queries, x, train.labels, k)
+        rows.append({"layer": layer, "accuracy": float((guess == test.labels).mean())})
+    return Measured(rows, {"settings": asdict(settings)}, {})
+
+
+def some_labels(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Numbers of a share of the pictures, the same share of every class, at least one each."""
+    if share == 1:
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        places = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(places[: max(1, round(share * len(places)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def _standardised(
+    features: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    x = features.astype(np.float64)
+    mean, deviation = x.mean(0), x.std(0)
+    deviation[deviation < 1e-6 * max(float(deviation.max()), 1e-30)] = np.inf  # dead features
+    return (x - mean) / deviation, mean, deviation
+
+
+def _choose_penalty(x: NDArray[np.float64], y: NDArray[np.float64], seed: int) -> float:
+    """The penalty with the best accuracy on the held-out fifth; of equals the larger."""
+    fit, held = split_off(len(x), seed)
+    truth = y[held].argmax(1)
+    tried = scores.ridge(x[fit], y[fit], PENALTIES)
+    accuracy = [float((model(x[held]).argmax(1) == truth).mean()) for model in tried]
+    return max(zip(accuracy, PENALTIES, strict=True))[1]

@@ -1,0 +1,148 @@
+"""What is measured: trained models by any name they go by, and encoders that were never trained.
+
+`--model` takes a model folder, the folder of a pretraining stage or checkpoint, the id of an MLflow
+run, a registered model (models:/name@alias or models:/name/3), or one of the baselines `random`,
+`random-kmeans`, `autoencoder`, `supervised`. `label=REF` names the row of the tables; references
+with one label are repetitions (other pretraining seeds) of one row.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ce_model import rescaling
+from ce_model.networks import ContextEncoder, NetworkConfig, build_generator
+from pipelines import storage, tracking, weights
+from pipelines.errors import UserError
+
+Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
+BASELINES = get_args(Kind)[1:]
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+KMEANS_PICTURES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One model to measure."""
+
+    name: str
+    """Row of the tables."""
+    kind: Kind
+    uri: str
+    """Model folder; empty where there is nothing on disk."""
+    sha256: str
+    """Of the weights; empty where each seed draws its own."""
+    identity: str
+    """Content key of weights, network and objective; part of every key."""
+    network: NetworkConfig
+    run_id: str | None = None
+    """MLflow run that trained it."""
+
+
+def named(ref: str) -> tuple[str, str]:
+    """Label and reference of a `--model` value."""
+    label, equals, rest = ref.partition("=")
+    if equals and not re.search(r"[/:]", label):
+        return label, rest
+    return (ref if ref in BASELINES or RUN_ID.fullmatch(ref) else _short(ref)), ref
+
+
+def _short(ref: str) -> str:
+    """A model folder is called after its stage."""
+    parts = ref.rstrip("/").split("/")
+    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
+
+
+def untrained(name: str, kind: Kind, network: NetworkConfig) -> Subject:
+    """Random weights of a network; the seed of the measurement draws them."""
+    identity = storage.content_key([kind, asdict(network)])
+    return Subject(name=name, kind=kind, uri="", sha256="", identity=identity, network=network)
+
+
+def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = None) -> Subject:
+    """A model folder.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        description = storage.read_json(storage.join(uri, weights.MODEL))
+    except FileNotFoundError:
+        raise UserError(
+            f"model is '{uri}', where there is no {weights.MODEL}; it must be a model folder, a "
+            "pretraining stage, an MLflow run id, models:/name@alias, or one of "
+            f"{', '.join(BASELINES)}"
+        ) from None
+    digest = description["info"]["weights_sha256"]
+    return Subject(
+        name=name,
+        kind=kind,
+        uri=uri,
+        sha256=digest,
+        identity=storage.content_key([digest, description["network"], description["objective"]]),
+        network=NetworkConfig(**description["network"]),
+        run_id=run_id or description["info"].get("run_id"),
+    )
+
+
+def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
+    """The trained model that a reference names; registered ones are copied into the store."""
+    name, ref = named(ref)
+    if RUN_ID.fullmatch(ref):
+        folder = tracking.run_model(tracking_uri, ref)
+        return trained(name, folder, run_id=ref)
+    if ref.startswith("models:/"):
+        with tempfile.TemporaryDirectory() as temporary:
+            run_id = tracking.download_model(tracking_uri, ref, Path(temporary))
+            return trained(name, _keep(Path(temporary), store), run_id=run_id)
+    inside = storage.join(ref, "model")
+    is_stage = storage.exists(storage.join(inside, weights.MODEL))
+    return trained(name, storage.absolute(inside if is_stage else ref))
+
+
+def _keep(folder: Path, store: str) -> str:
+    """Copy a downloaded model to where every node can read it; the description goes last."""
+    found = trained("", str(folder))
+    kept = storage.join(storage.absolute(store), "evaluate", "models", found.sha256[:16])
+    for name in (weights.WEIGHTS, weights.MODEL):
+        storage.publish(storage.join(kept, name), (folder / name).read_bytes())
+    return kept
+
+
+def network_of(subject: Subject, seed: int) -> ContextEncoder:
+    """The network with its weights, as trained or as drawn."""
+    if subject.uri:
+        return weights.load_model(subject.uri).generator
+    return build_generator(subject.network, generator=torch.Generator().manual_seed(seed))
+
+
+def encoder_of(subject: Subject, seed: int, batches: Iterable[Tensor]) -> nn.Sequential:
+    """The encoder with its batch norm calibrated on these pictures and folded away.
+
+    `random-kmeans` draws its filters from the same pictures.
+    """
+    encoder = network_of(subject, seed).encoder
+    kept = list(batches)
+    if subject.kind == "random-kmeans":
+        folded = rescaling.fold(encoder)
+        layers = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        rescaling.initialise(
+            layers,
+            lambda: folded(torch.cat(kept)[:KMEANS_PICTURES]),
+            filters="kmeans",
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return folded
+    rescaling.calibrate(encoder, kept)
+    return rescaling.fold(encoder)
+
+
+def device() -> torch.device:
+    """The GPU that Ray gave this process, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,221 @@
+"""The report: every score with its spread, the paper's rows beside ours, and pictures, in one file.
+
+`report.json` holds the numbers; `report.html` shows them and needs no other file.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import matplotlib.figure
+
+from pipelines.evaluation import quoted
+from pipelines.evaluation.inpainting import METRICS
+
+# How the rows of a task become tables: one table per value of `by`, one column per value of
+# `across`; without `across` the scores are the columns.
+LAYOUT: dict[str, dict[str, Any]] = {
+    "inpainting": {"by": ("holes", "side", "region", "hidden"), "across": None},
+    "linear": {"by": ("labels",), "across": "layer"},
+    "knn": {"by": (), "across": "layer"},
+    "finetune": {"by": (), "across": "labels"},
+    "retrieval": {"by": ("features",), "across": None},
+    "detection": {"by": (), "across": None},
+    "segmentation": {"by": (), "across": None},
+}
+PERCENT = {"accuracy", "mAP", "L1", "L2", "mIoU", "precision at 1", "precision at 5"}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
+  color: #1c1c1c; background: #fff; }
+table { border-collapse: collapse; margin: .7em 0 1.6em; font-variant-numeric: tabular-nums; }
+th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #555; }
+tr.quoted td { color: #666; font-style: italic; }
+caption { text-align: left; font-weight: 600; padding: .3em 0; }
+figure { margin: .4em 0; } figcaption { font-size: 13px; color: #444; }
+img { max-width: 100%; image-rendering: auto; }
+.note { color: #444; max-width: 60em; } details { margin: .5em 0; }
+pre { white-space: pre-wrap; font-size: 12px; background: #f6f6f6; padding: .8em; }
+"""
+
+
+class Grid(NamedTuple):
+    """A table as text."""
+
+    caption: str
+    head: list[str]
+    cells: list[list[str]]
+
+
+def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
+    """The whole HTML page.
+
+    Args:
+        report: what `report.json` holds.
+        figures: PNG by title, for every task.
+    """
+    parts = [_models(report["models"])]
+    for section in report["sections"]:
+        parts.append(_section(section, figures.get(section["title"], {})))
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>Evaluation</title><style>{STYLE}</style><h1>Evaluation of context encoders</h1>"
+        f"<p class='note'>Seeds {_text(', '.join(map(str, report['seeds'])))}; a score is a mean, "
+        "with the standard deviation over seeds and repetitions where there are several. Rows in "
+        "italics are quoted from the paper, not measured here.</p>" + "".join(parts) + "</html>\n"
+    )
+
+
+def _models(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [row["name"], row["kind"], row["network"], row["origin"], row["sha256"][:12]]
+        for row in rows
+    ]
+    return _table(Grid("models", ["row", "kind", "network", "origin", "sha256"], cells))
+
+
+def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
+    task, rows = section["task"], section["rows"]
+    parts = [
+        f"<h2>{_text(section['title'])}</h2>",
+        f"<p class='note'>{_text(section['about'])}</p>",
+    ]
+    parts += [_table(grid) for grid in grids(section)]
+    if LAYOUT[task]["across"] == "layer":
+        parts.append(_image("by layer", chart(rows)))
+    found, names = quoted.rows_for(task)
+    if found:
+        scale = 1 if task == "inpainting" else 100
+        cells = [
+            [row["row"], *(_value(n, row.get(n), scale if n != "PSNR" else 1) for n in names)]
+            for row in found
+        ]
+        grid = Grid("the paper's rows (quoted)", ["row", *names], cells)
+        parts.append(_table(grid, quoted_rows=True))
+        parts.append(f"<p class='note'>{_text(quoted.DIFFERENCES[task])}</p>")
+    parts += [_image(title, data) for title, data in figures.items()]
+    if section["notes"]:
+        notes = "\n".join(f"{name}: {value}" for name, value in section["notes"].items())
+        parts.append(
+            f"<details><summary>settings and choices</summary><pre>{_text(notes)}</pre></details>"
+        )
+    return "".join(parts)
+
+
+def grids(section: dict[str, Any]) -> list[Grid]:
+    """The tables of a section."""
+    rows, layout = section["rows"], LAYOUT[section["task"]]
+    found = []
+    for group in _distinct(tuple(row.get(name, "") for name in layout["by"]) for row in rows):
+        chosen = [r for r in rows if tuple(r.get(n, "") for n in layout["by"]) == group]
+        named = zip(layout["by"], group, strict=True)
+        caption = ", ".join(f"{name} {value}" for name, value in named)
+        found.append(_grid(section["task"], caption, chosen, layout["across"]))
+    return found
+
+
+def _grid(task: str, caption: str, rows: list[dict[str, Any]], across: str | None) -> Grid:
+    names = _distinct(_row_name(row) for row in rows)
+    if across is None:
+        columns = [n for n in _distinct(n for r in rows for n in r) if _is_score(rows, n)]
+        if task == "inpainting":
+            columns = [*METRICS, "pictures"]
+        table = {_row_name(row): [_cell(n, row.get(n)) for n in columns] for row in rows}
+        return Grid(caption, ["row", *columns], [[n, *table[n]] for n in names])
+    columns = _distinct(row[across] for row in rows)
+    metric = next(n for n in rows[0] if _is_score(rows, n))
+    cells = {(_row_name(row), row[across]): _cell(metric, row[metric]) for row in rows}
+    label = ", ".join(part for part in (metric, caption) if part)
+    body = [[name, *(cells.get((name, c), "n/a") for c in columns)] for name in names]
+    return Grid(label, ["row", *columns], body)
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    """The model, or the way to fill a hole."""
+    method = str(row.get("method", ""))
+    if not row["model"]:
+        return method
+    return f"{row['model']}: {method}" if method.startswith("neighbour") else str(row["model"])
+
+
+def _is_score(rows: list[dict[str, Any]], name: str) -> bool:
+    return any(isinstance(row.get(name), dict) for row in rows)
+
+
+def _cell(name: str, score: dict[str, Any] | None) -> str:
+    if score is None or score["mean"] is None:
+        return "n/a"
+    if name == "pictures":
+        return f"{score['mean']:.0f}"
+    text = _value(name, score["mean"])
+    return text if score["std"] is None else f"{text} \u00b1 {_value(name, score['std'])}"
+
+
+def _value(name: str, value: float | None, percent: float = 1) -> str:
+    if value is None:
+        return "n/a"
+    value /= percent
+    if name in PERCENT or percent == 100:
+        return f"{value:.2%}" if name in METRICS else f"{value:.1%}"
+    return f"{value:.2f}" if name == "PSNR" else f"{value:.3f}"
+
+
+def chart(rows: list[dict[str, Any]]) -> bytes:
+    """Lines over the layers, one per model, with the spread over seeds (all labels)."""
+    labels = _distinct(row.get("labels", "") for row in rows)
+    rows = [row for row in rows if row.get("labels", "") == labels[-1]]
+    layers = _distinct(row["layer"] for row in rows)
+    figure = matplotlib.figure.Figure(figsize=(8, 4), dpi=100)
+    axes = figure.subplots()
+    for number, name in enumerate(_distinct(str(row["model"]) for row in rows)):
+        scores = {row["layer"]: row["accuracy"] for row in rows if row["model"] == name}
+        present = [layer for layer in layers if layer in scores]
+        axes.errorbar(
+            [layers.index(layer) for layer in present],
+            [100 * scores[layer]["mean"] for layer in present],
+            yerr=[100 * (scores[layer]["std"] or 0) for layer in present],
+            marker="osD^v<>PX*"[number % 10],
+            capsize=3,
+            label=name,
+        )
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set_ylabel("accuracy, %")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _table(grid: Grid, quoted_rows: bool = False) -> str:
+    kind = " class='quoted'" if quoted_rows else ""
+    body = "".join(
+        f"<tr{kind}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
+        for row in grid.cells
+    )
+    heads = "".join(f"<th>{_text(name)}</th>" for name in grid.head)
+    return (
+        f"<table><caption>{_text(grid.caption)}</caption><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _image(title: str, data: bytes) -> str:
+    source = base64.b64encode(data).decode()
+    return (
+        f"<figure><figcaption>{_text(title)}</figcaption>"
+        f"<img alt='{_text(title)}' src='data:image/png;base64,{source}'></figure>"
+    )
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,99 @@
+"""One measurement, wherever Ray runs it: read the data, measure, commit."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ce_model import training
+from ce_model.networks import input_side
+from pipelines import weights
+from pipelines.errors import UserError
+from pipelines.evaluation import finetune, frozen, inpainting, models, results, retrieval
+from pipelines.evaluation.config import EvaluateConfig, TaskName
+from pipelines.evaluation.inpainting import Holes
+from pipelines.evaluation.models import Subject
+from pipelines.evaluation.pictures import Pictures, layout_of, read_pictures
+from pipelines.evaluation.results import Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A measurement that can be committed on its own."""
+
+    task: TaskName
+    subject: Subject | None
+    """None: the classical ways to fill holes."""
+    holes: tuple[Holes, ...]
+    """What the classical methods fill."""
+    data_uri: str
+    database_uri: str | None
+    """Where nearest-neighbour inpainting may copy from."""
+    seed: int
+    uri: str
+    """Folder of the result."""
+
+
+def perform(job: Job, config: EvaluateConfig) -> str | None:
+    """Measure and commit; returns a message instead when the user has to mend something."""
+    torch.set_num_threads(config.cpus_per_task)
+    try:
+        results.commit(job.uri, measure(job, config))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def measure(job: Job, config: EvaluateConfig) -> Measured:
+    """The measurement itself."""
+    dtype = training.resolve_precision(config.precision, models.device())
+    if job.task == "inpainting":
+        return _inpainting(job, config, dtype)
+    assert job.subject is not None
+    subject, side = job.subject, input_side(job.subject.network)
+    if job.task == "retrieval":
+        queries = read_pictures(job.data_uri, "val", config.retrieval.queries)
+        database = read_pictures(job.data_uri, "train", config.retrieval.database)
+        return retrieval.measure(
+            subject, job.seed, queries, database, side, config.retrieval, dtype
+        )
+    if job.task == "finetune":
+        train, test = _labelled(job, config.finetune.labels, config.finetune.test_pictures)
+        classes = len(train.classes)
+        return finetune.measure(
+            subject, job.seed,
+            finetune.single_label(train, classes), finetune.single_label(test, classes),
+            side, config.finetune, dtype,
+        )  # fmt: skip
+    train, test = _labelled(job, config.frozen.train_pictures, config.frozen.test_pictures)
+    encoder = models.encoder_of(subject, job.seed, frozen.calibration(train, side))
+    known, asked = (
+        frozen.Split(frozen.extract(encoder, part, side, config.frozen.values, dtype), part.labels)
+        for part in (train, test)
+    )
+    if job.task == "knn":
+        return frozen.neighbours(known, asked, config.frozen)
+    return frozen.linear(known, asked, len(train.classes), config.frozen, job.seed)
+
+
+def _inpainting(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    pictures = read_pictures(job.data_uri, "val", config.inpainting.pictures)
+    database = None
+    if job.database_uri is not None:
+        database = read_pictures(job.database_uri, "train", config.inpainting.database)
+    if job.subject is None:
+        return inpainting.measure_classical(job.holes, pictures, database, config.inpainting)
+    model = weights.load_model(job.subject.uri)
+    return inpainting.measure_model(model, pictures, database, config.inpainting, dtype)
+
+
+def _labelled(job: Job, train_limit: int, test_limit: int) -> tuple[Pictures, Pictures]:
+    train = read_pictures(job.data_uri, "train", train_limit)
+    test = read_pictures(job.data_uri, "val", test_limit)
+    for part in (train, test):
+        frozen.require_labels(part, job.task)
+    return train, test
+
+
+def has_training_split(uri: str) -> bool:
+    """Whether there are pictures apart from those that are measured."""
+    return layout_of(uri) in ("prepared", "classes")

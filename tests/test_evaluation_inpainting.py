@@ -1,0 +1,98 @@
+"""Filling holes: what the classical methods may see, and how fills are scored."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skimage.metrics import peak_signal_noise_ratio
+
+from ce_model.masks import central
+from pipelines.evaluation import fills, inpainting
+from pipelines.evaluation.inpainting import Holes
+
+
+def photographs(count: int, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth colour fields with noise."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, side)
+    phase = rng.random((count, 3, 1, 1)) * 6
+    waves = np.sin(phase + 4 * ramp[:, None] + 3 * ramp[None, :]).transpose(0, 2, 3, 1)
+    return (120 + 90 * waves + rng.integers(-8, 8, waves.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", fills.FILLS)
+def test_a_fill_keeps_the_visible_and_never_looks_under_the_hole(name: str) -> None:
+    picture, hole = photographs(1)[0], central(64)
+    other = picture.copy()
+    other[hole] = 255 - other[hole]
+    filled = fills.FILLS[name](picture, hole)
+    np.testing.assert_array_equal(filled[~hole], picture[~hole])
+    np.testing.assert_array_equal(filled, fills.FILLS[name](other, hole))
+
+
+@pytest.mark.parametrize("name", fills.FILLS)
+def test_a_fill_restores_a_picture_of_one_colour(name: str) -> None:
+    picture, hole = np.full((64, 64, 3), (200, 90, 30), np.uint8), central(64)
+    filled = fills.FILLS[name](picture, hole)
+    assert np.abs(filled.astype(int) - picture).max() <= 3
+
+
+def test_a_neighbour_fill_copies_the_twin_found_by_visible_gradients() -> None:
+    database = photographs(6, seed=1)
+    hole = central(64)
+    query = database[[4]].copy()
+    query[:, hole] = 0
+    filled = fills.neighbour_fill(
+        query, hole, fills.hog_features(query, hole), database, fills.hog_features(database, hole)
+    )
+    np.testing.assert_array_equal(filled[0], database[4])
+
+
+def test_hog_does_not_depend_on_what_is_hidden() -> None:
+    pictures, hole = photographs(2), central(64)
+    other = pictures.copy()
+    other[:, hole] = 7
+    np.testing.assert_array_equal(
+        fills.hog_features(pictures, hole), fills.hog_features(other, hole)
+    )
+
+
+def test_psnr_of_the_whole_picture_is_that_of_scikit_image() -> None:
+    target, filled = photographs(3), photographs(3, seed=5)
+    errors = inpainting.per_picture(filled, target, np.repeat(central(64)[None], 3, axis=0))
+    for at in range(3):
+        expected = peak_signal_noise_ratio(target[at], filled[at])
+        assert errors["whole"][at, 2] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_rim_is_the_outer_ring_of_the_hole() -> None:
+    target = np.zeros((1, 64, 64, 3), np.uint8)
+    hole = central(64)[None]  # rows and columns 16 to 47
+    filled = target.copy()
+    filled[:, 20:44, 20:44] = 255  # wrong only deeper than 4 px
+    errors = inpainting.per_picture(filled, target, hole)
+    assert errors["rim"][0, 0] == 0
+    assert errors["hole"][0, 0] == pytest.approx(24**2 / 32**2)
+
+
+def test_a_hole_that_nobody_covers_is_not_available_and_never_infinite() -> None:
+    target = photographs(2)
+    hole = np.zeros((2, 64, 64), bool)
+    rows = inpainting.scored("m", Holes(64, "random_block", 0), target, target, hole)
+    by_region = {str(r["region"]): r for r in rows if r["hidden"] == "any"}
+    assert by_region["hole"]["L1"] is None and by_region["hole"]["PSNR"] is None
+    assert by_region["hole"]["pictures"] == 0
+
+
+def test_scores_are_grouped_by_hidden_share() -> None:
+    target = photographs(2)
+    hole = np.zeros((2, 64, 64), bool)
+    hole[0, :8, :8] = True  # 1.6 %
+    hole[1, :32, :32] = True  # 25 %
+    filled = target.copy()
+    filled[1] = 255 - filled[1]
+    rows = inpainting.scored("m", Holes(64, "random_block", 0), filled, target, hole)
+    share = {str(r["hidden"]): r for r in rows if r["region"] == "hole"}
+    assert share["0% to 10%"]["L1"] == 0 and share["0% to 10%"]["pictures"] == 1
+    assert share["10% to 20%"]["L1"] is None
+    l1 = share["20% to 100%"]["L1"]
+    assert isinstance(l1, float) and l1 > 0

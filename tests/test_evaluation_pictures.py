@@ -1,0 +1,99 @@
+"""Which pictures an evaluation reads, and what it says about folders it cannot use."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import UserError
+from pipelines.evaluation import pictures
+from pipelines.evaluation.pictures import layout_of, read_pictures
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(values).convert(mode).save(path)
+
+
+def class_folders(root: Path, per_class: int = 3) -> Path:
+    for split in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(per_class):
+                picture(root / split / name / f"{number}.png", seed=10 * label + number)
+    return root
+
+
+def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
+    found = read_pictures(str(class_folders(tmp_path)), "val", 0)
+    assert found.classes == ("cat", "dog")
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.squares(16).shape == (6, 16, 16, 3)
+
+
+def test_a_limit_spreads_over_the_whole_split(tmp_path: Path) -> None:
+    found = read_pictures(str(class_folders(tmp_path)), "train", 2)
+    assert found.labels.tolist() == [0, 1]
+
+
+def test_a_flat_folder_has_no_labels_and_reads_grey_and_palette_pictures(tmp_path: Path) -> None:
+    for number, mode in enumerate(("RGB", "L", "P", "RGBA")):
+        picture(tmp_path / f"{number}.png", mode=mode)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    found = read_pictures(str(tmp_path), "val", 0)
+    assert layout_of(str(tmp_path)) == "pictures"
+    assert found.labels.tolist() == [-1] * 4 and found.squares(8).shape == (4, 8, 8, 3)
+
+
+def test_an_upright_reading_of_a_rotated_photo(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees to show upright
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
+    assert pictures.decode(buffer.getvalue(), "turned").shape == (40, 20, 3)
+
+
+def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path)
+    before = read_pictures(str(folder), "train", 0).fingerprint
+    assert read_pictures(str(folder), "train", 0).fingerprint == before
+    picture(folder / "train" / "cat" / "0.png", seed=99)
+    assert read_pictures(str(folder), "train", 0).fingerprint != before
+
+
+def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    with pytest.raises(UserError, match=r"picture 'broken.jpg' cannot be decoded"):
+        read_pictures(str(tmp_path), "val", 0).squares(8)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: object) -> None:
+    assert isinstance(monkeypatch, pytest.MonkeyPatch)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
+    picture(tmp_path / "large.png", size=(40, 30))
+    with pytest.raises(UserError, match=r"'large.png' is 40 x 30; it must have at most 1000"):
+        read_pictures(str(tmp_path), "val", 0).squares(8)
+
+
+def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path)
+    picture(folder / "val" / "emu" / "0.png")
+    with pytest.raises(UserError, match="emu"):
+        read_pictures(str(folder), "val", 0)
+
+
+def test_an_empty_split_and_a_useless_folder_are_refused(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "a")
+    for name in ("cat", "dog"):
+        for file in (folder / "val" / name).iterdir():
+            file.unlink()
+    with pytest.raises(UserError, match=r"split 'val' of .* is empty"):
+        read_pictures(str(folder), "val", 0)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "data.csv").write_text("1,2")
+    with pytest.raises(UserError, match=r"holds data.csv; it must be a prepared dataset"):
+        layout_of(str(tmp_path / "b"))
+    with pytest.raises(UserError, match="there is no such folder"):
+        layout_of(str(tmp_path / "missing"))

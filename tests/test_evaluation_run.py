@@ -1,0 +1,160 @@
+"""The evaluation stage: what is measured, committed, skipped and reported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_evaluation_pictures import class_folders, picture
+
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import default_objective
+from pipelines import storage, tracking, weights
+from pipelines.errors import UserError
+from pipelines.evaluation import models, report, results, run, work
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.frozen import FrozenSettings
+from pipelines.evaluation.inpainting import InpaintingSettings
+from pipelines.evaluation.retrieval import RetrievalSettings
+
+SMALL = NetworkConfig(preset="inpaint", bottleneck=8)
+
+
+def save(folder: Path, seed: int = 0) -> str:
+    generator = build_generator(SMALL, generator=torch.Generator().manual_seed(seed))
+    info = {"strategy": "central", "steps": 0, "seed": seed}
+    weights.save_model(str(folder), generator, SMALL, default_objective(SMALL), info)
+    return str(folder)
+
+
+def config(tmp_path: Path, **changes: Any) -> EvaluateConfig:
+    chosen: dict[str, Any] = {
+        "model": (f"ours={tmp_path / 'model'}", "random"),
+        "data": (str(tmp_path / "data"),),
+        "tasks": ("inpainting", "linear", "knn", "retrieval"),
+        "store": str(tmp_path / "store"),
+        "seeds": (0, 1),
+        "network": SMALL,
+        "inpainting": InpaintingSettings(strategies=("central", "random_block"), panel=2),
+        "frozen": FrozenSettings(k=3, values=64, label_shares=(1.0,)),
+        "retrieval": RetrievalSettings(shown=2),
+        "report": str(tmp_path / "report"),
+    }
+    return EvaluateConfig(**{**chosen, **changes})
+
+
+@pytest.fixture(scope="module")
+def evaluated(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    save(folder / "model")
+    class_folders(folder / "data", per_class=4)
+    run.run(config(folder))
+    return folder
+
+
+def test_the_report_holds_every_row_with_its_spread_and_the_quoted_ones(evaluated: Path) -> None:
+    found = json.loads((evaluated / "report" / "report.json").read_text())
+    sections = {section["task"]: section for section in found["sections"]}
+    assert list(sections) == ["inpainting", "linear", "knn", "retrieval"]
+    linear = [r for r in sections["linear"]["rows"] if r["model"] == "random"]
+    assert len(linear) == 6 and all(len(r["accuracy"]["values"]) == 2 for r in linear)
+    methods = {r["method"] for r in sections["inpainting"]["rows"]}
+    assert {"this model", "neighbour, these features", "Telea", "neighbour, HOG"} <= methods
+    page = (evaluated / "report" / "report.html").read_text()
+    assert "18.58" in page and "quoted" in page and "data:image/png;base64," in page
+    assert "src='http" not in page and "href=" not in page  # nothing outside the file
+
+
+def test_the_scores_are_in_mlflow_with_the_report(evaluated: Path) -> None:
+    server = tracking.client(tracking.tracking_uri(None, str(evaluated / "store")))
+    experiment = server.get_experiment_by_name("context-encoder-evaluation")
+    (logged,) = server.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert "knn/data/random/e6/accuracy" in logged.data.metrics
+    names = [file.path for file in server.list_artifacts(logged.info.run_id)]
+    assert {"report.html", "report.json"} <= set(names)
+
+
+def test_a_rerun_measures_nothing_and_says_so(
+    evaluated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (evaluated / "report" / "report.json").read_bytes()
+    monkeypatch.setattr(work, "measure", None)  # would fail here
+    run.run(config(evaluated))
+    assert "already measured: 14 of 14" in capsys.readouterr().err
+    assert (evaluated / "report" / "report.json").read_bytes() == before
+
+
+def test_a_score_computed_twice_is_equal(evaluated: Path, tmp_path: Path) -> None:
+    first = json.loads((evaluated / "report" / "report.json").read_text())
+    again = run.run(config(evaluated, store=str(tmp_path), tasks=("linear",), report=None))
+    rows = [s["rows"] for s in first["sections"] if s["task"] == "linear"]
+    assert [s["rows"] for s in again["sections"]] == rows
+
+
+def test_another_seed_measures_only_what_is_new(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.run(config(evaluated, tasks=("knn",), seeds=(0, 1, 2), report=None))
+    assert "already measured: 4 of 6" in capsys.readouterr().err
+
+
+def test_labels_are_required_for_probes_and_named_in_the_message(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        picture(tmp_path / "flat" / f"{number}.png", seed=number)
+    with pytest.raises(UserError, match=r"task 'linear' has no data; it needs one of prepared"):
+        run.run(config(evaluated, data=(str(tmp_path / "flat"),)))
+
+
+def test_a_baseline_that_is_trained_wants_a_prepared_dataset(evaluated: Path) -> None:
+    with pytest.raises(UserError, match="'autoencoder', which is trained first, and no prepared"):
+        run.run(config(evaluated, model=("autoencoder",), tasks=("knn",)))
+
+
+def test_a_model_that_is_none_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data")
+    with pytest.raises(UserError, match=r"where there is no model.json; it must be a model folder"):
+        run.run(config(tmp_path, model=(str(tmp_path / "nothing"),)))
+
+
+def test_weights_whose_keys_do_not_fit_are_refused(evaluated: Path, tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    description = storage.read_json(str(tmp_path / "model" / "model.json"))
+    description["network"]["bottleneck"] = 9
+    storage.publish_json(str(tmp_path / "model" / "model.json"), description)
+    with pytest.raises(UserError, match="do not fit the network"):
+        run.run(config(evaluated, model=(str(tmp_path / "model"),), tasks=("knn",)))
+
+
+def test_names_of_rows() -> None:
+    assert models.named("central=s3://bucket/run") == ("central", "s3://bucket/run")
+    assert models.named("random") == ("random", "random")
+    assert models.named("store/pretrain/0123/model") == ("0123", "store/pretrain/0123/model")
+    assert models.named("models:/ce@champion")[1] == "models:/ce@champion"
+
+
+def test_repetitions_of_a_row_are_pooled() -> None:
+    pooled = results.over_seeds([[{"model": "a", "x": 1.0}], [{"model": "a", "x": 3.0}]])
+    (row,) = pooled
+    assert row["x"]["mean"] == 2.0 and row["x"]["std"] == pytest.approx(np.sqrt(2))
+
+
+def test_a_missing_score_is_not_available_in_every_form() -> None:
+    (row,) = results.over_seeds([[{"model": "a", "holes": "central", "L1": None}]])
+    assert row["L1"] == {"mean": None, "std": None, "values": []}
+    assert report._cell("L1", row["L1"]) == "n/a"
+    section = {"title": "t", "rows": [row], "task": "inpainting"}
+    assert run.metrics_of({"sections": [section]}) == {}
+
+
+def test_the_second_of_two_equal_commits_changes_nothing(tmp_path: Path) -> None:
+    first = results.Measured([{"x": float("nan")}], {}, {"title": b"png"})
+    results.commit(str(tmp_path), first)
+    results.commit(str(tmp_path), results.Measured([{"x": 2.0}], {}, {}))
+    kept = results.committed(str(tmp_path))
+    assert kept is not None and kept.rows == [{"x": None}]
+    assert results.read_figures(str(tmp_path)) == {"title": b"png"}
