@@ -1,0 +1,94 @@
+"""One grammar for files and flags, and one message for a mistake."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pipelines import cli
+from pipelines.errors import UserError
+from pipelines.pretrain import PretrainConfig
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Nested."""
+
+    rate: float = 0.1
+    """A number."""
+    kind: Literal["slow", "fast"] = "slow"
+    """A choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """Whole."""
+
+    size: int = 1
+    """A number."""
+    name: str | None = None
+    """Maybe a text."""
+    kinds: tuple[Literal["red", "green"], ...] = ("red",)
+    """Several choices."""
+    inner: Inner = field(default_factory=Inner)
+    """Nested."""
+
+
+def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("size: 5\nname: null\nkinds: [green, red]\ninner: {rate: 1e-3, kind: fast}\n")
+    expected = Outer(size=7, kinds=("green", "red"), inner=Inner(rate=0.001, kind="fast"))
+    assert cli.parse(Outer, ["--config", str(file), "--size", "7"]) == expected
+    assert cli.parse(Outer, ["--size", "7", "--config", str(file)]) == expected
+    assert cli.parse(Outer, []) == Outer()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--inner.kind", "fsat"], "--inner.kind is 'fsat'; it must be one of slow, fast; did you mean 'fast'?"),
+        (["--kinds", "red", "gren"], "did you mean 'green'?"),
+        (["--sise", "3"], "--size"),
+        (["--size", "three"], "three"),
+        (["--config"], "--config needs a YAML file"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_message_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(Outer, argv)
+    assert stopped.value.code == 2
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in shown
+
+
+def test_an_unknown_strategy_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(PretrainConfig, ["--strategy", "random_blocks"])
+    assert stopped.value.code == 2
+    assert "did you mean 'random_block'?" in capsys.readouterr().err
+
+
+def test_a_user_error_is_one_line_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(config: Outer) -> None:
+        raise UserError(f"size is {config.size}; it must be 2")
+
+    monkeypatch.setattr("sys.argv", ["job"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(run, Outer)
+    assert stopped.value.code == "error: size is 1; it must be 2"
+
+
+def test_the_quickstart_trains_with_the_joint_loss() -> None:
+    config = cli.parse(PretrainConfig, ["--config", str(QUICKSTART)])
+    assert config.adversarial == 0.001
+    assert config.source is None

@@ -1,0 +1,102 @@
+"""Imports go one way, jobs -> pipelines -> ce_model; each package imports only this; no effects."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "ce_model": "torch numpy",
+    "pipelines": "ce_model torch numpy ray mlflow pyarrow fsspec tyro yaml cv2 simplejpeg PIL "
+    "skimage sklearn scipy safetensors matplotlib rich psutil",
+    "jobs": "pipelines",
+}
+# One seam per outside library.
+ONLY_IN = {
+    "mlflow": {"pipelines/tracking.py", "pipelines/served_model.py"},
+    "fsspec": {"pipelines/storage.py"},
+    "tyro": {"pipelines/cli.py"},
+    "yaml": {"pipelines/cli.py"},
+}
+FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+STAGES = {"prepare", "pretrain", "evaluation", "promotion", "inpaint"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or path.relative_to(ROOT).parts[0]
+            modules |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_imports_only_what_its_package_may(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    imported = {name.split(".")[0] for name in imported_modules(path)}
+    assert imported <= {package, *ALLOWED[package].split(), *sys.stdlib_module_names}
+    for library, seams in ONLY_IN.items():
+        assert library not in imported or path.relative_to(ROOT).as_posix() in seams
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_stages_do_not_import_each_other(stage: str) -> None:
+    home = ROOT / "pipelines"
+    for path in [*sorted((home / stage).rglob("*.py")), *home.glob(f"{stage}.py")]:
+        for other in STAGES - {stage}:
+            assert f"pipelines.{other}" not in imported_modules(path), path
+
+
+def test_importing_everything_has_no_effect(tmp_path: Path) -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if path.name != "served_model.py"  # MLflow runs it to get the model
+    ]
+    program = (
+        "import os\n"
+        "import cv2, mlflow, numpy, ray.train.torch, sklearn, skimage, torch, tyro\n"
+        "state = torch.get_rng_state(), numpy.random.get_state()[1].copy()\n"
+        "environment = dict(os.environ)\n"
+        f"for name in {modules!r}:\n"
+        "    __import__(name)\n"
+        "assert torch.equal(state[0], torch.get_rng_state())\n"
+        "assert (state[1] == numpy.random.get_state()[1]).all()\n"
+        "assert dict(os.environ) == environment\n"
+        "assert not ray.is_initialized()\n"
+        "assert mlflow.active_run() is None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ce_model_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "for name in ('ray', 'mlflow', 'pyarrow', 'cv2', 'fsspec'):\n"
+        "    sys.modules[name] = None\n"
+        "import ce_model.training, ce_model.masks, ce_model.metrics, ce_model.transfer\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

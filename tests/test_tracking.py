@@ -1,0 +1,145 @@
+"""The recorder: an absent server delays the curves and costs nothing else."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import tracking
+from pipelines.errors import UserError
+from pipelines.tracking import Recorder, RunSpec
+
+
+def make_spec(uri: str, store: Path) -> RunSpec:
+    return RunSpec(
+        uri=uri,
+        store=str(store),
+        experiment="tests",
+        key="k" * 64,
+        name="run",
+        params={f"p{number}": number for number in range(150)},  # above one request's limit
+        tags={"stage": "test"},
+        dataset_uri=str(store),
+        dataset_fingerprint="f" * 64,
+    )
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> str:
+    return tracking.tracking_uri(None, str(tmp_path))
+
+
+def points(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(p.step, p.value) for p in tracking.client(uri).get_metric_history(run_id, key)]
+
+
+def test_everything_arrives_once(sqlite: str, tmp_path: Path) -> None:
+    recorder = Recorder(make_spec(sqlite, tmp_path))
+    for step in range(600):
+        recorder.metrics({"a": step / 2, "b": -step, "c": float("nan")}, step)
+    recorder.artifact("deep/file.txt", b"hello")
+    recorder.tag("colour", "red")
+    outcome = recorder.finish("FINISHED")
+    assert outcome.problem is None and outcome.run_id is not None
+    assert points(sqlite, outcome.run_id, "a") == [(step, step / 2) for step in range(600)]
+    run = tracking.client(sqlite).get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(run.data.params) == 150
+    assert run.data.tags["colour"] == "red"
+    assert "c" not in run.data.metrics
+    assert [a.path for a in tracking.client(sqlite).list_artifacts(outcome.run_id, "deep")] == [
+        "deep/file.txt"
+    ]
+
+
+def test_a_replayed_history_adds_only_what_is_missing(sqlite: str, tmp_path: Path) -> None:
+    ids = set()
+    for last in (4, 7, 7):
+        recorder = Recorder(make_spec(sqlite, tmp_path))
+        for step in range(last):
+            recorder.metrics({"a": step}, step)
+        ids.add(recorder.finish("FINISHED").run_id)
+    (run_id,) = ids  # the key found the run again
+    assert run_id is not None
+    assert points(sqlite, run_id, "a") == [(step, step) for step in range(7)]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator["Relay"]:
+    relay = Relay(tmp_path)
+    yield relay
+    relay.close()
+
+
+class Relay:
+    """A real MLflow server that can be taken away: nobody listens until `start`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+            "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("wb") as log:
+            self.server = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.terminate()
+            self.server.wait(20)
+
+
+def test_a_server_that_comes_late_gets_everything_and_nobody_waited(relay: Relay) -> None:
+    recorder = Recorder(make_spec(relay.uri, relay.folder))
+    began = time.monotonic()
+    for step in range(300):
+        recorder.metrics({"a": step}, step)
+    recorder.artifact("note.txt", b"late")
+    assert time.monotonic() - began < 1.0
+    assert recorder.run_id is None
+    starting = threading.Timer(1.0, relay.start)
+    starting.start()
+    outcome = recorder.finish("FINISHED", wait_s=90)
+    starting.join()
+    assert outcome.problem is None and outcome.run_id is not None
+    assert points(relay.uri, outcome.run_id, "a") == [(step, step) for step in range(300)]
+    files = tracking.client(relay.uri).list_artifacts(outcome.run_id)
+    assert [file.path for file in files] == ["note.txt"]
+
+
+def test_a_server_that_never_comes_is_named(tmp_path: Path) -> None:
+    recorder = Recorder(make_spec(f"http://127.0.0.1:{free_port()}", tmp_path))
+    recorder.metrics({"a": 1}, 1)
+    outcome = recorder.finish("FINISHED", wait_s=3)
+    assert outcome.run_id is None
+    assert outcome.problem is not None and "127.0.0.1" in outcome.problem
+
+
+def test_the_tracking_server_is_the_flag_then_the_environment_then_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tracking.tracking_uri(None, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert tracking.tracking_uri(None, str(tmp_path)) == "http://elsewhere"
+    assert tracking.tracking_uri("http://here", str(tmp_path)) == "http://here"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match="--tracking-uri"):
+        tracking.tracking_uri(None, "s3://bucket/store")
