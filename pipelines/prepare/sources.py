@@ -101,8 +101,9 @@ def _of_single(source: str, others: Counter[str]) -> Iterator[Piece]:
         yield from _of_list(source, columns.read_parquet_list(source))
     else:
         for piece in _of_file(source, name, storage.size(source), None, others):
-            # A tar alone needs no name before the names inside it.
-            yield replace(piece, key="") if piece.kind == "tar" and "/" not in piece.key else piece
+            # An archive alone needs no name before the names inside it.
+            inside = piece.key.partition("/")[2]
+            yield replace(piece, key=inside) if piece.kind == "tar" else piece
 
 
 def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Piece]:
