@@ -4,8 +4,9 @@ Pixels always go through decode and encode: bytes that a picture carries behind 
 its metadata and its quirks end here. JPEG and PNG are the only decoders that are open; the size is
 checked in the header, before anything is decoded.
 
-The fast path is libjpeg-turbo in its strict mode, which also notices a file that lacks its last
-two bytes. What it refuses, Pillow judges: a few real JPEGs are odd but whole.
+JPEGs are decoded by libjpeg-turbo in its strict mode, which also notices a file that lacks its last
+two bytes. A few real JPEGs are odd but whole (CMYK, stray bytes between segments, rare chroma
+layouts): those go to Pillow.
 """
 
 import struct
@@ -123,7 +124,12 @@ def _decode_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, list[str]]:
         pixels = simplejpeg.decode_jpeg(
             data, "RGB", **({**smallest, "min_factor": 2} if scaled else {})
         )
-    except ValueError:
+    except ValueError as error:
+        message = str(error)
+        if "premature end" in message.lower():
+            raise Fault("truncated", message) from None
+        if "extraneous" not in message:  # stray bytes between segments do no harm to the pixels
+            raise Fault("corrupt", message) from None
         return _decode_by_pillow(data, limits, "JPEG")
     return pixels, ["grey"] if colours == "Gray" else []
 
