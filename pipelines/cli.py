@@ -32,18 +32,19 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
         at = args.index("--config")
         if at + 1 == len(args):
             _exit_2("--config needs a YAML file: --config configs/quickstart.yaml")
-        args = [*_flags(_read_yaml(args[at + 1])), *args[:at], *args[at + 2 :]]
+        args = [*_flags(read_yaml(args[at + 1])), *args[:at], *args[at + 2 :]]
     _check_choices(config_type, args)
     return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
+    """A YAML file of `name: value` lines; one that cannot be read ends the job with code 2."""
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        _exit_2(f"--config is '{path}', which cannot be read as YAML: {error}")
+        _exit_2(f"{flag} is '{path}', which cannot be read as YAML: {error}")
     if not isinstance(tree, dict | None):
-        _exit_2(f"--config is '{path}'; it must hold `name: value` lines, as in configs/")
+        _exit_2(f"{flag} is '{path}'; it must hold `name: value` lines, as in configs/")
     return tree or {}
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,8 @@ def _run_spec(
             "preset": config.preset,
             "strategy": config.holes,
             "dataset_fingerprint": manifest.fingerprint,
+            # Runs of one arm differ in nothing but the seed; promotion takes their spread.
+            "arm": pretrain_key(replace(config, seed=0), manifest),
         },
         dataset_uri=dataset_uri,
         dataset_fingerprint=manifest.fingerprint,

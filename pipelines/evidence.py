@@ -1,0 +1,68 @@
+"""The scores of one model out of an evaluation report, by plain names.
+
+A name is the task, what was measured, and the score: `inpainting/random_region/hole/128/PSNR`,
+`linear/conv5/100%/accuracy`. Beside each stands a key of how it was measured (task settings, data,
+precision): scores of two models may be compared only when these are equal.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipelines import storage
+
+Better = Literal["lower", "higher"]
+
+LOWER_IS_BETTER = {"L1", "L2"}
+NOT_A_SCORE = {"pictures"}
+NAMED_BY = ("holes", "region", "hidden", "side", "features", "layer", "labels")
+OWN_METHOD = "this model"
+USUAL = {"hidden": "any"}
+
+
+@dataclass
+class Scores:
+    """Scores of one model."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)
+    """Key of how each score was measured, by its name."""
+    tasks: set[str] = field(default_factory=set)
+
+
+def better(name: str) -> Better:
+    """Which direction of a score is good."""
+    return "lower" if name.rsplit("/", 1)[-1] in LOWER_IS_BETTER else "higher"
+
+
+def scores_of(reports: Iterable[dict[str, Any]], weights_sha256: str) -> Scores:
+    """What the reports say about the model of exactly these weights."""
+    scores = Scores()
+    for report in reports:
+        rows = {m["name"] for m in report["models"] if m["sha256"] == weights_sha256}
+        shared = {m["name"] for m in report["models"] if m["sha256"] != weights_sha256}
+        for section in report["sections"]:
+            _take(section, rows - shared, report, scores)
+    return scores
+
+
+def _take(section: dict[str, Any], rows: set[str], report: dict[str, Any], scores: Scores) -> None:
+    how = storage.content_key(
+        {
+            "task": section["task"],
+            "data": section["data"].rstrip("/").rsplit("/", 1)[-1],
+            "settings": [note.get("settings") for note in section["notes"].values()][:1],
+            "seeds": report["seeds"],
+            "precision": report["precision"],
+        }
+    )
+    for row in section["rows"]:
+        if row["model"] not in rows or row.get("method", OWN_METHOD) != OWN_METHOD:
+            continue
+        named = [row[name] for name in NAMED_BY if name in row and row[name] != USUAL.get(name)]
+        for score, value in row.items():
+            if isinstance(value, dict) and value["mean"] is not None and score not in NOT_A_SCORE:
+                name = "/".join([section["task"], *named, score])
+                scores.values[name] = float(value["mean"])
+                scores.measured[name] = how
+                scores.tasks.add(section["task"])

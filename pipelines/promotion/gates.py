@@ -1,0 +1,236 @@
+"""Gates: what a model must show before it becomes champion, and whether it does.
+
+A comparison with the champion is a test of non-inferiority: with the seeds of both, the lower end
+of the one-sided 95 % interval (Welch) of "candidate minus champion" must not lie below the margin.
+So a wide spread of the seeds speaks against a model, never for it. With one seed on a side the
+spread is unknown, and the plain difference must keep the margin.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import t
+
+from pipelines import cli
+from pipelines.errors import UserError
+from pipelines.evidence import better
+
+CONFIDENCE = 0.95
+ALARM = "alarm."  # prefix of the tags that a training run gives itself
+BOUNDS = ("min", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What is demanded."""
+
+    required: tuple[str, ...] = ()
+    """Tasks that must have been measured."""
+    min_seeds: int = 1
+    """Trainings with different seeds that must have been measured, this one among them."""
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Scores by name, each with `min` or `max`."""
+    margins: Mapping[str, float] = field(default_factory=dict)
+    """Scores compared with the champion, and how much worse they may be."""
+
+
+class Verdict(NamedTuple):
+    """Whether one gate holds, with both numbers."""
+
+    gate: str
+    passed: bool
+    found: str
+    wanted: str
+
+    def __str__(self) -> str:
+        """One line."""
+        sign = "passed" if self.passed else "FAILED"
+        return f"{sign}  {self.gate}: {self.found}; wanted {self.wanted}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dossier:
+    """What is known of a model; scores by name, then by run of the same arm, this one first."""
+
+    run_id: str
+    status: str
+    logged_sha256: str | None
+    """Of the weights inside the logged model; None: they do not load."""
+    load_problem: str
+    """Why the logged model cannot be used; empty when it can."""
+    evaluated_sha256: frozenset[str]
+    """Of the weights that the evaluation reports speak of."""
+    scores: Mapping[str, Mapping[str, float]]
+    measured: Mapping[str, str]
+    """Key of how each score was measured."""
+    tasks: frozenset[str]
+    seeds: int
+    alarms: Mapping[str, str]
+    dataset_fingerprint: str
+    code: str
+    unsafe_files: tuple[str, ...]
+    """Files of the logged model that could run code when loaded."""
+
+
+def read_gates(path: str) -> Gates:
+    """The gates of a YAML file.
+
+    Raises:
+        UserError: an unknown name, or a value that means nothing.
+    """
+    tree = cli.read_yaml(path, "--gates")
+    known = [each.name for each in fields(Gates)]
+    for name in tree:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"gates file {path}: '{name}' is no gate{hint} ({', '.join(known)})")
+    _check_types(tree, path)
+    return Gates(**{**tree, "required": tuple(tree.get("required", ()))})
+
+
+def _check_types(tree: dict[str, Any], path: str) -> None:
+    required = tree.get("required", [])
+    if not (isinstance(required, list) and all(isinstance(task, str) for task in required)):
+        raise UserError(f"gates file {path}: required is {required}; it must be a list of tasks")
+    seeds = tree.get("min_seeds", 1)
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise UserError(f"gates file {path}: min_seeds is {seeds}; it must be 1 or more")
+    for name, bounds in _items(tree, "thresholds", path):
+        if not (isinstance(bounds, dict) and bounds and set(bounds) <= set(BOUNDS)):
+            raise UserError(
+                f"gates file {path}: thresholds.{name} is {bounds}; it must be like {{min: 12.5}} "
+                "or {max: 0.02}"
+            )
+        for bound, value in bounds.items():
+            _check_number(value, f"thresholds.{name}.{bound}", path)
+    for name, margin in _items(tree, "margins", path):
+        _check_number(margin, f"margins.{name}", path)
+        if margin < 0:
+            raise UserError(
+                f"gates file {path}: margins.{name} is {margin}; it must be 0 or more, in the "
+                "units of the score: how much worse than the champion is still allowed"
+            )
+
+
+def _items(tree: dict[str, Any], name: str, path: str) -> Sequence[tuple[str, Any]]:
+    found = tree.get(name) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"gates file {path}: {name} is {found}; it must hold `score: value` lines")
+    return list(found.items())
+
+
+def _check_number(value: Any, name: str, path: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"gates file {path}: {name} is {value!r}; it must be a number")
+
+
+def integrity(model: Dossier, gates: Gates) -> list[Verdict]:
+    """Whether the evidence is there and speaks of exactly this model; asked before registering."""
+    missing = sorted(set(gates.required) - model.tasks)
+    sha = model.logged_sha256
+    return [
+        Verdict("run", model.status == "FINISHED", model.status, "FINISHED"),
+        Verdict(
+            "evidence",
+            bool(model.tasks) and not missing,
+            f"measured {', '.join(sorted(model.tasks)) or 'nothing'}",
+            f"{', '.join(gates.required) or 'at least one task'} "
+            f"(python jobs/evaluate.py --model {model.run_id} --data DATASET)",
+        ),
+        Verdict(
+            "weights",
+            sha is not None and sha in model.evaluated_sha256,
+            f"sha256 {_short(sha)} in the logged model",
+            f"that of the evaluated weights, "
+            f"{', '.join(map(_short, sorted(model.evaluated_sha256))) or 'none'}",
+        ),
+        Verdict(
+            "loads without pickle",
+            not model.unsafe_files and not model.load_problem,
+            model.load_problem or f"unsafe files: {', '.join(model.unsafe_files) or 'none'}",
+            "plain tensors and our own code, loading strictly",
+        ),
+        Verdict(
+            "dataset recorded",
+            bool(model.dataset_fingerprint),
+            _short(model.dataset_fingerprint or None),
+            "a fingerprint",
+        ),
+        Verdict(
+            "code recorded",
+            model.code not in ("", "unknown"),
+            model.code or "nothing",
+            "a git commit",
+        ),
+    ]
+
+
+def quality(model: Dossier, champion: Dossier | None, gates: Gates) -> list[Verdict]:
+    """Whether the model is good enough, and not worse than the champion."""
+    alarms = ", ".join(f"{name}: {value}" for name, value in sorted(model.alarms.items()))
+    verdicts = [
+        Verdict("no collapse alarm", not alarms, alarms or "none", "none"),
+        Verdict(
+            "seeds", model.seeds >= gates.min_seeds, f"{model.seeds} measured", f"{gates.min_seeds}"
+        ),
+    ]
+    verdicts += [v for name, b in gates.thresholds.items() for v in _threshold(name, b, model)]
+    if champion is not None:
+        verdicts += [_margin(name, m, model, champion) for name, m in gates.margins.items()]
+    return verdicts
+
+
+def _threshold(name: str, bounds: Mapping[str, float], model: Dossier) -> Iterator[Verdict]:
+    for bound, limit in bounds.items():
+        value = model.scores.get(name, {}).get(model.run_id)
+        passed = value is not None and (value >= limit if bound == "min" else value <= limit)
+        found = "not measured" if value is None else f"{value:.6g}"
+        yield Verdict(f"{bound} {name}", passed, found, f"{bound} {limit:g}")
+
+
+def _margin(name: str, margin: float, model: Dossier, champion: Dossier) -> Verdict:
+    gate = f"not worse than the champion on {name}"
+    ours, theirs = model.scores.get(name, {}), champion.scores.get(name, {})
+    if model.run_id not in ours or not theirs:
+        who = "the champion" if ours else "this model"
+        return Verdict(gate, False, f"not measured for {who}", "a score of both")
+    if model.measured[name] != champion.measured[name]:
+        return Verdict(
+            gate, False, "measured with other settings than the champion", "equal settings and data"
+        )
+    sign = 1.0 if better(name) == "higher" else -1.0
+    gain = sign * (np.mean(list(ours.values())) - np.mean(list(theirs.values())))
+    slack = spread_of_difference(list(ours.values()), list(theirs.values()))
+    found = (
+        f"{_mean(ours)} against {_mean(theirs)}, {'better' if gain >= 0 else 'worse'} by "
+        f"{abs(gain):.4g}, of which the seeds leave {slack:.4g} in doubt"
+    )
+    return Verdict(gate, bool(gain - slack >= -margin), found, f"worse by at most {margin:g}")
+
+
+def spread_of_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """Half width of the one-sided interval of the difference of two means; 0 when unknown."""
+    if len(first) < 2 or len(second) < 2:
+        return 0.0
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
+    if sum(parts) == 0:
+        return 0.0
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    return float(t.ppf(CONFIDENCE, freedom)) * math.sqrt(sum(parts))
+
+
+def _mean(scores: Mapping[str, float]) -> str:
+    values = list(scores.values())
+    spread = f" +- {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.6g}{spread} ({len(values)} seed{'s'[: len(values) != 1]})"
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:16]

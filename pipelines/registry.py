@@ -1,0 +1,218 @@
+"""The model registry of MLflow: facts of runs, versions found by run, aliases and audit tags.
+
+Beside tracking.py the only importer of mlflow. Stages of the old registry are not used. Nothing
+here decides anything: promotion does, under a lease, since aliases have no compare-and-set.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow.exceptions import MlflowException
+
+from pipelines import tracking
+from pipelines.errors import UserError
+
+SUMMARY = "summary.json"
+REPORTS = "evaluation"
+REPORT = "report.json"
+MAX_RUNS = 1000
+MAX_TAG = 5000  # characters of a tag's value
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a tracking server says of a training run."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A registered version of a model."""
+
+    name: str
+    version: str
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+
+
+def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
+    """Ask the server; an absent one is the user's to mend.
+
+    Raises:
+        UserError: nobody answers there.
+        MlflowException: the server says no.
+    """
+    try:
+        return action(tracking.client(uri))
+    except MlflowException as error:
+        if error.error_code != "INTERNAL_ERROR":
+            raise
+        reason = str(error).splitlines()[0][:300]
+    except OSError as error:
+        reason = str(error).splitlines()[0][:300]
+    raise UserError(
+        f"tracking_uri is '{uri}', which does not answer ({reason}); promotion needs the server, "
+        "and nothing was changed"
+    )
+
+
+def run_facts(uri: str, run_id: str) -> RunFacts:
+    """A run by its id.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    try:
+        return _facts(_asking(uri, lambda server: server.get_run(run_id)))
+    except MlflowException:
+        raise UserError(
+            f"run is '{run_id}', which {uri} does not have; give the id of a pretraining run, as "
+            "jobs/pretrain.py prints it"
+        ) from None
+
+
+def _facts(run: Any) -> RunFacts:
+    return RunFacts(
+        run_id=str(run.info.run_id),
+        experiment_id=str(run.info.experiment_id),
+        status=str(run.info.status),
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+    )
+
+
+def runs_tagged(uri: str, experiment_id: str, name: str, value: str) -> list[RunFacts]:
+    """Finished runs of an experiment that carry a tag."""
+    condition = f"tags.{name} = '{value}' and attributes.status = 'FINISHED'"
+    runs = _asking(
+        uri, lambda server: server.search_runs([experiment_id], condition, max_results=MAX_RUNS)
+    )
+    return [_facts(run) for run in runs]
+
+
+def summary(uri: str, run_id: str) -> dict[str, Any] | None:
+    """What a pretraining run measured; None when it has not got that far."""
+    found: dict[str, Any] | None = _read_json(uri, run_id, SUMMARY)
+    return found
+
+
+def reports(uri: str, run_id: str) -> list[dict[str, Any]]:
+    """All evaluation reports that are attached to a run."""
+    folders = _asking(uri, lambda server: server.list_artifacts(run_id, REPORTS))
+    found = [_read_json(uri, run_id, f"{folder.path}/{REPORT}") for folder in folders]
+    return [report for report in found if report is not None]
+
+
+def _read_json(uri: str, run_id: str, path: str) -> Any:
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            local = tracking.client(uri).download_artifacts(run_id, path, temporary)
+        except (MlflowException, OSError):
+            return None
+        return json.loads(Path(local).read_text())
+
+
+def tag_run(uri: str, run_id: str, name: str, value: str) -> None:
+    """Set a tag of a run."""
+    _asking(uri, lambda server: server.set_tag(run_id, name, value[:MAX_TAG]))
+
+
+def ensure_name(uri: str, name: str) -> None:
+    """Create the registered model unless it is there."""
+    try:
+        _asking(uri, lambda server: server.create_registered_model(name))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise UserError(f"name is '{name}', which {uri} refuses: {error}") from None
+
+
+def versions_of_run(uri: str, name: str, run_id: str) -> list[Version]:
+    """Versions of a model that a run made, oldest first."""
+    found = _asking(
+        uri, lambda server: server.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    )
+    return sorted((_version(v) for v in found), key=lambda version: int(version.version))
+
+
+def ensure_version(uri: str, name: str, run_id: str, source: str, tags: dict[str, str]) -> Version:
+    """The version of a run's model, registered unless it already is."""
+    for version in versions_of_run(uri, name, run_id):
+        if version.source == source:
+            return version
+    return _version(
+        _asking(
+            uri,
+            lambda server: server.create_model_version(
+                name, source, run_id, tags=tags, model_id=source.removeprefix("models:/")
+            ),
+        )
+    )
+
+
+def by_alias(uri: str, name: str, alias: str) -> Version | None:
+    """The version an alias points to."""
+    try:
+        return _version(_asking(uri, lambda server: server.get_model_version_by_alias(name, alias)))
+    except MlflowException:
+        return None
+
+
+def by_number(uri: str, name: str, version: str) -> Version | None:
+    """A version by its number."""
+    try:
+        return _version(_asking(uri, lambda server: server.get_model_version(name, version)))
+    except MlflowException:
+        return None
+
+
+def set_alias(uri: str, name: str, alias: str, version: str) -> None:
+    """Point an alias to a version."""
+    _asking(uri, lambda server: server.set_registered_model_alias(name, alias, version))
+
+
+def delete_alias(uri: str, name: str, alias: str) -> None:
+    """Remove an alias; nothing happens when it is not there."""
+    if by_alias(uri, name, alias) is not None:
+        _asking(uri, lambda server: server.delete_registered_model_alias(name, alias))
+
+
+def tag_version(uri: str, version: Version, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    where = (version.name, version.version)
+    for name, value in tags.items():
+        _asking(uri, partial(_tag_version, where=where, name=name, value=value[:MAX_TAG]))
+
+
+def _tag_version(server: Any, *, where: tuple[str, str], name: str, value: str) -> None:
+    server.set_model_version_tag(*where, name, value)
+
+
+def delete_version_tag(uri: str, version: Version, name: str) -> None:
+    """Remove a tag of a version, if it is there."""
+    if name in version.tags:
+        _asking(
+            uri, lambda server: server.delete_model_version_tag(version.name, version.version, name)
+        )
+
+
+def _version(found: Any) -> Version:
+    return Version(
+        name=str(found.name),
+        version=str(found.version),
+        run_id=str(found.run_id),
+        source=str(found.source),
+        tags=dict(found.tags),
+    )
