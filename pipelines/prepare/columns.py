@@ -42,7 +42,9 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(storage.open_range(uri), buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # also what a registered extension type makes of strange metadata
         raise UserError(f"source holds '{uri}', which cannot be read as Parquet: {error}") from None
 
 

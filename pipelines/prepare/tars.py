@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 MAX_NAME_BYTES = 1 << 20  # of a pax header or a GNU long name
+MAX_SIZE = 1 << 50  # of a member
 REGULAR, LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, FOLDER = b"0", b"L", b"K", b"x", b"g", b"5"
 SPECIAL = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "fifo"}
 PIECE_BYTES = 1 << 20
@@ -91,6 +92,8 @@ def entries(stream: BinaryIO) -> Iterator[Entry]:
             continue
         member = _name(header) if name is None else name
         length = held if size is None else size
+        if length > MAX_SIZE:
+            raise BrokenArchive(f"a member of {length} bytes is claimed at byte {begin}")
         if kind not in SPECIAL and kind != FOLDER:
             content = Content(stream, length, member)
             yield Entry(member, begin, length, None, content)  # type: ignore[arg-type]

@@ -1,0 +1,486 @@
+"""What sources hold: every kind of source, and archives and tables that mean harm."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.prepare import members as members_module
+from pipelines.prepare import sources, tars
+from pipelines.prepare.labels import read_labels
+from pipelines.prepare.members import Member, members
+from pipelines.prepare.sources import Piece
+
+
+def jpeg(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def tar_of(files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, data in files.items():
+            add(archive, name, data)
+    return out.getvalue()
+
+
+def found(source: Path | str, others: Counter[str] | None = None) -> list[Piece]:
+    return list(sources.pieces(str(source), Counter() if others is None else others))
+
+
+def pictures(source: Path | str) -> dict[str, Member]:
+    """All members of all pieces by key; no key may come twice."""
+    everything = [member for piece in found(source) for member in members(piece)]
+    by_key = {member.key: member for member in everything}
+    assert len(by_key) == len(everything)
+    return by_key
+
+
+def placed(source: Path | str) -> dict[str, tuple[str | None, str | None]]:
+    return {key: (m.split, m.class_name) for key, m in sorted(pictures(source).items())}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "s").mkdir()
+    return tmp_path / "s"
+
+
+def put(path: Path, data: bytes = b"x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def test_class_folders_give_classes_and_split_folders_give_splits(folder: Path) -> None:
+    for name in ("train/cat/1.jpg", "train/dog/deep/2.JPEG", "val/cat/3.png", "validation.txt"):
+        put(folder / name)
+    assert placed(folder) == {
+        "train/cat/1.jpg": ("train", "cat"),
+        "train/dog/deep/2.JPEG": ("train", "dog"),
+        "val/cat/3.png": ("val", "cat"),
+    }
+
+
+def test_a_flat_folder_has_no_classes_and_other_files_are_counted_by_kind(folder: Path) -> None:
+    for name in ("1.jpg", "no_suffix", "notes.txt", "more.txt", "x.xml", ".DS_Store", ".hid/4.jpg"):
+        put(folder / name)
+    others: Counter[str] = Counter()
+    assert [piece.key for piece in found(folder, others)] == ["1.jpg", "no_suffix"]
+    assert others == {".txt": 2, ".xml": 1}
+
+
+def test_links_are_followed_but_never_in_a_circle(folder: Path, tmp_path: Path) -> None:
+    put(folder / "cat" / "1.jpg")
+    put(tmp_path / "elsewhere" / "2.jpg")
+    (folder / "dog").symlink_to(tmp_path / "elsewhere")
+    (folder / "cat" / "round").symlink_to(folder)
+    (folder / "cat" / "gone.jpg").symlink_to(folder / "nothing")
+    by_key = pictures(folder)
+    assert set(by_key) == {"cat/1.jpg", "cat/gone.jpg", "dog/2.jpg"}
+    assert by_key["cat/gone.jpg"].fault is not None
+    assert by_key["cat/gone.jpg"].fault.kind == "unreadable"
+
+
+def test_names_that_are_not_utf8_and_twins_in_unicode_stay_apart(folder: Path) -> None:
+    for name in (b"caf\xe9.jpg", "cafe\u0301.jpg".encode(), "caf\u00e9.jpg".encode(), b"a" * 251):
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"x")
+    keys = set(pictures(folder))
+    assert len(keys) == 4
+    assert "caf\\xe9.jpg" in keys
+    assert all(key.encode() for key in keys)
+
+
+def test_a_file_that_vanishes_is_reported_and_one_that_changes_fails_the_job(folder: Path) -> None:
+    put(folder / "1.jpg")
+    (piece,) = found(folder)
+    put(folder / "1.jpg", b"longer")
+    with pytest.raises(OSError, match="6 bytes; 1 were listed"):
+        list(members(piece))
+    (folder / "1.jpg").unlink()
+    (member,) = members(piece)
+    assert member.fault is not None and member.fault.kind == "unreadable"
+
+
+@pytest.mark.parametrize(("make", "words"), [(False, "no such"), (True, "empty")])
+def test_a_source_that_is_not_there_or_empty_is_refused(
+    tmp_path: Path, make: bool, words: str
+) -> None:
+    source = tmp_path / "source"
+    if make:
+        source.mkdir()
+    with pytest.raises(UserError, match=words):
+        found(source)
+
+
+def test_any_filesystem_that_fsspec_knows_will_do() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/sources-test/cat/1.jpg", jpeg(1))
+    memory.pipe("/sources-test/pack.tar", tar_of({"dog/2.jpg": jpeg(2)}))
+    assert placed("memory://sources-test") == {
+        "cat/1.jpg": (None, "cat"),
+        "pack/dog/2.jpg": (None, "dog"),
+    }
+    memory.rm("/sources-test", recursive=True)
+
+
+def test_the_imagenet_tars_give_a_class_per_inner_tar(folder: Path) -> None:
+    inner = {f"n0{n}.tar": tar_of({f"n0{n}_{i}.JPEG": jpeg(i) for i in range(3)}) for n in range(2)}
+    put(folder / "ILSVRC2012_img_train.tar", tar_of(inner))
+    put(folder / "ILSVRC2012_img_val.tar", tar_of({"ILSVRC2012_val_00000002.JPEG": jpeg(9)}))
+    assert [piece.bytes for piece in found(folder)[:2]] == [len(data) for data in inner.values()]
+    assert placed(folder) == {
+        **{
+            f"ILSVRC2012_img_train/n0{n}/n0{n}_{i}.JPEG": ("train", f"n0{n}")
+            for n in range(2)
+            for i in range(3)
+        },
+        "ILSVRC2012_img_val/ILSVRC2012_val_00000002.JPEG": ("val", None),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_archive_gives_its_pictures_with_long_names_and_all(
+    folder: Path, suffix: str, form: int
+) -> None:
+    long = "d" * 90 + "/" + "p" * 120 + ".jpg" if form != tarfile.USTAR_FORMAT else "d/p.jpg"
+    files = {"./photos/train/cat/1.jpg": jpeg(1), long: jpeg(2), "photos/notes.txt": b"no"}
+    data = tar_of(files, form)
+    put(folder / f"a{suffix}", data if suffix == ".tar" else gzip.compress(data))
+    by_key = pictures(folder / f"a{suffix}")
+    assert set(by_key) == {"photos/train/cat/1.jpg", long}
+    assert by_key["photos/train/cat/1.jpg"].data == jpeg(1)
+    assert by_key["photos/train/cat/1.jpg"][2:4] == ("train", "cat")
+
+
+@pytest.mark.parametrize("range_bytes", [1, 4096, 1 << 30])
+def test_a_tar_cut_into_ranges_gives_each_member_once(
+    folder: Path, range_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "RANGE_BYTES", range_bytes)
+    files = {f"{'long/' * 30}{n}.jpg": jpeg(n) for n in range(20)}
+    put(folder / "a.tar", tar_of(files, tarfile.PAX_FORMAT))
+    by_key = pictures(folder / "a.tar")
+    assert {key: member.data for key, member in by_key.items()} == files
+    assert (len(found(folder / "a.tar")) > 1) == (range_bytes < 1 << 30)
+
+
+def test_webdataset_shards_take_the_class_from_the_sample(folder: Path) -> None:
+    for shard in range(3):
+        files = {
+            f"{shard}{n}.{kind}": data
+            for n in range(2)
+            for kind, data in (("cls", str(n).encode()), ("jpg", jpeg(n)), ("json", b"{}"))
+        }
+        put(folder / f"s-{shard:03}.tar", tar_of(files))
+    expected = {f"s-{s:03}/{s}{n}.jpg": (None, str(n)) for s in range(3) for n in range(2)}
+    assert placed(folder) == expected
+    assert placed(f"{folder}/s-{{000..002}}.tar") == expected
+    with pytest.raises(UserError, match="rising range"):
+        found(f"{folder}/s-{{2..0}}.tar")
+
+
+def hugging_face_table(labels: list[int]) -> pa.Table:
+    info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    rows = [{"bytes": jpeg(n), "path": "same.jpg"} for n in range(len(labels))]
+    table = pa.table({"image": rows, "label": pa.array(labels, pa.int64())})
+    return table.replace_schema_metadata({b"huggingface": json.dumps(info).encode()})
+
+
+def test_hugging_face_parquet_gives_named_classes_and_refuses_labels_out_of_range(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "RANGE_BYTES", 1)
+    path = folder / "validation-00000-of-00001.parquet"
+    pq.write_table(hugging_face_table([0, 1, -1, 7, 1]), path, row_group_size=2)
+    by_key = pictures(folder)
+    stem = path.stem
+    assert len(found(folder)) == 3
+    assert by_key[f"{stem}/0000001"][1:4] == (jpeg(1), "val", "dog")
+    assert by_key[f"{stem}/0000002"].class_name is None
+    fault = by_key[f"{stem}/0000003"].fault
+    assert fault is not None and fault.kind == "missing_label"
+
+
+def test_a_binary_column_of_any_name_will_do_and_a_null_is_reported(folder: Path) -> None:
+    table = pa.table({"n": [1, 2], "photo": pa.array([jpeg(0), None], pa.large_binary())})
+    pq.write_table(table, folder / "a.parquet")
+    first, second = pictures(folder).values()
+    assert first.data == jpeg(0)
+    assert second.fault is not None and second.fault.kind == "unreadable"
+
+
+def test_parquet_without_pictures_or_damaged_is_refused_by_name(folder: Path) -> None:
+    pq.write_table(pa.table({"n": [1]}), folder / "a.parquet")
+    with pytest.raises(UserError, match=r"no column of pictures.*n \(int64\)"):
+        found(folder)
+    put(folder / "a.parquet", b"PAR1" + b"junk" * 20)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        found(folder)
+
+
+class Hostile:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (self.marker, "code ran"))
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        "arrow.py_extension_type",
+        "ray.data.arrow_tensor",
+        "ray.data.arrow_tensor_v2",
+        "ray.data.arrow_pickled_object",
+        "ray.data.arrow_variable_shaped_tensor",
+    ],
+)
+def test_parquet_with_pickled_metadata_runs_no_code(folder: Path, extension: str) -> None:
+    marker = folder / "marker"
+    payload = pickle.dumps(Hostile(marker))
+    pickle.loads(payload)
+    assert marker.exists(), "the payload works"
+    marker.unlink()
+    kind = pa.list_(pa.uint8()) if "tensor" in extension else pa.binary()
+    field = pa.field("image", kind).with_metadata(
+        {"ARROW:extension:name": extension, "ARROW:extension:metadata": payload}
+    )
+    cell: Any = [1, 2] if "tensor" in extension else jpeg(1)
+    table = pa.table({"image": pa.array([cell], kind)}, schema=pa.schema([field]))
+    pq.write_table(table, folder / "a.parquet")
+    import ray.data  # noqa: F401  registers Ray's extension types, as in a task
+
+    try:
+        pictures(folder)
+    except UserError as refusal:
+        assert "cannot be read as Parquet" in str(refusal)
+    assert not marker.exists()
+
+
+def test_lists_name_pictures_by_uri_with_labels(folder: Path, tmp_path: Path) -> None:
+    put(tmp_path / "p" / "1.jpg", jpeg(1))
+    put(folder / "2 b.jpg", jpeg(2))
+    for name, text in (
+        ("a.txt", f"# comment\n{tmp_path}/p/1.jpg cat\n\n"),
+        ("b.csv", "url,label\n2 b.jpg,dog\n"),
+        ("c.tsv", "2 b.jpg\tdog\n"),
+    ):
+        put(folder / name, text.encode())
+    absolute = f"{tmp_path}/p/1.jpg"
+    assert placed(folder / "a.txt") == {absolute: (None, "cat")}
+    assert placed(folder / "b.csv") == placed(folder / "c.tsv") == {"2 b.jpg": (None, "dog")}
+    assert pictures(folder / "a.txt")[absolute].data == jpeg(1)
+    table = pa.table({"url": ["2 b.jpg"], "class": ["dog"]})
+    pq.write_table(table, folder / "d.parquet")
+    assert placed(folder / "d.parquet") == {"2 b.jpg": (None, "dog")}
+    put(folder / "e.txt", b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="line 1 is not UTF-8"):
+        found(folder / "e.txt")
+
+
+def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> None:
+    put(tmp_path / "truth.txt", b"2\n1\n3\n")
+    put(tmp_path / "val.txt", b"x_00000001.JPEG 1\nx_00000002.JPEG 0\nx_00000003.JPEG 2\n")
+    put(tmp_path / "kaggle.csv", b"ImageId,PredictionString\nx_00000002,n1 1 2 3 4\n")
+    put(tmp_path / "classes.txt", b"n1 tench, fish\nn2 shark\nn3 dog\n")
+    classes = str(tmp_path / "classes.txt")
+    for name in ("truth.txt", "val.txt"):
+        labels = read_labels(str(tmp_path / name), classes)
+        keys = [f"val/x_0000000{n}.JPEG" for n in (1, 2, 3)]
+        assert [labels.of(key) for key in keys] == ["n2", "n1", "n3"]
+        assert labels.of("val/x_00000009.JPEG") is None
+    assert read_labels(str(tmp_path / "kaggle.csv"), None).of("val/x_00000002.JPEG") == "n1"
+    put(tmp_path / "bad.txt", b"a 1\nb 9\n")
+    with pytest.raises(UserError, match="'9' is no place in class_list, which has 3"):
+        read_labels(str(tmp_path / "bad.txt"), classes)
+
+
+# Archives that mean harm.
+
+
+def special(**kinds: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        add(archive, "before.jpg", jpeg(1))
+        for name, kind in kinds.items():
+            add(archive, name, type=kind, linkname="/etc/passwd")
+        add(archive, "after.jpg", jpeg(2))
+    return out.getvalue()
+
+
+def test_links_devices_and_paths_that_lead_outside_are_refused_and_nothing_is_written(
+    folder: Path,
+) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        add(archive, "good.jpg", jpeg(1))
+        for name in ("../../escape.jpg", "/tmp/absolute.jpg", "a/../../b.jpg"):
+            add(archive, name, jpeg(2))
+        for name, kind in (
+            ("s.jpg", tarfile.SYMTYPE),
+            ("h.jpg", tarfile.LNKTYPE),
+            ("c", tarfile.CHRTYPE),
+            ("b", tarfile.BLKTYPE),
+            ("f", tarfile.FIFOTYPE),
+        ):
+            add(archive, name, type=kind, linkname="/etc/passwd")
+    put(folder / "a.tar", data.getvalue())
+    before = sorted(folder.parent.rglob("*"))
+    by_key = pictures(folder / "a.tar")
+    assert sorted(folder.parent.rglob("*")) == before
+    kinds = {key: member.fault and member.fault.kind for key, member in by_key.items()}
+    assert kinds.pop("good.jpg") is None
+    assert len(kinds) == 8
+    assert set(kinds.values()) == {"refused"}
+    assert all(by_key[key].data is None for key in kinds)
+
+
+@pytest.mark.parametrize("cut", [10, 513, 700, 1500])
+def test_an_archive_cut_short_is_reported_and_what_came_before_is_kept(
+    folder: Path, cut: int
+) -> None:
+    data = tar_of({"a.jpg": jpeg(1), "b.jpg": jpeg(2)}).rstrip(b"\0")
+    put(folder / "a.tar", data[:-cut])
+    by_key = pictures(folder / "a.tar")
+    kinds = Counter(member.fault.kind if member.fault else "good" for member in by_key.values())
+    assert kinds["broken_archive"] == 1
+    assert all(member.data in (None, jpeg(1)) for member in by_key.values())
+
+
+def test_a_cut_inner_archive_ends_alone(folder: Path) -> None:
+    whole = tar_of({"1.jpg": jpeg(1)})
+    cut = tar_of({"2.jpg": jpeg(2), "3.jpg": jpeg(3)})[: 1024 + tars.padded(len(jpeg(2))) + 99]
+    for name, data in (
+        ("a.tar", tar_of({"x.tar": cut, "y.tar": whole})),
+        ("b.tar.gz", gzip.compress(tar_of({"x.tar": cut, "y.tar": whole}))),
+    ):
+        put(folder / name, data)
+        by_key = pictures(folder / name)
+        assert by_key["y/1.jpg"].data == jpeg(1)
+        assert by_key["x/2.jpg"].data == jpeg(2)
+        faults = [member.fault.kind for member in by_key.values() if member.fault]
+        assert faults == ["broken_archive"]
+
+
+def test_a_compressed_archive_that_is_cut_or_flipped_is_reported(folder: Path) -> None:
+    data = gzip.compress(tar_of({f"{n}.jpg": jpeg(n) for n in range(20)}))
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 0xFF
+    for bad in (data[: len(data) // 2], bytes(flipped), data[:12]):
+        put(folder / "a.tar.gz", bad)
+        kinds = [m.fault.kind for m in pictures(folder / "a.tar.gz").values() if m.fault]
+        assert kinds == ["broken_archive"]
+
+
+def absurd(field: slice, value: bytes) -> bytes:
+    """A tar whose first header claims something absurd under a right checksum."""
+    data = bytearray(tar_of({"a.jpg": jpeg(1)}))
+    data[field] = value.ljust(field.stop - field.start, b"\0")
+    data[148:156] = b" " * 8
+    data[148:156] = f"{sum(data[:512]):06o}\0 ".encode()
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        absurd(slice(124, 136), b"77777777777"),  # 8 GiB
+        absurd(slice(124, 136), b"\x80" + b"\0" * 3 + b"\x7f" + b"\xff" * 7),  # 8 EiB
+        absurd(slice(124, 136), b"\xff" * 12),  # negative
+        absurd(slice(124, 136), b"nonsense"),
+        absurd(slice(156, 157), b"x"),  # a pax header that is a JPEG
+        b"not a tar at all" * 100,
+    ],
+    ids=["8 GiB", "8 EiB", "negative", "no number", "pax of junk", "no tar"],
+)
+def test_absurd_headers_are_reported_without_reading_what_they_claim(
+    folder: Path, data: bytes
+) -> None:
+    put(folder / "a.tar", data)
+    kinds = {m.fault.kind for m in pictures(folder / "a.tar").values() if m.fault}
+    assert "broken_archive" in kinds
+    assert kinds <= {"broken_archive", "too_large"}
+
+
+def test_a_name_of_a_gigabyte_is_refused_before_it_is_read() -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+
+    class Endless(io.RawIOBase):
+        taken = 0
+
+        def __init__(self) -> None:
+            self.head = header.tobuf(tarfile.GNU_FORMAT)
+
+        def read(self, size: int = -1) -> bytes:
+            self.taken += size
+            data, self.head = self.head[:size], self.head[size:]
+            return data + bytes(size - len(data))
+
+    stream = Endless()
+    with pytest.raises(tars.BrokenArchive, match="1073741824 bytes is claimed"):
+        list(tars.entries(stream))  # type: ignore[arg-type]
+    assert stream.taken < 1 << 20
+
+
+def test_a_picture_above_the_limit_is_never_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members_module, "MAX_FILE_BYTES", 1000)
+    put(folder / "cat" / "big.jpg", bytes(1001))
+    put(folder / "a.tar", tar_of({"big.jpg": bytes(1001), "small.jpg": b"1"}))
+    kinds = {key: m.fault and m.fault.kind for key, m in pictures(folder).items()}
+    assert kinds == {"cat/big.jpg": "too_large", "a/big.jpg": "too_large", "a/small.jpg": None}
+
+
+def test_a_sample_of_endless_pictures_is_not_held_in_memory() -> None:
+    def endless() -> Iterator[Any]:
+        for number in range(1000):
+            member = Member(str(number), b"", None, None)
+            yield members_module._File("one sample", member)
+
+    held = members_module._labelled(endless())
+    first = next(held)
+    assert first.key == "0"
+    assert sum(1 for _ in held) == 999
+
+
+@pytest.mark.slow
+def test_a_million_members_are_read_in_bounded_memory(folder: Path) -> None:
+    import tracemalloc
+
+    one = tar_of({"a.txt": b""}).rstrip(b"\0")[:512].ljust(512, b"\0")
+    with (folder / "a.tar").open("wb") as out:
+        for _ in range(1000):
+            out.write(one * 1000)
+        out.write(tar_of({"last.jpg": jpeg(1)}))
+    tracemalloc.start()
+    assert set(pictures(folder / "a.tar")) == {"last.jpg"}
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
