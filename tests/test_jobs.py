@@ -1,0 +1,175 @@
+"""The entry points as a user gives them: whole processes, killed and given again. Slow."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.pretrain import checkpoint
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+TINY = [
+    "--steps", "20", "--checkpoint-every", "10", "--batch-size", "16", "--bottleneck", "64",
+    "--log-every", "5", "--validation-images", "16", "--threads-per-worker", "1",
+]  # fmt: skip
+
+
+def start(job: str, *flags: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, f"jobs/{job}.py", *flags],
+        cwd=ROOT,
+        env={**os.environ, "RAY_AUTH_MODE": "token", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=900)
+    return process.returncode, out, err
+
+
+def pretrain(store: Path, *flags: str) -> tuple[dict[str, Any], str]:
+    summary = store / "summary.json"
+    code, out, err = finish(
+        start("pretrain", "--store", str(store), "--summary", str(summary), *TINY, *flags)
+    )
+    assert code == 0, err
+    assert out == ""
+    return json.loads(summary.read_text()), err
+
+
+def tensors_of(summary: dict[str, Any]) -> dict[str, Any]:
+    stage, step = summary["checkpoint"].rsplit("/checkpoints/step-")
+    return checkpoint.at_step(stage, int(step)).tensors()
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 600
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_twenty_steps_equal_ten_a_killed_job_and_ten(tmp_path: Path) -> None:
+    whole, screen = pretrain(tmp_path / "whole")
+    noise = [line for line in screen.splitlines() if re.search("warn|ray::|INFO|WARNING", line)]
+    assert noise == []
+    interrupted = tmp_path / "interrupted"
+    job = start("pretrain", "--store", str(interrupted), *TINY)
+    wait_for("pretrain/*/checkpoints/step-00000010/state.json", interrupted, job)
+    children = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    assert not list(interrupted.glob("pretrain/*/commit.json"))
+    psutil.wait_procs(children, timeout=60)
+    resumed, screen = pretrain(interrupted)
+    assert "resumed at step 10" in screen
+    assert resumed["restarts"] == 1
+    first, second = tensors_of(whole), tensors_of(resumed)
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    assert resumed["validation"] == whole["validation"]
+
+
+@pytest.mark.parametrize("strategy", ["random_block", "random_region"])
+def test_alexnet_trains_on_two_workers(strategy: str, tmp_path: Path) -> None:
+    flags = ["--preset", "alexnet", "--strategy", strategy, "--num-workers", "2"]
+    tiny = [flag for flag in TINY if flag not in ("--bottleneck", "64")]
+    summary = tmp_path / "s.json"
+    code, _, err = finish(
+        start("pretrain", "--store", str(tmp_path), "--summary", str(summary), *tiny, *flags)
+    )
+    assert code == 0, err
+    assert json.loads(summary.read_text())["strategy"] == strategy
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "/nowhere"], "source is '/nowhere'; there is no such folder"),
+        (["--source", "{empty}"], "there is no picture in it"),
+        (["--batch-size", "9", "--num-workers", "2"], "multiple of num_workers 2"),
+        (["--num-workers", "64", "--batch-size", "128"], "num_workers is 64; the cluster has"),
+        (["--strategy", "randomregion"], "did you mean 'random_region'?"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_half_written(
+    flags: list[str], message: str, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    given = [flag.format(empty=empty) for flag in flags]
+    code, out, err = finish(start("pretrain", "--store", str(tmp_path / "store"), *given))
+    assert code != 0
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "store" / "pretrain").exists()
+
+
+@pytest.fixture
+def cluster_with_token(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A running Ray cluster on loopback that lets nobody in without its token."""
+    (tmp_path / "token").write_text("0123456789abcdef" * 4)
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [
+        "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=6399",
+        "--dashboard-host=127.0.0.1", "--dashboard-port=8299", "--num-cpus=3",
+        "--object-store-memory=500000000", "--include-dashboard=true",
+    ]  # fmt: skip
+    with (tmp_path / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    started = psutil.Process(head.pid)
+    yield {**env, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299"}
+    ours = [started, *started.children(recursive=True)]
+    for process in ours:
+        process.terminate()
+    for process in psutil.wait_procs(ours, timeout=20)[1]:
+        process.kill()
+    psutil.wait_procs(ours, timeout=20)
+
+
+def submit(env: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", *entrypoint]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def test_a_submitted_job_trains_and_nobody_gets_in_without_the_token(
+    cluster_with_token: dict[str, str], tmp_path: Path
+) -> None:
+    env = cluster_with_token
+    deadline = time.monotonic() + 120
+    while (
+        listed := subprocess.run(
+            ["ray", "job", "list"], env=env, capture_output=True, text=True, check=False
+        )
+    ).returncode != 0:
+        assert time.monotonic() < deadline, listed.stderr
+        time.sleep(1)
+    intruder = submit({**env, "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
+    assert intruder.returncode != 0
+    flags = ["--store", str(tmp_path / "store"), *TINY]
+    for entrypoint in (["python", "jobs/pretrain.py"], ["jobs/pretrain.py"]):
+        summary = tmp_path / f"{len(entrypoint)}.json"
+        done = submit(env, *entrypoint, *flags, "--summary", str(summary))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(summary.read_text())["steps"] == 20
