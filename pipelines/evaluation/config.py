@@ -4,14 +4,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ce_model.networks import NetworkConfig
+from pipelines.evaluation import proposals
 from pipelines.evaluation.baselines import BaselineSettings
+from pipelines.evaluation.detection import DetectionSettings
 from pipelines.evaluation.finetune import FinetuneSettings
 from pipelines.evaluation.frozen import FrozenSettings
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.evaluation.pictures import Layout
 from pipelines.evaluation.retrieval import RetrievalSettings
+from pipelines.evaluation.segmentation import SegmentationSettings
+from pipelines.evaluation.voc import VocSettings
 
-TaskName = Literal["inpainting", "linear", "knn", "finetune", "retrieval"]
+TaskName = Literal[
+    "inpainting", "linear", "knn", "finetune", "detection", "segmentation", "retrieval"
+]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 KEY_VERSION = 1  # part of every key: raise it when the same settings measure differently
 WANTED: dict[TaskName, tuple[Layout, ...]] = {
@@ -19,6 +25,8 @@ WANTED: dict[TaskName, tuple[Layout, ...]] = {
     "linear": ("prepared", "classes"),
     "knn": ("prepared", "classes"),
     "finetune": ("prepared", "classes", "voc"),
+    "detection": ("voc",),
+    "segmentation": ("voc", "camvid"),
     "retrieval": ("prepared", "classes"),
 }
 
@@ -54,6 +62,12 @@ class EvaluateConfig:
     """Tasks linear and knn."""
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     """Task finetune."""
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
+    """Task detection."""
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    """Task segmentation."""
+    voc: VocSettings = field(default_factory=VocSettings)
+    """VOC folders."""
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     """Task retrieval."""
     cpus_per_task: int = 1
@@ -80,4 +94,6 @@ def settings_of(config: EvaluateConfig, task: TaskName) -> dict[str, Any]:
     """The settings that a task's result depends on."""
     group = "frozen" if task in ("linear", "knn") else task
     found: dict[str, Any] = asdict(getattr(config, group))
+    if task == "detection":
+        found["proposals"] = proposals.VERSION
     return found

@@ -146,3 +146,12 @@ def encoder_of(subject: Subject, seed: int, batches: Iterable[Tensor]) -> nn.Seq
 def device() -> torch.device:
     """The GPU that Ray gave this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_alexnet(subject: Subject, task: str) -> None:
+    """Refuse encoders without convolutional features at the end."""
+    if subject.network.preset != "alexnet":
+        raise UserError(
+            f"task '{task}' needs an encoder of preset alexnet, with its conv5 and pool5; "
+            f"'{subject.name}' is of preset {subject.network.preset}"
+        )

@@ -73,7 +73,7 @@ class Pictures:
 
 def to_network(pictures: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [-1, 1], channels_last."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.array(pictures, order="C")).permute(0, 3, 1, 2)
     return tensor.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
 
 

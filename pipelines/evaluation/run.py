@@ -16,7 +16,7 @@ from ce_model.networks import NetworkConfig
 from pipelines import cluster, dataset, storage, tracking, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
-from pipelines.evaluation import baselines, models, report, results, work
+from pipelines.evaluation import baselines, models, proposals, report, results, voc, work
 from pipelines.evaluation import inpainting as filling
 from pipelines.evaluation.config import (
     KEY_VERSION,
@@ -27,7 +27,7 @@ from pipelines.evaluation.config import (
 )
 from pipelines.evaluation.inpainting import Holes
 from pipelines.evaluation.models import Subject
-from pipelines.evaluation.pictures import Layout, layout_of, read_pictures
+from pipelines.evaluation.pictures import Layout, Pictures, layout_of, read_pictures
 from pipelines.evaluation.work import Job
 
 ABOUT = {
@@ -36,6 +36,10 @@ ABOUT = {
     "knn": "Vote of the nearest training pictures on frozen features.",
     "finetune": "All layers fine-tuned; the learning rate of each row was chosen on a fifth of the "
     "training pictures.",
+    "detection": "Fast R-CNN on selective search; VOC average precision over the classes; the "
+    "learning rate of each row was chosen on a fifth of the training pictures.",
+    "segmentation": "FCN-32s; mean IoU over the classes, void left out; the learning rate of each "
+    "row was chosen on a fifth of the training pictures.",
     "retrieval": "Nearest neighbours of the visible context; the centre is hidden everywhere.",
 }
 
@@ -52,6 +56,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         room = Room(config, resources, console)
         subjects = _with_baselines(given, config, layouts, room)
         jobs = list(_jobs(subjects, config, layouts))
+        room.search(_to_search(config, layouts))
         room.perform(jobs)
     found = _gather(jobs, subjects, config)
     figures = _figures(jobs, found)
@@ -87,6 +92,16 @@ class Room:
         names = {work_remotely.remote(job, self._config): _title(job) for job in missing}
         self._wait(names, "measuring")
 
+    def search(self, pictures: list[Pictures]) -> None:
+        """Find the regions of pictures for detection, unless they are kept already."""
+        search_remotely = ray.remote(_search).options(num_cpus=1)
+        store = self._config.store
+        missing = [p for p in pictures if not storage.exists(proposals.uri_of(store, p))]
+        self._wait(
+            {search_remotely.remote(store, part): part.keys[0] for part in missing},
+            "selective search",
+        )
+
     def train(self, wanted: dict[str, tuple[Any, ...]]) -> None:
         """Train baselines that are not there yet, by the folder of the model."""
         train_remotely = ray.remote(_train_baseline).options(**self._options)
@@ -113,6 +128,21 @@ class Room:
                     progress.advance(bar)
         if problems:
             raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _search(store: str, pictures: Pictures) -> None:
+    proposals.ensure(store, pictures)
+
+
+def _to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[Pictures]:
+    if "detection" not in config.tasks:
+        return []
+    return [
+        chunk
+        for data in _data_for("detection", layouts)
+        for split in (config.voc.train, config.voc.test)
+        for chunk in proposals.chunks(voc.read_annotated(data, split, config.voc.classes).pictures)
+    ]
 
 
 def _train_baseline(
@@ -209,7 +239,11 @@ def _jobs(
     subjects: list[tuple[Subject, int]], config: EvaluateConfig, layouts: dict[str, Layout]
 ) -> list[Job]:
     """All measurements. Filling and retrieval do not depend on the seed of trained models."""
-    fingerprints = {uri: fingerprint(uri, layout) for uri, layout in layouts.items()}
+    fingerprints = {
+        (task, uri): fingerprint(task, uri, layouts[uri], config)
+        for task in config.tasks
+        for uri in _data_for(task, layouts)
+    }
     database = next((u for u, layout in layouts.items() if layout in ("prepared", "classes")), None)
     jobs = []
     for task in config.tasks:
@@ -247,7 +281,7 @@ def _job(
     database: str | None,
     seed: int,
     config: EvaluateConfig,
-    fingerprints: dict[str, str],
+    fingerprints: dict[tuple[TaskName, str], str],
 ) -> Job:
     key = storage.content_key(
         {
@@ -257,8 +291,8 @@ def _job(
             "settings": settings_of(config, task),
             "subject": None if subject is None else [subject.kind, subject.identity],
             "holes": holes,
-            "data": fingerprints[data],
-            "database": None if database is None else fingerprints[database],
+            "data": fingerprints[task, data],
+            "database": None if database is None else fingerprints[task, database],
             "seed": seed,
             "dtype": _dtype(config),
         }
@@ -274,8 +308,15 @@ def _job(
     )
 
 
-def fingerprint(uri: str, layout: str) -> str:
+def fingerprint(task: TaskName, uri: str, layout: Layout, config: EvaluateConfig) -> str:
     """Content key of everything that a measurement could read there."""
+    if task == "segmentation":
+        parts = (config.segmentation.train, config.segmentation.test)
+        return storage.content_key([voc.read_mapped(uri, part).fingerprint for part in parts])
+    if layout == "voc":
+        parts, names = (config.voc.train, config.voc.test), config.voc.classes
+        found = [voc.read_annotated(uri, part, names).fingerprint for part in parts]
+        return storage.content_key([names, found])
     if layout == "prepared":
         return dataset.read_manifest(uri).fingerprint
     splits = ("val",) if layout == "pictures" else ("train", "val")

@@ -8,7 +8,18 @@ from ce_model import training
 from ce_model.networks import input_side
 from pipelines import weights
 from pipelines.errors import UserError
-from pipelines.evaluation import finetune, frozen, inpainting, models, results, retrieval
+from pipelines.evaluation import (
+    detection,
+    finetune,
+    frozen,
+    inpainting,
+    models,
+    proposals,
+    results,
+    retrieval,
+    segmentation,
+    voc,
+)
 from pipelines.evaluation.config import EvaluateConfig, TaskName
 from pipelines.evaluation.inpainting import Holes
 from pipelines.evaluation.models import Subject
@@ -56,6 +67,18 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
         return retrieval.measure(
             subject, job.seed, queries, database, side, config.retrieval, dtype
         )
+    if job.task == "detection":
+        return _detection(job, config, dtype)
+    if job.task == "segmentation":
+        mapped = voc.read_mapped(job.data_uri, config.segmentation.train)
+        asked_maps = voc.read_mapped(job.data_uri, config.segmentation.test)
+        return segmentation.measure(
+            subject, job.seed, mapped, asked_maps, config.segmentation, dtype
+        )
+    if job.task == "finetune" and layout_of(job.data_uri) == "voc":
+        several = voc.read_several(job.data_uri, config.voc.train, config.voc.classes)
+        tested = voc.read_several(job.data_uri, config.voc.test, config.voc.classes)
+        return finetune.measure(subject, job.seed, several, tested, side, config.finetune, dtype)
     if job.task == "finetune":
         train, test = _labelled(job, config.finetune.labels, config.finetune.test_pictures)
         classes = len(train.classes)
@@ -73,6 +96,19 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
     if job.task == "knn":
         return frozen.neighbours(known, asked, config.frozen)
     return frozen.linear(known, asked, len(train.classes), config.frozen, job.seed)
+
+
+def _detection(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    assert job.subject is not None
+    parts, regions = [], []
+    for split in (config.voc.train, config.voc.test):
+        part = voc.read_annotated(job.data_uri, split, config.voc.classes)
+        parts.append(part)
+        files = [proposals.ensure(config.store, chunk) for chunk in proposals.chunks(part.pictures)]
+        regions.append(proposals.read(files))
+    return detection.measure(
+        job.subject, job.seed, parts[0], regions[0], parts[1], regions[1], config.detection, dtype
+    )
 
 
 def _inpainting(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
