@@ -473,14 +473,14 @@ def test_a_sample_of_endless_pictures_is_not_held_in_memory() -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_members_are_read_in_bounded_memory(folder: Path) -> None:
+def test_twenty_thousand_members_are_read_in_bounded_memory(folder: Path) -> None:
     import tracemalloc
 
     one = tar_of({"a.txt": b""}).rstrip(b"\0")[:512].ljust(512, b"\0")
     with (folder / "a.tar").open("wb") as out:
-        for _ in range(100):
+        for _ in range(20):
             out.write(one * 1000)
         out.write(tar_of({"last.jpg": jpeg(1)}))
     tracemalloc.start()
     assert set(pictures(folder / "a.tar")) == {"last.jpg"}
-    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20

@@ -32,10 +32,17 @@ def run(config: InspectConfig) -> None:
     """Print the card; with `verify` fail when a file is not what the manifest says."""
     uri = storage.absolute(config.dataset)
     manifest = dataset.read_manifest(uri)
-    Console(highlight=False, soft_wrap=True).print(card.as_text(card.describe(uri, manifest)))
-    card.show(uri, manifest)
     if config.verify:
         verify(uri, manifest)
+    try:
+        facts = card.describe(uri, manifest)
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise UserError(
+            f"dataset is '{uri}'; a file of it is missing or damaged: {error}. "
+            "Find all of them with --verify True"
+        ) from None
+    Console(highlight=False, soft_wrap=True).print(card.as_text(facts))
+    card.show(uri, manifest)
 
 
 def verify(uri: str, manifest: Manifest) -> None:

@@ -1,0 +1,547 @@
+"""The prepare job: nothing lost, nothing twice, the same bytes however the work is cut."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+from conftest import draw_picture, write_pictures
+
+from ce_model import masks
+from pipelines import cluster, dataset, storage
+from pipelines.dataset import Manifest
+from pipelines.errors import UserError
+from pipelines.prepare import (
+    PrepareConfig,
+    card,
+    inspection,
+    plan,
+    progress,
+    run,
+    shards,
+    sidecars,
+    tasks,
+)
+from pipelines.prepare import gather as gather_module
+from pipelines.prepare.inspection import InspectConfig
+
+run_module = __import__("pipelines.prepare.run", fromlist=["run"])
+
+
+@pytest.fixture
+def serially(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the tasks of a job one after the other in this process: no cluster, no start-up."""
+
+    def one_by_one(what: str, items: Sequence[Mapping[str, Any]], task: tasks.Task) -> None:
+        for item in items:
+            try:
+                task(dict(item))
+            except OSError as error:
+                raise UserError(f"{what} failed: {error}") from None
+
+    @contextmanager
+    def nothing() -> Iterator[None]:
+        yield
+
+    for module in (run_module, sidecars):
+        monkeypatch.setattr(module, "run_tasks", one_by_one)
+    monkeypatch.setattr(cluster, "connected", nothing)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 1e9)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "pictures", {"apple": 30, "pear": 40})
+    return tmp_path / "pictures"
+
+
+def config(source: Path | str, output: Path | str, **more: Any) -> PrepareConfig:
+    base = PrepareConfig(
+        source=str(source),
+        output=str(output),
+        sides=(64,),
+        stored_side=96,
+        row_group_rows=8,
+        rows_per_shard=16,
+        validation_share=0.2,
+    )
+    return replace(base, **more)
+
+
+def prepared(source: Path | str, output: Path | str, **more: Any) -> Manifest:
+    return dataset.read_manifest(run(config(source, output, **more)))
+
+
+def rows_of(uri: Path | str, *columns: str) -> dict[str, tuple[Any, ...]]:
+    """All rows by key; no key may come twice."""
+    manifest = dataset.read_manifest(str(uri))
+    rows: dict[str, tuple[Any, ...]] = {}
+    for split in manifest.splits:
+        for group in dataset.row_groups(manifest, split):
+            table = dataset.read_row_group(str(uri), group, ["key", *columns])
+            for row in table.to_pylist():
+                assert row["key"] not in rows
+                rows[row["key"]] = (split, *(row[name] for name in columns))
+    return rows
+
+
+def files_of(uri: Path | str) -> dict[str, str]:
+    """Hash of every shard and sidecar."""
+    paths = sorted(Path(uri).rglob("*.parquet"))
+    return {str(p.relative_to(uri)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def quarantine_of(uri: Path | str) -> dict[str, str]:
+    rows = [row for p in Path(uri).glob("quarantine-*") for row in pq.read_table(p).to_pylist()]
+    return {row["key"]: row["fault"] for row in rows}
+
+
+def test_every_picture_is_written_once_with_its_label_and_its_split(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d")
+    rows = rows_of(tmp_path / "d", "label", "image", "sha256")
+    assert set(rows) == {str(p.relative_to(pictures)) for p in pictures.rglob("*.jpg")}
+    assert manifest.classes == ("apple", "pear")
+    for key, (split, label, image, sha256) in rows.items():
+        assert manifest.classes[label] == key.split("/")[0]
+        assert sha256 == hashlib.sha256((pictures / key).read_bytes()).digest()
+        height, width, _, _ = simplejpeg.decode_jpeg_header(image)
+        assert min(height, width) == 96
+        assert split in ("train", "val")
+    assert manifest.listed == manifest.written == 70
+    assert 4 <= manifest.rows("val") <= 26
+    assert not (tmp_path / "d" / "_work").exists()
+
+
+def test_the_masks_are_those_of_seed_strategy_side_key_and_variant(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d", seed=5)
+    rows = rows_of(tmp_path / "d", *(spec.column for spec in manifest.masks))
+    for key in list(rows)[:5]:
+        for spec, cell in zip(manifest.masks, rows[key][1:], strict=True):
+            for variant in range(spec.variants):
+                expected = masks.mask_for(5, spec.strategy, spec.side, key, variant)
+                assert np.array_equal(card.unpack(cell, spec, variant), expected)
+
+
+def test_the_mean_colour_is_that_of_the_training_pictures(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d", jpeg_quality=100)
+    train = [row[1] for row in rows_of(tmp_path / "d", "image").values() if row[0] == "train"]
+    pixels = np.concatenate([simplejpeg.decode_jpeg(jpeg).reshape(-1, 3) for jpeg in train])
+    assert manifest.train_pixels == len(pixels)
+    assert np.abs(pixels.mean(axis=0) - manifest.mean_rgb).max() < 0.5
+
+
+def test_how_the_work_is_cut_changes_no_byte(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(pictures, tmp_path / "a")
+    monkeypatch.setattr(plan, "UNIT_PIECES", 3)
+    monkeypatch.setattr(gather_module, "SPILL_BYTES", 1)
+    prepared(pictures, tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_picture_keeps_its_split_and_its_place_when_others_come(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    prepared(pictures, tmp_path / "a")
+    write_pictures(pictures, {"quince": 30}, first=500)
+    prepared(pictures, tmp_path / "b")
+    before, after = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
+    assert {key: after[key] for key in before} == before
+    order = list(after)
+    assert [key for key in order if key in before] == list(before)
+
+
+def test_the_same_command_again_does_nothing(
+    serially: None, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(config(pictures, tmp_path / "d"))
+    stamps = {path: path.stat().st_mtime_ns for path in Path(first).rglob("*")}
+    assert run(config(pictures, tmp_path / "d")) == first
+    assert "already prepared" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path(first).rglob("*")} == stamps
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+@pytest.mark.parametrize("survived", [0, 1, 4, 9, 14, 20, 22, 23, 24, 25, 27])
+def test_killed_between_any_two_writes_it_goes_on_and_ends_the_same(
+    serially: None,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    survived: int,
+) -> None:
+    monkeypatch.setattr(plan, "UNIT_PIECES", 12)
+    clean = prepared(pictures, tmp_path / "clean")
+    writes = 0
+    rename = storage._rename
+
+    def dying(staged: Path, target: Path, exclusive: bool) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > survived:
+            raise Killed
+        rename(staged, target, exclusive)
+
+    monkeypatch.setattr(storage, "_rename", dying)
+    with pytest.raises(Killed):
+        run(config(pictures, tmp_path / "d"))
+    with pytest.raises(UserError, match="not a prepared dataset"):
+        dataset.read_manifest(str(tmp_path / "d"))
+    monkeypatch.setattr(storage, "_rename", rename)
+    assert prepared(pictures, tmp_path / "d").fingerprint == clean.fingerprint
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "clean")
+
+
+def test_finished_units_and_shards_are_not_done_again(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "UNIT_PIECES", 10)
+    done: list[str] = []
+    gather, write_shard = gather_module.gather, shards.write_shard
+
+    def counted(row: dict[str, Any], **fixed: Any) -> dict[str, int]:
+        if len(done) == 4:
+            raise OSError("the network is away")
+        done.append(f"unit {row['unit']}")
+        return gather(row, **fixed)
+
+    def counted_shard(row: dict[str, Any], **fixed: Any) -> dict[str, int]:
+        done.append(f"shard {row['split']} {row['shard']}")
+        return write_shard(row, **fixed)
+
+    monkeypatch.setattr(gather_module, "gather", counted)
+    monkeypatch.setattr(shards, "write_shard", counted_shard)
+    with pytest.raises(UserError, match="the network is away"):
+        run(config(pictures, tmp_path / "d"))
+    done.append("again")
+    prepared(pictures, tmp_path / "d")
+    assert len(set(done)) == len(done)
+
+
+def write_bad(folder: Path, count: int, first: int = 0) -> None:
+    for number in range(first, first + count):
+        (folder / f"bad{number}.jpg").write_bytes(b"<html>%d" % number)
+
+
+def test_bad_pictures_are_set_aside_with_a_reason_and_every_one_is_counted(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    write_bad(pictures / "apple", 3)
+    grey = draw_picture(7, 120, 120)[..., 0]
+    assert cv2.imwrite(str(pictures / "pear" / "grey.jpg"), grey)
+    cut = (pictures / "pear" / "0030.jpg").read_bytes()[:-2]
+    (pictures / "pear" / "cut.jpg").write_bytes(cut)
+    shutil.copy(pictures / "pear" / "0031.jpg", pictures / "pear" / "again.jpg")
+    manifest = prepared(pictures, tmp_path / "d")
+    assert manifest.listed == 76 == manifest.written + 4 + 1
+    assert (manifest.quarantined, manifest.duplicates) == (4, 1)
+    assert manifest.quarantine == {"truncated": 1, "unidentified": 3}
+    assert manifest.converted == {"grey": 1}
+    assert quarantine_of(tmp_path / "d") == {
+        **{f"apple/bad{number}.jpg": "unidentified" for number in range(3)},
+        "pear/cut.jpg": "truncated",
+        "pear/again.jpg": "duplicate",
+    }
+
+
+def test_of_equal_pictures_one_stays_and_val_never_leaks_into_train(
+    serially: None, tmp_path: Path
+) -> None:
+    source = tmp_path / "pictures"
+    write_pictures(source / "train", {"a": 20, "b": 20})
+    write_pictures(source / "val", {"a": 5}, first=100)
+    shutil.copy(source / "val" / "a" / "0100.jpg", source / "train" / "b" / "leak.jpg")
+    shutil.copy(source / "train" / "a" / "0000.jpg", source / "train" / "b" / "other.jpg")
+    manifest = prepared(source, tmp_path / "d")
+    rows = rows_of(tmp_path / "d")
+    assert manifest.duplicates == 2
+    assert rows["val/a/0100.jpg"] == ("val",)
+    assert rows["train/a/0000.jpg"] == ("train",)
+    assert not {"train/b/leak.jpg", "train/b/other.jpg"} & set(rows)
+
+
+def test_of_two_members_with_one_name_the_second_is_set_aside(
+    serially: None, tmp_path: Path
+) -> None:
+    import io
+    import tarfile
+
+    from test_sources import jpeg
+
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(30):
+            info = tarfile.TarInfo(f"{number % 29}.jpg")
+            info.size = len(jpeg(number))
+            archive.addfile(info, io.BytesIO(jpeg(number)))
+    manifest = prepared(tmp_path / "a.tar", tmp_path / "d")
+    assert (manifest.listed, manifest.written, manifest.quarantined) == (30, 29, 1)
+    assert quarantine_of(tmp_path / "d") == {"0.jpg": "duplicate_key"}
+
+
+@pytest.mark.parametrize(("bad", "passes"), [(7, True), (8, False)])
+def test_the_error_budget_holds_to_the_picture(
+    serially: None, pictures: Path, tmp_path: Path, bad: int, passes: bool
+) -> None:
+    write_bad(pictures, bad)
+    limits = {"max_bad_images": 0, "max_bad_share": 7 / (70 + bad)}
+    if passes:
+        assert prepared(pictures, tmp_path / "d", **limits).quarantined == bad
+        return
+    with pytest.raises(UserError, match=r"8 of 78 pictures are bad.*8 unidentified"):
+        run(config(pictures, tmp_path / "d", **limits))
+    assert not dataset.is_dataset(str(tmp_path / "d"))
+    assert set(quarantine_of(tmp_path / "d").values()) == {"unidentified"}
+
+
+def test_one_bad_class_fails_the_job_within_a_good_whole(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    write_bad(pictures / "apple", 4)
+    limits = {"max_bad_images": 3, "max_bad_share": 0.5, "max_bad_class_share": 0.1}
+    with pytest.raises(UserError, match="4 of 34 in class apple"):
+        run(config(pictures, tmp_path / "d", **limits))
+
+
+def test_a_broken_archive_fails_the_job_unless_it_may(serially: None, tmp_path: Path) -> None:
+    from test_sources import jpeg, tar_of
+
+    data = tar_of({f"{number}.jpg": jpeg(number) for number in range(30)})
+    (tmp_path / "a.tar").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="1 archives are broken"):
+        run(config(tmp_path / "a.tar", tmp_path / "d"))
+    manifest = prepared(tmp_path / "a.tar", tmp_path / "d", max_broken_archives=1)
+    assert manifest.quarantine == {"broken_archive": 1}
+    assert 5 < manifest.written < 30
+
+
+def test_new_pictures_are_added_and_the_old_shards_stay(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    old = prepared(pictures, tmp_path / "d")
+    before, rows = files_of(tmp_path / "d"), rows_of(tmp_path / "d")
+    write_pictures(pictures, {"aaa": 20, "pear": 10}, first=300)
+    write_bad(pictures / "pear", 1)
+    shutil.copy(pictures / "apple" / "0000.jpg", pictures / "pear" / "twin.jpg")
+    new = prepared(pictures, tmp_path / "d")
+    after = files_of(tmp_path / "d")
+    assert {path: after[path] for path in before} == before
+    assert new.classes == ("apple", "pear", "aaa")
+    assert (new.listed, new.written, new.quarantined, new.duplicates) == (102, 100, 1, 1)
+    everything = rows_of(tmp_path / "d", "label")
+    assert {key: row[:1] for key, row in everything.items() if key in rows} == rows
+    assert everything["aaa/0300.jpg"][1] == 2
+    assert (old.revision, new.revision) == (0, 1)
+    assert run(config(pictures, tmp_path / "d"))
+    assert dataset.read_manifest(str(tmp_path / "d")) == new
+    fresh = prepared(pictures, tmp_path / "fresh")
+    assert np.allclose(fresh.mean_rgb, new.mean_rgb, atol=1e-9)
+    assert fresh.train_pixels == new.train_pixels
+    inspection.verify(str(tmp_path / "d"), new)
+
+
+def test_pictures_with_other_settings_are_not_mixed_in(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    run(config(pictures, tmp_path / "d"))
+    with pytest.raises(UserError, match=r"prepare.seed is 1; .* was made with 0"):
+        run(config(pictures, tmp_path / "d", seed=1))
+    with pytest.raises(UserError, match=r"masks asked for differ.*mask_central_64 x 1"):
+        run(config(pictures, tmp_path / "d", sides=(32,)))
+
+
+def test_masks_are_added_without_reading_a_picture_and_equal_those_cut_at_once(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(pictures, tmp_path / "whole", sides=(64, 96), variants=3)
+    prepared(pictures, tmp_path / "d", sides=(64,), variants=2)
+    before = files_of(tmp_path / "d")
+    read = dataset.read_row_group
+
+    def no_pictures(uri: str, group: dataset.RowGroup, columns: list[str]) -> Any:
+        assert columns == ["key"]
+        return read(uri, group, columns)
+
+    monkeypatch.setattr(card, "write", lambda uri, manifest: None)
+    monkeypatch.setattr(dataset, "read_row_group", no_pictures)
+    added = prepared(tmp_path / "d", tmp_path / "d", sides=(64, 96), variants=3)
+    monkeypatch.setattr(dataset, "read_row_group", read)
+    after = files_of(tmp_path / "d")
+    assert {path: after[path] for path in before} == before
+    columns = [spec.column for spec in whole.masks]
+    assert rows_of(tmp_path / "d", *columns) == rows_of(tmp_path / "whole", *columns)
+    assert set(added.masks) == set(whole.masks)
+    inspection.verify(str(tmp_path / "d"), added)
+
+
+def test_one_of_two_jobs_commits_and_the_other_says_so(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d")
+    other = replace(manifest, jobs=("another",), seed=1)
+    commit = run_module.commit
+    assert commit(str(tmp_path / "d"), manifest, None) is False
+    with pytest.raises(UserError, match="another job with other pictures or settings"):
+        commit(str(tmp_path / "d"), other, None)
+    assert dataset.read_manifest(str(tmp_path / "d")) == manifest
+
+
+def test_of_fifty_races_to_commit_each_has_one_winner(tmp_path: Path) -> None:
+    empty = Manifest(
+        splits={}, classes=(), mean_rgb=(0, 0, 0), masks=(), stored_side=1, seed=0,
+        listed=0, written=0, quarantined=0, duplicates=0,
+    )  # fmt: skip
+    for race in range(50):
+        uri = str(tmp_path / str(race))
+        barrier = threading.Barrier(4)
+        won: list[str] = []
+
+        def compete(name: str, uri: str = uri, barrier: Any = barrier, won: Any = won) -> None:
+            barrier.wait()
+            try:
+                dataset.write_manifest(uri, replace(empty, jobs=(name,)))
+            except FileExistsError:
+                return
+            won.append(name)
+
+        threads = [threading.Thread(target=compete, args=(str(n),)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert dataset.read_manifest(uri).jobs == tuple(won)
+
+
+def test_a_revision_has_one_author_and_a_killed_one_is_completed(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "d")
+    old = prepared(pictures, uri)
+    mine = replace(old, revision=1, jobs=(*old.jobs, "mine"))
+    theirs = replace(old, revision=1, jobs=(*old.jobs, "theirs"))
+    publish = storage.publish_json
+
+    def dying(place: str, value: object, *, exclusive: bool = False) -> None:
+        if place.endswith(dataset.MANIFEST):
+            raise Killed
+        publish(place, value, exclusive=exclusive)
+
+    monkeypatch.setattr(storage, "publish_json", dying)
+    with pytest.raises(Killed):
+        dataset.replace_manifest(uri, mine)
+    monkeypatch.setattr(storage, "publish_json", publish)
+    assert dataset.read_manifest(uri) == old
+    with pytest.raises(FileExistsError):
+        dataset.replace_manifest(uri, theirs)
+    assert dataset.read_manifest(uri) == mine
+
+
+def test_a_zombie_that_writes_after_the_commit_changes_nothing_that_is_read(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d")
+    before = rows_of(tmp_path / "d", "image")
+    (tmp_path / "d" / "train" / "ffffffff-000000.parquet").write_bytes(b"late")
+    storage.publish(str(tmp_path / "d" / "_work" / "x" / "units" / "000000.json"), b"{}")
+    assert rows_of(tmp_path / "d", "image") == before
+    inspection.verify(str(tmp_path / "d"), manifest)
+
+
+def test_an_error_while_a_shard_is_open_leaves_no_shard(tmp_path: Path) -> None:
+    target = tmp_path / "train" / "0.parquet"
+    with pytest.raises(ZeroDivisionError), storage.staged_file(str(target)) as staged:
+        staged.write_bytes(b"PAR1 half")
+        raise ZeroDivisionError
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_closing_word_is_the_card_in_the_dataset(
+    serially: None, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d")
+    shown = capsys.readouterr().err
+    assert "70 written + 0 set aside + 0 duplicates" in " ".join(shown.split())
+    facts = json.loads((tmp_path / "d" / "card.json").read_text())
+    classes = facts["pictures_per_class"]
+    assert sum(classes["train"].values()) == manifest.rows("train")
+    assert set(facts["bytes_per_column"]) == {
+        "key", "label", "image", "sha256", *(spec.column for spec in manifest.masks)
+    }  # fmt: skip
+    sheet = cv2.imread(str(tmp_path / "d" / "card.png"))
+    assert sheet.shape == (card.CAPTION_PX + 8 * card.TILE_PX, 4 * card.TILE_PX, 3)
+    assert manifest.fingerprint in (tmp_path / "d" / "card.html").read_text()
+
+
+def test_a_dry_run_predicts_and_writes_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    run(config(pictures, tmp_path / "d", dry_run=True))
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "70 in" in shown and "nothing was written" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_inspection_finds_a_flipped_bit_a_missing_file_and_a_wrong_label(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = prepared(pictures, tmp_path / "d")
+    uri = str(tmp_path / "d")
+    inspection.run(InspectConfig(dataset=uri, verify=True))
+    first, second = manifest.splits["train"][:2]
+    data = bytearray((tmp_path / "d" / first.path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "d" / first.path).write_bytes(bytes(data))
+    (tmp_path / "d" / second.path).unlink()
+    with pytest.raises(UserError, match=r"2 of its files(?s:.*)sha256(?s:.*)missing"):
+        inspection.run(InspectConfig(dataset=uri, verify=True))
+    with pytest.raises(UserError, match="missing or damaged"):
+        inspection.run(InspectConfig(dataset=uri))
+    val = replace(manifest, splits={"val": manifest.splits["val"]}, classes=("apple",))
+    with pytest.raises(UserError, match=r"labels . to 1 for 1 classes"):
+        inspection.verify(uri, val)
+
+
+def test_the_same_bytes_come_out_of_a_cluster(
+    serially: None, ray_cluster: None, pictures: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    prepared(pictures, tmp_path / "a")
+    monkeypatch.undo()
+    monkeypatch.setattr(plan, "UNIT_PIECES", 9)
+    prepared(pictures, tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("validation_share", 1.0, "less than 1"),
+        ("max_bad_share", 2.0, "0 to 1"),
+        ("rows_per_shard", 0, "1 or more"),
+        ("jpeg_quality", 101, "1 to 100"),
+        ("sides", (8,), "16 to 1024"),
+        ("min_side", 300, "stored_side = 256"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(field: str, value: Any, words: str) -> None:
+    with pytest.raises(UserError, match=f"prepare.{field} is .*{words}"):
+        PrepareConfig(source="x", **{field: value})
