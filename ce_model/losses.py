@@ -25,7 +25,8 @@ def reconstruction_loss(
     Shape:
         prediction, target: float (B, 3, T, T); weight: float (B, 1, T, T); result: ().
     """
-    difference = prediction.float() - target
+    # Weights have one channel, so with channels_last every operation on them would be strided.
+    difference = prediction.to(torch.float32, memory_format=torch.contiguous_format) - target
     error = difference.square() if kind == "l2" else difference.abs()
     return (weight * error).sum() / (prediction.shape[1] * torch.count_nonzero(weight))
 

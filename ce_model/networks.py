@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ce_model.layers import ChannelwiseLinear
+from ce_model.layers import BilinearResize, ChannelwiseLinear
 
 Preset = Literal["alexnet", "inpaint"]
 Output = Literal["center", "full"]
@@ -267,7 +267,7 @@ def _alexnet_decoder(config: NetworkConfig) -> nn.Sequential:
         )
     # The colours are linear: a ReLU would forbid half of [-1, 1].
     layers["up5"] = nn.ConvTranspose2d(widths[-2], widths[-1], 5, 2, 2)
-    layers["resize"] = nn.Upsample(size=(ALEXNET_SIDE, ALEXNET_SIDE), mode="bilinear")
+    layers["resize"] = BilinearResize(ALEXNET_SIDE)
     return nn.Sequential(layers)
 
 

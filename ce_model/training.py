@@ -79,7 +79,7 @@ class Views(NamedTuple):
 
     Shape:
         context: float (B, 3, S, S), channels_last, the hole filled with the mean colour.
-        target: float (B, 3, T, T), channels_last.
+        target: float (B, 3, T, T), contiguous as the loss needs it.
         hole: bool (B, 1, T, T), True where the network saw nothing, in the frame of the target.
         weight: float (B, 1, T, T), weight of each pixel in the reconstruction loss.
     """
@@ -195,8 +195,7 @@ def make_views(
     weight = hidden.float() if objective.region == "hole" else torch.ones_like(target[:, 0])
     if objective.overlap:
         weight = weight.masked_fill(hidden & ~hole, objective.ring_weight)
-    target = target.contiguous(memory_format=torch.channels_last)
-    return Views(context, target, hole.unsqueeze(1), weight.unsqueeze(1))
+    return Views(context, target.contiguous(), hole.unsqueeze(1), weight.unsqueeze(1))
 
 
 def make_optimizers(

@@ -1,8 +1,9 @@
-"""The channel-wise fully-connected layer."""
+"""The channel-wise fully-connected layer and the resize."""
 
+import pytest
 import torch
 
-from ce_model.layers import ChannelwiseLinear
+from ce_model.layers import BilinearResize, ChannelwiseLinear
 
 
 def _layer(channels: int, side: int) -> ChannelwiseLinear:
@@ -45,3 +46,15 @@ def test_the_memory_format_of_the_input_does_not_matter() -> None:
     layer = _layer(4, 3)
     x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), layer(x))
+
+
+@pytest.mark.parametrize(("side", "result"), [(161, 227), (5, 9)])
+def test_the_resize_equals_upsample_forward_and_backward(side: int, result: int) -> None:
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.rand(2, 3, result, result, generator=torch.Generator().manual_seed(1))
+    ours = BilinearResize(result)(x)
+    reference = torch.nn.Upsample((result, result), mode="bilinear")(x)
+    torch.testing.assert_close(ours, reference)
+    (gradient,) = torch.autograd.grad((weight * ours).sum(), x)
+    (expected,) = torch.autograd.grad((weight * reference).sum(), x)
+    torch.testing.assert_close(gradient, expected)

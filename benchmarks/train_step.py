@@ -1,0 +1,341 @@
+"""Images per second of our training step beside a loop in the style of the public PyTorch ports.
+
+Both start from the same weights. The peer is fp32 eager in NCHW with the layers and the loop of the
+ports (a 4x4 convolution as bottleneck, unfused Adam, a value read back for every loss); its batch
+is given to it as floats with the hole already filled, while ours starts from uint8 and bit masks.
+Rounds of the two alternate in one process; the rate of a plain matrix product, measured between
+them, is the limit. At the end both train on the same batches and their losses are compared.
+
+$ python -m benchmarks.train_step --preset inpaint --rounds 5
+$ python -m benchmarks.train_step --preset alexnet --device cuda --batch-size 512
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ce_model import training
+from ce_model.masks import Strategy, mask_for
+from ce_model.networks import (
+    NetworkConfig,
+    build_discriminator,
+    build_generator,
+    input_side,
+)
+from ce_model.training import Networks, Objective
+
+Step = Callable[[int], Tensor | float]  # index of the batch -> reconstruction loss
+LOSS_TOLERANCE = 0.02
+MATMUL_SIDE = 2048
+NUM_BATCHES = 5  # distinct batches that the loss comparison goes through
+
+
+def main() -> None:
+    """Compare speed and loss of the chosen presets; exit with 1 where the losses differ."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    dtype = training.resolve_precision(args.precision, device)
+    print(
+        f"device {device}, {args.threads} CPU threads, ours in {dtype}, torch {torch.__version__}"
+    )
+    agree = [_compare(preset, device, dtype, args) for preset in args.preset]
+    if not all(agree):
+        sys.exit(f"the losses differ by more than {LOSS_TOLERANCE:.0%}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--preset", nargs="+", default=["inpaint", "alexnet"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="per round and side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="ours, with torch.compile")
+    parser.add_argument("--loss-steps", type=int, default=50, help="0 skips the comparison")
+    parser.add_argument("--loss-batch-size", type=int, default=16)
+    return parser.parse_args()
+
+
+class Setting(NamedTuple):
+    """What the two sides have in common."""
+
+    network: NetworkConfig
+    objective: Objective
+    strategy: Strategy
+    rates: training.LearningRates
+
+
+class Batch(NamedTuple):
+    """Pictures uint8 (B, S, S, 3) and masks bool (B, S, S)."""
+
+    image: Tensor
+    hidden: Tensor
+
+
+def _setting(preset: str) -> Setting:
+    if preset == "alexnet":
+        # Dropout would draw differently on the two sides, and the losses could not be compared.
+        network = NetworkConfig(preset="alexnet", output="full", dropout=0.0)
+        strategy: Strategy = "random_region"
+    else:
+        network, strategy = NetworkConfig(), "central"
+    objective = training.default_objective(network)
+    rates = training.default_learning_rates(network, strategy, objective.adversarial)
+    return Setting(network, objective, strategy, rates)
+
+
+def _compare(
+    preset: str, device: torch.device, dtype: torch.dtype, args: argparse.Namespace
+) -> bool:
+    setting = _setting(preset)
+    network = setting.network
+    start = Networks(
+        build_generator(network).to(device),
+        build_discriminator(network).to(device) if setting.objective.adversarial else None,
+    )
+    batches = [_batch(setting, args.batch_size, 0, device)]
+    ours = _our_step(start, batches, setting, dtype, compiled=args.compile)
+    peer = _peer_step(start, batches, setting)
+    _alternate(ours, peer, device, steps=1, rounds=1)  # warm up
+    speeds = _alternate(ours, peer, device, args.steps, args.rounds)
+    del ours, peer
+    gflop = _gflop_per_image(start, batches[0], setting)
+    _print_speeds(preset, speeds, gflop, args, dtype)
+    return not args.loss_steps or _same_loss(start, setting, dtype, device, args)
+
+
+def _alternate(
+    ours: Step, peer: Step, device: torch.device, steps: int, rounds: int
+) -> list[tuple[float, float, float, float]]:
+    """Of each round: seconds per step of ours and the peer, matrix products in TFLOP/s."""
+    result = []
+    for _ in range(rounds):
+        times = [_seconds(step, steps, device) for step in (ours, peer)]
+        limits = [_matmul_tflops(device, dtype) for dtype in (torch.bfloat16, torch.float32)]
+        result.append((times[0], times[1], limits[0], limits[1]))
+    return result
+
+
+def _seconds(step: Step, steps: int, device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    for index in range(steps):
+        step(index)
+    _wait(device)
+    return (time.perf_counter() - started) / steps
+
+
+def _matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    a = torch.randn(MATMUL_SIDE, MATMUL_SIDE, device=device).to(dtype)
+    a @ a
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        a @ a
+    _wait(device)
+    return repeats * 2 * MATMUL_SIDE**3 / (time.perf_counter() - started) / 1e12
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _print_speeds(
+    preset: str,
+    speeds: list[tuple[float, float, float, float]],
+    gflop: float,
+    args: argparse.Namespace,
+    dtype: torch.dtype,
+) -> None:
+    ours, peer, bf16, fp32 = (np.array(column) for column in zip(*speeds, strict=True))
+    ratios = peer / ours
+    limit = bf16 if dtype == torch.bfloat16 else fp32
+    achieved = gflop * args.batch_size / ours / 1e3
+    print(
+        f"{preset}: ours {_spread(args.batch_size / ours)} images/s, "
+        f"peer {_spread(args.batch_size / peer)} images/s, ratio {_spread(ratios)}\n"
+        f"  batch {args.batch_size}, {len(speeds)} rounds of {args.steps} steps; "
+        f"{gflop:.2f} GFLOP per image\n"
+        f"  matrix product {_spread(bf16)} TFLOP/s bf16, {_spread(fp32)} fp32; "
+        f"our step reaches {_spread(achieved / limit)} of it"
+    )
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def _gflop_per_image(start: Networks, batch: Batch, setting: Setting) -> float:
+    """Multiplications and additions of one of our steps."""
+    step = _our_step(start, [Batch(batch.image[:2], batch.hidden[:2])], setting, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        step(0)
+    return float(counter.get_total_flops()) / 2 / 1e9
+
+
+def _same_loss(
+    start: Networks,
+    setting: Setting,
+    dtype: torch.dtype,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> bool:
+    seeds = range(NUM_BATCHES)
+    batches = [_batch(setting, args.loss_batch_size, seed, device) for seed in seeds]
+    ours = _our_step(start, batches, setting, dtype, compiled=args.compile)
+    peer = _peer_step(start, batches, setting)
+    history = [(float(ours(index)), float(peer(index))) for index in range(args.loss_steps)]
+    first, second = np.mean(history[-NUM_BATCHES:], axis=0)
+    difference = abs(first / second - 1)
+    print(
+        f"  reconstruction loss, from {history[0][1]:.4f}: after {args.loss_steps} steps of "
+        f"{args.loss_batch_size} images ours {first:.4f}, peer {second:.4f}, "
+        f"difference {difference:.2%} (mean of the last {NUM_BATCHES} steps)"
+    )
+    return bool(difference <= LOSS_TOLERANCE)
+
+
+def _batch(setting: Setting, size: int, seed: int, device: torch.device) -> Batch:
+    """Smooth random pictures: noise would leave nothing to learn."""
+    side = input_side(setting.network)
+    coarse = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    picture = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    image = picture.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    masks = [mask_for(seed, setting.strategy, side, str(index), 0) for index in range(size)]
+    return Batch(image.to(device), torch.from_numpy(np.stack(masks)).to(device))
+
+
+def _our_step(
+    start: Networks,
+    batches: list[Batch],
+    setting: Setting,
+    dtype: torch.dtype,
+    *,
+    compiled: bool = False,
+) -> Step:
+    networks = copy.deepcopy(start)
+    optimizers = training.make_optimizers(networks, *setting.rates)
+    for network in networks:
+        if compiled and network is not None:
+            network.compile()
+
+    def step(index: int) -> Tensor:
+        metrics = training.train_step(
+            networks,
+            optimizers,
+            *batches[index % len(batches)],
+            network=setting.network,
+            objective=setting.objective,
+            dtype=dtype,
+        )
+        return metrics["loss/reconstruction"]
+
+    return step
+
+
+def _peer_step(start: Networks, batches: list[Batch], setting: Setting) -> Step:
+    """The loop of the ports: BCE on sigmoids, backward per term, and `.item()` on every loss."""
+    generator = _port(start.generator, setting.network)
+    optimizer = torch.optim.Adam(generator.parameters(), setting.rates.generator, (0.5, 0.999))
+    views = [
+        training.make_views(*batch, setting.network, setting.objective)._asdict()
+        for batch in batches
+    ]
+    views = [{name: value.contiguous() for name, value in view.items()} for view in views]
+    share = setting.objective.adversarial
+
+    def reconstruction_step(index: int) -> float:
+        view = views[index % len(views)]
+        optimizer.zero_grad()
+        loss = _weighted_l2(generator(view["context"]), view)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.item()
+
+    if start.discriminator is None:
+        return reconstruction_step
+
+    discriminator = nn.Sequential(_contiguous(start.discriminator), nn.Sigmoid())
+    optimizer_d = torch.optim.Adam(
+        discriminator.parameters(), setting.rates.discriminator, (0.5, 0.999)
+    )
+    bce = nn.BCELoss()
+
+    def joint_step(index: int) -> float:
+        view = views[index % len(views)]
+        ones = torch.ones(len(view["target"]), device=view["target"].device)
+        optimizer_d.zero_grad()
+        real_loss = bce(discriminator(view["target"]), ones)
+        real_loss.backward()
+        fake = generator(view["context"])
+        fake_loss = bce(discriminator(fake.detach()), torch.zeros_like(ones))
+        fake_loss.backward()
+        optimizer_d.step()
+        optimizer.zero_grad()
+        adversarial = bce(discriminator(fake), ones)
+        reconstruction = _weighted_l2(fake, view)
+        joint = (1 - share) * reconstruction + share * adversarial
+        joint.backward()
+        optimizer.step()
+        for loss in (real_loss, fake_loss, adversarial, joint):
+            loss.item()
+        return reconstruction.item()
+
+    return joint_step
+
+
+def _weighted_l2(prediction: Tensor, view: dict[str, Tensor]) -> Tensor:
+    error = view["weight"] * (prediction - view["target"]) ** 2
+    return error.sum() / (3 * (view["weight"] > 0).sum())
+
+
+def _port(generator: nn.Module, network: NetworkConfig) -> nn.Module:
+    """The same function from the same weights, in the layers that the ports use."""
+    port = _contiguous(generator)
+    if network.preset == "alexnet":
+        # the author's recipe: a grouped convolution over the whole map, then a view
+        weight = port.get_parameter("decoder.channelwise.0.weight").detach()
+        channels, size, _ = weight.shape
+        grouped = nn.Conv2d(channels, channels * size, 6, groups=channels, bias=False)
+        grouped.weight.data = weight.transpose(1, 2).reshape(channels * size, 1, 6, 6)
+        recipe = nn.Sequential(grouped, nn.Flatten(), nn.Unflatten(1, (channels, 6, 6)))
+        port.set_submodule("decoder.channelwise.0", recipe)
+        return port
+    bottleneck = network.bottleneck
+    weight = port.get_parameter("encoder.e6.1.weight").detach()
+    narrow = nn.Conv2d(512, bottleneck, 4, bias=False)
+    narrow.weight.data = weight.reshape(narrow.weight.shape)
+    norm = nn.BatchNorm2d(bottleneck).to(weight.device)
+    norm.load_state_dict(port.get_submodule("encoder.e6.2").state_dict())
+    port.set_submodule("encoder.e6", nn.Sequential(narrow, norm, nn.LeakyReLU(0.2, inplace=True)))
+    weight = port.get_parameter("decoder.d1.0.weight").detach()
+    wide = nn.ConvTranspose2d(bottleneck, 512, 4, bias=False)
+    wide.weight.data = weight.T.reshape(wide.weight.shape)
+    layers = nn.Sequential(wide, port.get_submodule("decoder.d1.2"), nn.ReLU(inplace=True))
+    port.set_submodule("decoder.d1", layers)
+    return port
+
+
+def _contiguous(network: nn.Module) -> nn.Module:
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
+    return network
+
+
+if __name__ == "__main__":
+    main()
