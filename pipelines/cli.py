@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,8 +34,19 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
         if at + 1 == len(args):
             _exit_2("--config needs a YAML file: --config configs/quickstart.yaml")
         args = [*_flags(read_yaml(args[at + 1])), *args[:at], *args[at + 2 :]]
+    args = list(_bare_flags(config_type, args))
     _check_choices(config_type, args)
     return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
+
+
+def _bare_flags(config_type: type, args: Sequence[str]) -> Iterator[str]:
+    """A flag of a yes-or-no field needs no value: `--rollback` is `--rollback True`."""
+    hints = get_type_hints(config_type)
+    flags = {f"--{name}".replace("_", "-") for name, kind in hints.items() if kind is bool}
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
+        yield arg
+        if arg.replace("_", "-") in flags and following.startswith("--"):
+            yield "True"
 
 
 def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:

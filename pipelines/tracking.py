@@ -149,14 +149,17 @@ def log_dataset(
 
 @cache
 def git_commit() -> str:
-    """The commit of this checkout, with `-dirty` for changes; `unknown` outside of one."""
+    """The commit of this checkout, with `-dirty` for changes; outside of one GIT_COMMIT, else `unknown`.
+
+    `ray job submit` leaves the repository behind; images and submissions set the variable.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(
             [*command, "--abbrev=40", "--match="], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("GIT_COMMIT", "unknown")
     return found.stdout.strip()
 
 

@@ -77,3 +77,8 @@ def test_an_arm_with_missing_seeds_is_shown_but_not_compared() -> None:
 @pytest.mark.parametrize("scores", [{}, {"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}])
 def test_too_little_gives_no_verdict(scores: dict[str, list[float]]) -> None:
     assert compare(table(scores), "l2_hole", "lower").verdict.startswith("No verdict")
+
+
+def test_coarse_scores_that_agree_by_chance_are_no_certainty() -> None:
+    scores = table({"a": [0.50, 0.65], "b": [0.52, 0.67]})  # both differences are 0.02
+    assert compare(scores, "accuracy", "higher").verdict.startswith("No verdict")

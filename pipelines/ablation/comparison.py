@@ -103,7 +103,7 @@ def _summary(arm: str, values: Mapping[int, float], rank: int | None) -> ArmSumm
 
 
 def paired_differences(scores: Scores) -> tuple[Difference, ...]:
-    """All pairs with simultaneous intervals; none for one arm or one seed."""
+    """All pairs with simultaneous intervals; none for one arm, one seed, or no spread at all."""
     arms = list(scores)
     seeds = sorted(scores[arms[0]]) if arms else []
     if len(arms) < 2 or len(seeds) < 2:
@@ -113,6 +113,8 @@ def paired_differences(scores: Scores) -> tuple[Difference, ...]:
     residual = table - means[:, None] - table.mean(axis=0) + table.mean()
     freedom = (len(arms) - 1) * (len(seeds) - 1)
     noise = math.sqrt(float((residual**2).sum()) / freedom / len(seeds))
+    if noise <= 1e-12 * float(np.abs(table).max()):
+        return ()  # coarse scores can agree by chance; that is no evidence of certainty
     half = _quantile(len(arms), freedom) * noise
     return tuple(
         Difference(
@@ -153,8 +155,8 @@ def _verdict(
     left_out = [arm.arm for arm in arms if arm.rank is None]
     if not differences:
         return (
-            f"No verdict on {metric}: it takes two arms with two common seeds, and there are "
-            f"{len(arms)} arms and {seeds} seeds."
+            f"No verdict on {metric}: it takes two arms with two common seeds whose differences "
+            f"vary, and there are {len(arms)} arms and {seeds} seeds."
         )
     best = compared[0]
     tied = [arm for arm in compared[1:] if not _separate(best.arm, arm.arm, differences)]

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Make a run's model the champion if the evidence says so; roll back; explain.
+
+$ python jobs/promote.py --run RUN --name context-encoder --gates configs/gates.yaml
+$ python jobs/promote.py --name context-encoder --rollback
+$ python jobs/promote.py --explain models:/context-encoder@champion
+
+Exit codes: 0 done, 3 refused by a gate, 1 a mistake that the message names, 2 a flag.
+"""
+
+from pipelines.cli import main
+from pipelines.promotion.run import PromoteConfig, run
+
+if __name__ == "__main__":
+    main(run, PromoteConfig)

@@ -1,0 +1,159 @@
+"""What a sweep is asked to do, and its cells."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from ce_model.masks import Strategy
+from pipelines.evaluation.config import TaskName
+from pipelines.evaluation.finetune import FinetuneSettings
+from pipelines.evaluation.frozen import FrozenSettings
+from pipelines.evaluation.inpainting import InpaintingSettings
+from pipelines.evaluation.retrieval import RetrievalSettings
+from pipelines.pretrain import PretrainConfig
+
+# Set per cell or for the whole sweep; setting them under --pretrain would be ignored.
+NOT_UNDER_PRETRAIN = {
+    "strategy": "--strategies",
+    "adversarial": "--adversarial",
+    "seed": "--seeds",
+    "source": "--source",
+    "store": "--store",
+    "tracking_uri": "--tracking-uri",
+    "experiment": "--experiment",
+    "summary": "--store, where each cell has its commit.json",
+}
+DEFAULT_METRIC = {
+    "alexnet": "linear/pool5/100%/accuracy",
+    "inpaint": "inpainting/central/hole/128/L2",
+}
+
+
+class Arm(NamedTuple):
+    """What is compared: all its cells differ in the seed alone."""
+
+    strategy: Strategy
+    adversarial: float
+
+    def __str__(self) -> str:
+        """Its name in tables."""
+        return f"{self.strategy}-{self.adversarial:g}"
+
+
+class Cell(NamedTuple):
+    """One training with its evaluation."""
+
+    arm: Arm
+    seed: int
+    steps: int
+
+    def __str__(self) -> str:
+        """Its name, unique in a sweep."""
+        return f"{self.arm} seed {self.seed}, {self.steps} steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """Compare mask strategies and losses: every cell is a training and its evaluation."""
+
+    strategies: tuple[Strategy, ...] = ("central", "random_block", "random_region")
+    """Families of masks to compare."""
+    adversarial: tuple[float, ...] = (0.0,)
+    """Weights of the adversarial loss to compare; 0 trains without a discriminator."""
+    seeds: int = 3
+    """Every arm is trained with the seeds 0, 1, ... of this number."""
+    source: str | None = None
+    """Pictures or a prepared dataset; None: sample pictures."""
+    store: str = "store"
+    """Folder or s3:// URI for everything; with SQLite also the tracking."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Common to all cells."""
+    tasks: tuple[TaskName, ...] = ("inpainting", "linear")
+    """What is measured of every model."""
+    data: tuple[str, ...] = ()
+    """Further data for the tasks, beside the dataset that is trained on."""
+    inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
+    """Task inpainting: the same holes for every cell."""
+    frozen: FrozenSettings = field(default_factory=FrozenSettings)
+    """Tasks linear and knn."""
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    """Task finetune."""
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    """Task retrieval."""
+    metric: str | None = None
+    """Score that the verdict is about, by its name in the report. None: the linear probe on pool5
+    for alexnet, L2 in the central hole for inpaint."""
+    rungs: tuple[int, ...] = ()
+    """Successive halving: after each of these numbers of steps only the better half of the arms
+    goes on. The verdict compares only arms of the full number of steps."""
+    concurrency: int = 0
+    """Cells at once; 0: as many as the cluster has room for."""
+    attempts: int = 2
+    """How often a crashing cell is started in all."""
+    tick: str | None = None
+    """Name of a schedule: one sweep per period, never two at a time."""
+    every_hours: float = 24.0
+    """Period of the schedule."""
+    tracking_uri: str | None = None
+    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+    experiment: str = "context-encoder"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything starts."""
+        for name in ("strategies", "adversarial", "tasks"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}; give at least one value, each once")
+        for name in ("seeds", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.concurrency < 0:
+            raise ValueError(f"concurrency is {self.concurrency}; it must be 0 or more")
+        if self.every_hours <= 0:
+            raise ValueError(f"every_hours is {self.every_hours}; it must be above 0")
+        usual = PretrainConfig()
+        for name, flag in NOT_UNDER_PRETRAIN.items():
+            if getattr(self.pretrain, name) != getattr(usual, name):
+                raise ValueError(
+                    f"pretrain.{name} is {getattr(self.pretrain, name)}; a sweep sets it for its "
+                    f"cells: use {flag}"
+                )
+        if list(self.rungs) != sorted({*self.rungs}) or any(
+            not 0 < rung < self.pretrain.steps for rung in self.rungs
+        ):
+            raise ValueError(
+                f"rungs is {self.rungs}; they must rise, from 1 to less than pretrain.steps "
+                f"{self.pretrain.steps}"
+            )
+        for arm in arms(self):
+            pretraining(self, Cell(arm, 0, self.pretrain.steps))
+
+    @property
+    def verdict_metric(self) -> str:
+        """The score with its default resolved."""
+        return self.metric or DEFAULT_METRIC[self.pretrain.preset]
+
+
+def arms(config: AblateConfig) -> list[Arm]:
+    """Every strategy with every loss."""
+    return [Arm(s, weight) for s in config.strategies for weight in config.adversarial]
+
+
+def cells(config: AblateConfig, chosen: list[Arm], steps: int) -> list[Cell]:
+    """All trainings of some arms."""
+    return [Cell(arm, seed, steps) for arm in chosen for seed in range(config.seeds)]
+
+
+def pretraining(config: AblateConfig, cell: Cell) -> PretrainConfig:
+    """How a cell is trained."""
+    return replace(
+        config.pretrain,
+        strategy=cell.arm.strategy,
+        adversarial=cell.arm.adversarial,
+        seed=cell.seed,
+        steps=cell.steps,
+        source=config.source,
+        store=config.store,
+        tracking_uri=config.tracking_uri,
+        experiment=config.experiment,
+    )

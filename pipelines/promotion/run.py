@@ -1,0 +1,212 @@
+"""Register, judge, move the alias; or roll back; or explain.
+
+Exit codes: 0 done, 3 refused by a gate, 1 the user's mistake, 2 a flag or file that cannot be read.
+"""
+
+import getpass
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from rich.console import Console
+
+from pipelines import lease, registry, storage, tracking
+from pipelines.errors import UserError
+from pipelines.lease import LeaseBusyError
+from pipelines.promotion import dossier, explain, gates
+from pipelines.promotion.gates import Dossier, Gates, Verdict
+from pipelines.registry import Version
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+REFUSED = 3  # exit code
+LEASE_S = 60.0
+WAIT_S = 180.0  # for another promotion to end
+NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Move the alias `champion` to a run's model when every gate holds."""
+
+    run: str | None = None
+    """MLflow run that trained the model."""
+    name: str = "context-encoder"
+    """Registered model."""
+    gates: str = "configs/gates.yaml"
+    """What is demanded."""
+    rollback: bool = False
+    """Make the previous champion the champion again."""
+    explain: str | None = None
+    """Print where a registered model came from: models:/NAME@champion or models:/NAME/3."""
+    store: str = "store"
+    """Where promotions of one model wait for each other."""
+    tracking_uri: str | None = None
+    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+
+    def __post_init__(self) -> None:
+        """One thing at a time."""
+        asked = [self.run is not None, self.rollback, self.explain is not None]
+        if sum(asked) != 1:
+            raise ValueError(
+                f"run is {self.run}, rollback is {self.rollback}, explain is {self.explain}; give "
+                "exactly one of the three"
+            )
+
+
+class Decision(NamedTuple):
+    """What a promotion came to."""
+
+    promoted: bool
+    version: str | None
+    verdicts: list[Verdict]
+    text: str
+
+
+def run(config: PromoteConfig) -> None:
+    """Do what was asked; a refusal ends the process with its own code."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    uri = tracking.tracking_uri(config.tracking_uri, config.store)
+    if config.explain is not None:
+        Console(soft_wrap=True, highlight=False, markup=False).print(
+            explain.explain(uri, config.explain)
+        )
+    elif config.rollback:
+        console.print(roll_back(uri, config.name, config.store))
+    elif config.run is not None:
+        demanded = gates.read_gates(config.gates)
+        decision = promote(uri, config.run, config.name, demanded, config.store)
+        for verdict in decision.verdicts:
+            console.print(str(verdict))
+        console.print(decision.text)
+        if not decision.promoted:
+            sys.exit(REFUSED)
+
+
+def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> Decision:
+    """Judge a run's model and make it champion if every gate holds.
+
+    What speaks against the evidence itself (nothing measured, other weights, a pickle) is found
+    before anything is registered. What fails only on quality stays registered as `candidate`.
+    """
+    source = dossier.source_of(uri, run_id)
+    model = dossier.collect(uri, run_id, source)
+    sound = gates.integrity(model, demanded)
+    if not all(verdict.passed for verdict in sound):
+        text = _refusal(sound)
+        registry.tag_run(uri, run_id, "promotion.refused", text)
+        return Decision(False, None, sound, f"refused, nothing registered: {text}")
+    with _alone(store, name):
+        registry.ensure_name(uri, name)
+        version = registry.ensure_version(uri, name, run_id, source, _origin(model))
+        champion = registry.by_alias(uri, name, CHAMPION)
+        if champion is not None and champion.version == version.version:
+            registry.delete_alias(uri, name, CANDIDATE)
+            text = f"{name} version {version.version} is the champion already"
+            return Decision(True, version.version, sound, text)
+        registry.set_alias(uri, name, CANDIDATE, version.version)
+        theirs = None
+        if champion is not None:
+            theirs = dossier.collect(uri, champion.run_id, champion.source)
+        verdicts = sound + gates.quality(model, theirs, demanded)
+        if not all(verdict.passed for verdict in verdicts):
+            text = _refusal(verdicts)
+            registry.tag_version(uri, version, _audit("refused", text))
+            text = f"refused, {name} version {version.version} stays {CANDIDATE}: {text}"
+            return Decision(False, version.version, verdicts, text)
+        _crown(uri, version, champion, verdicts)
+    before = "none" if champion is None else f"version {champion.version}"
+    text = f"promoted: {name} version {version.version} is champion; before: {before}"
+    return Decision(True, version.version, verdicts, text)
+
+
+def _crown(uri: str, version: Version, champion: Version | None, verdicts: list[Verdict]) -> None:
+    """The audit trail first, the alias that matters last, so that a rerun can finish a half."""
+    replaced = NONE if champion is None else champion.version
+    passed = "; ".join(f"{v.gate}: {v.found}" for v in verdicts)
+    audit = _audit("promoted", passed) | {"promotion.replaced": replaced}
+    registry.tag_version(uri, version, audit)
+    if champion is not None:
+        registry.set_alias(uri, version.name, PREVIOUS, champion.version)
+    registry.set_alias(uri, version.name, CHAMPION, version.version)
+    registry.delete_alias(uri, version.name, CANDIDATE)
+
+
+def roll_back(uri: str, name: str, store: str) -> str:
+    """Make the previous champion the champion again; returns what happened.
+
+    Raises:
+        UserError: there is nothing to go back to.
+    """
+    with _alone(store, name):
+        champion = registry.by_alias(uri, name, CHAMPION)
+        previous = registry.by_alias(uri, name, PREVIOUS)
+        if champion is None or previous is None or previous.version == champion.version:
+            raise UserError(
+                f"name is '{name}', which has no previous champion at {uri}; nothing was changed"
+            )
+        registry.set_alias(uri, name, CHAMPION, previous.version)
+        earlier = previous.tags.get("promotion.replaced", NONE)
+        if earlier == NONE or registry.by_number(uri, name, earlier) is None:
+            registry.delete_alias(uri, name, PREVIOUS)
+        else:
+            registry.set_alias(uri, name, PREVIOUS, earlier)
+        reason = f"back to version {previous.version}"
+        registry.tag_version(uri, champion, _audit("rolled back", reason))
+    return f"rolled back: {name} version {previous.version} is champion, not {champion.version}"
+
+
+@contextmanager
+def _alone(store: str, name: str) -> Iterator[None]:
+    """One promotion of a model at a time: aliases have no compare-and-set.
+
+    Raises:
+        UserError: another one does not end.
+    """
+    place = storage.join(storage.absolute(store), "promote", storage.content_key(name)[:16])
+    try:
+        claim = lease.acquire_patiently(
+            place, lease.new_owner(), lease_s=LEASE_S, wait_s=WAIT_S, clock=time.time
+        )
+    except LeaseBusyError as busy:
+        raise UserError(
+            f"name is '{name}', which another promotion holds ({busy.owner}); nothing was "
+            "changed, try again when it has ended"
+        ) from None
+    with lease.held(claim, lease_s=LEASE_S):
+        yield
+
+
+def _refusal(verdicts: list[Verdict]) -> str:
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    return "; ".join(f"gate '{v.gate}': {v.found}, wanted {v.wanted}" for v in failed)
+
+
+def _origin(model: Dossier) -> dict[str, str]:
+    return {
+        "weights_sha256": model.logged_sha256 or "",
+        "dataset_fingerprint": model.dataset_fingerprint,
+        "code": model.code,
+    }
+
+
+def _audit(result: str, reason: str) -> dict[str, str]:
+    return {
+        "promotion.result": result,
+        "promotion.reason": reason,
+        "promotion.at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "promotion.by": f"{_user()}@{socket.gethostname()}",
+    }
+
+
+def _user() -> str:
+    """Who promotes; a container may run as a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

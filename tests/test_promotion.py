@@ -1,0 +1,296 @@
+"""The champion changes on evidence alone, once, and can be put back. Against a real MLflow."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective
+from pipelines import cli, registry, storage, tracking, weights
+from pipelines.errors import UserError
+from pipelines.promotion import dossier, explain
+from pipelines.promotion.gates import Gates, read_gates
+from pipelines.promotion.run import Decision, PromoteConfig, promote, roll_back, run
+
+ROOT = Path(__file__).parents[1]
+NETWORK = NetworkConfig(preset="inpaint", output="center", bottleneck=8)
+PSNR = "inpainting/central/hole/128/PSNR"
+GATES = Gates(
+    required=("inpainting",), min_seeds=2, thresholds={PSNR: {"min": 12.0}}, margins={PSNR: 0.3}
+)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A tracking server, a store, and one logged model that the tests copy."""
+
+    uri: str
+    store: Path
+    folder: Path
+    sha256: str
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    store = tmp_path_factory.mktemp("store")
+    return make_home(tracking.tracking_uri(None, str(store)), store)
+
+
+def make_home(uri: str, store: Path) -> Home:
+    folder = store / "model"
+    generator = build_generator(NETWORK, generator=torch.Generator().manual_seed(0))
+    sha256 = weights.save_model(str(folder), generator, NETWORK, Objective(), {"seed": 0})
+    return Home(uri, store, folder, sha256)
+
+
+def log_run(
+    home: Home,
+    arm: str,
+    seed: int,
+    psnr: float | None,
+    *,
+    tags: dict[str, str] | None = None,
+    status: str = "FINISHED",
+    evaluated: str | None = None,
+) -> str:
+    """A pretraining run as jobs/pretrain.py and jobs/evaluate.py leave it."""
+    spec = tracking.RunSpec(
+        uri=home.uri, store=str(home.store), experiment="promotion", key=f"{arm}/{seed}",
+        name=f"{arm}-{seed}", params={"seed": seed, "steps": 10, "preset": "inpaint"},
+        tags={"arm": arm, "dataset_fingerprint": "f" * 64, **(tags or {})},
+    )  # fmt: skip
+    run_id = tracking.ensure_run(spec)
+    server = tracking.client(home.uri)
+    server.set_tag(run_id, dossier.COMMIT_TAG, "c" * 40)
+    folder = home.store / f"model-{run_id}"
+    shutil.copytree(home.folder, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own, about type hints and deprecations
+        source = tracking.log_model(home.uri, run_id, folder, 128, ["torch"])
+    summary = {"model_uri": source, "weights_sha256": home.sha256, "steps": 10, "restarts": 2,
+               "updates_skipped": 0, "dataset": "gone"}  # fmt: skip
+    tracking.log_bytes(server, run_id, "summary.json", json.dumps(summary).encode())
+    if psnr is not None:
+        log_report(home, run_id, psnr, evaluated or home.sha256)
+    server.set_terminated(run_id, status)
+    return run_id
+
+
+def log_report(home: Home, run_id: str, psnr: float, sha256: str, pictures: int = 100) -> None:
+    score = {"mean": psnr, "std": None, "values": [psnr]}
+    row = {"model": "m", "method": "this model", "holes": "central", "region": "hole",
+           "hidden": "any", "side": "128", "PSNR": score}  # fmt: skip
+    section = {"task": "inpainting", "data": "store/prepare/d", "rows": [row],
+               "notes": {"n": {"settings": {"pictures": pictures}}}}  # fmt: skip
+    report = {"seeds": [0], "precision": "fp32", "sections": [section],
+              "models": [{"name": "m", "sha256": sha256, "run_id": run_id}]}  # fmt: skip
+    data = json.dumps(report).encode()
+    tracking.log_bytes(tracking.client(home.uri), run_id, "evaluation/x/report.json", data)
+
+
+@pytest.fixture(scope="module")
+def good(home: Home) -> str:
+    log_run(home, "good", 1, 15.1)
+    return log_run(home, "good", 0, 15.0)
+
+
+@pytest.fixture(scope="module")
+def better(home: Home) -> str:
+    log_run(home, "better", 1, 16.1)
+    return log_run(home, "better", 0, 16.0)
+
+
+@pytest.fixture(scope="module")
+def worse(home: Home) -> str:
+    log_run(home, "worse", 1, 13.1)
+    return log_run(home, "worse", 0, 13.0)
+
+
+def ask(home: Home, run_id: str, name: str, gates: Gates = GATES) -> Decision:
+    return promote(home.uri, run_id, name, gates, str(home.store))
+
+
+def aliases(home: Home, name: str) -> dict[str, str]:
+    found = {a: registry.by_alias(home.uri, name, a) for a in ("candidate", "champion", "previous")}
+    return {alias: version.version for alias, version in found.items() if version}
+
+
+def failed(decision: Decision) -> list[str]:
+    return [verdict.gate for verdict in decision.verdicts if not verdict.passed]
+
+
+def test_promotion_refusal_and_rollback(home: Home, good: str, better: str, worse: str) -> None:
+    name = "context-encoder"
+    first = ask(home, good, name)
+    assert first.promoted, first.text
+    assert aliases(home, name) == {"champion": "1"}
+    again = ask(home, good, name)
+    assert again.promoted and "already" in again.text
+    assert len(registry.versions_of_run(home.uri, name, good)) == 1
+
+    assert ask(home, better, name).promoted
+    assert aliases(home, name) == {"champion": "2", "previous": "1"}
+    refused = ask(home, worse, name)
+    assert not refused.promoted
+    assert failed(refused) == [f"not worse than the champion on {PSNR}"]
+    assert "13.05" in refused.text and "16.05" in refused.text  # both numbers
+    assert aliases(home, name) == {"candidate": "3", "champion": "2", "previous": "1"}
+    tags = registry.by_number(home.uri, name, "3").tags  # type: ignore[union-attr]
+    assert tags["promotion.result"] == "refused" and "16.05" in tags["promotion.reason"]
+
+    roll_back(home.uri, name, str(home.store))
+    assert aliases(home, name) == {"candidate": "3", "champion": "1"}
+    with pytest.raises(UserError, match="no previous champion"):
+        roll_back(home.uri, name, str(home.store))
+    tags = registry.by_number(home.uri, name, "2").tags  # type: ignore[union-attr]
+    assert tags["promotion.result"] == "rolled back" and "promotion.by" in tags
+
+    text = explain.explain(home.uri, f"models:/{name}@champion")
+    for known in (good, "f" * 64, "c" * 40, home.sha256, "2 restarts", f"{PSNR} = 15",
+                  "jobs/pretrain.py --preset inpaint --seed 0 --steps 10"):  # fmt: skip
+        assert known in text
+
+
+def test_a_served_champion_gives_features_and_filled_pictures(home: Home, good: str) -> None:
+    """The three lines of the README, in a process of their own that allows no pickle."""
+    assert ask(home, good, "served").promoted
+    program = (
+        "import mlflow, numpy as np\n"
+        "model = mlflow.pyfunc.load_model('models:/served@champion')\n"
+        "image = np.full((2, 128, 128, 3), 90, np.uint8)\n"
+        "mask = np.zeros((2, 128, 128), np.uint8)\n"
+        "mask[:, 32:96, 32:96] = 1\n"
+        "found = model.predict({'image': image, 'mask': mask})\n"
+        "assert found['features'].shape == (2, 8), found['features'].shape\n"
+        "kept = mask == 0\n"
+        "assert (found['filled'][kept] == image[kept]).all()\n"
+    )
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": home.uri,
+        "MLFLOW_REGISTRY_URI": home.uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_promotions_at_once_change_the_alias_once(home: Home, good: str) -> None:
+    name = "raced"
+    decisions: list[Decision] = []
+    threads = [
+        threading.Thread(target=lambda: decisions.append(ask(home, good, name))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [decision.promoted for decision in decisions] == [True, True]
+    assert sum("already" in decision.text for decision in decisions) == 1
+    assert len(registry.versions_of_run(home.uri, name, good)) == 1
+    assert aliases(home, name) == {"champion": "1"}
+
+
+def test_weights_altered_after_the_evaluation_are_refused(home: Home) -> None:
+    log_run(home, "tampered", 1, 15.0)
+    run_id = log_run(home, "tampered", 0, 15.0)
+    (logged,) = (
+        path
+        for path in home.store.rglob("mlartifacts/models/*/artifacts/artifacts/*")
+        if registry.summary(home.uri, run_id)["model_uri"][-32:] in str(path)  # type: ignore[index]
+    )
+    tensors = safetensors.torch.load_file(logged / weights.WEIGHTS)
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1e-3
+    safetensors.torch.save_file(tensors, logged / weights.WEIGHTS)
+    refused = ask(home, run_id, "tampered")
+    assert failed(refused) == ["weights", "loads without pickle"]  # model.json disagrees as well
+    description = storage.read_json(str(logged / weights.MODEL))
+    description["info"]["weights_sha256"] = storage.sha256_of(logged / weights.WEIGHTS)
+    (logged / weights.MODEL).write_text(json.dumps(description))
+    refused = ask(home, run_id, "tampered")  # now only the evaluation knows better
+    assert "weights" in failed(refused) and "loads without pickle" not in failed(refused)
+    assert refused.version is None and registry.versions_of_run(home.uri, "tampered", run_id) == []
+    (logged.parent / "extra.pkl").write_bytes(b"\x80\x04.")
+    assert "loads without pickle" in failed(ask(home, run_id, "tampered"))
+
+
+def test_missing_evidence_and_alarms_are_refused(home: Home) -> None:
+    unmeasured = log_run(home, "unmeasured", 0, None)
+    refused = ask(home, unmeasured, "bare")
+    assert "evidence" in failed(refused) and refused.version is None
+    assert registry.versions_of_run(home.uri, "bare", unmeasured) == []
+    alone = log_run(home, "alone", 0, 20.0, tags={"alarm.collapse": "accuracy 0.999 for 200 steps"})
+    assert failed(ask(home, alone, "bare")) == ["no collapse alarm", "seeds"]
+    high = replace(GATES, min_seeds=1, thresholds={PSNR: {"min": 25.0}, "linear/x": {"max": 1.0}})
+    assert failed(ask(home, alone, "bare", high))[1:] == [f"min {PSNR}", "max linear/x"]
+
+
+def test_scores_of_other_settings_are_not_compared(home: Home, good: str) -> None:
+    assert ask(home, good, "settings").promoted
+    run_id = log_run(home, "other", 0, None)
+    log_report(home, run_id, 19.0, home.sha256, pictures=7)
+    refused = ask(home, run_id, "settings", replace(GATES, min_seeds=1))
+    assert failed(refused) == [f"not worse than the champion on {PSNR}"]
+    assert "other settings" in refused.text
+
+
+def promote_job(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> SystemExit | None:
+    """What jobs/promote.py does with these arguments, and how it ends."""
+    monkeypatch.setattr(sys, "argv", ["promote.py", *arguments])
+    try:
+        cli.main(run, PromoteConfig)
+    except SystemExit as end:
+        return end
+    return None
+
+
+def test_bad_input_is_one_message_and_registers_nothing(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("requird: [inpainting]\n")
+    common = ["--name", "never", "--store", str(home.store)]
+    cases = {
+        "did you mean 'required'?": ["--run", "0" * 32, "--gates", str(gates), *common],
+        f"run is '{'0' * 32}', which": ["--run", "0" * 32, *common],
+        "which does not answer": [
+            "--run", "0" * 32, "--tracking-uri", "http://127.0.0.1:9", *common
+        ],
+        "no previous champion": ["--rollback", *common],
+    }  # fmt: skip
+    for message, arguments in cases.items():
+        end = promote_job(monkeypatch, *arguments)
+        assert end is not None and message in str(end.code)
+        assert len(str(end.code).splitlines()) == 1
+    names = tracking.client(home.uri).search_registered_models()
+    assert "never" not in [model.name for model in names]
+
+
+def test_a_refusal_is_its_own_exit_code(
+    home: Home, worse: str, good: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    gates = tmp_path / "gates.yaml"
+    gates.write_text(f"required: [inpainting]\nthresholds:\n  {PSNR}: {{min: 14}}\n")
+    common = ["--name", "coded", "--store", str(home.store), "--gates", str(gates)]
+    end = promote_job(monkeypatch, "--run", worse, *common)
+    assert end is not None and end.code == 3
+    assert f"FAILED  min {PSNR}: 13; wanted min 14" in capsys.readouterr().err
+    assert promote_job(monkeypatch, "--run", good, *common) is None
+
+
+def test_the_gates_of_the_project_are_well_formed() -> None:
+    assert "inpainting" in read_gates(str(ROOT / "configs" / "gates.yaml")).required
