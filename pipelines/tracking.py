@@ -149,7 +149,7 @@ def log_dataset(
 
 @cache
 def git_commit() -> str:
-    """The commit of this checkout, with `-dirty` for changes; outside of one GIT_COMMIT, else `unknown`.
+    """The commit of this checkout, `-dirty` with changes; outside of one GIT_COMMIT or `unknown`.
 
     `ray job submit` leaves the repository behind; images and submissions set the variable.
     """

@@ -46,7 +46,7 @@ def test_a_shift_of_every_arm_within_a_seed_changes_no_interval() -> None:
 
 @pytest.mark.parametrize("better", ["lower", "higher"])
 def test_a_clear_winner_is_named(better) -> None:  # type: ignore[no-untyped-def]
-    scores = table({"good": [1.0, 1.1, 0.9], "bad": [9.0, 9.1, 8.9], "worse": [19, 19.1, 18.9]})
+    scores = table({"good": [1.0, 1.1, 0.9], "bad": [9.0, 9.12, 8.9], "worse": [19, 19.1, 18.87]})
     found = compare(scores, "l2_hole", better)
     order = [arm.arm for arm in found.arms]
     assert order == (["good", "bad", "worse"] if better == "lower" else ["worse", "bad", "good"])
@@ -68,7 +68,7 @@ def test_no_difference_at_all_is_said() -> None:
 
 
 def test_an_arm_with_missing_seeds_is_shown_but_not_compared() -> None:
-    scores = table({"a": [1.0, 1.1, 0.9], "b": [9.0, 9.1, 8.9], "broken": [0.1, 0.1]})
+    scores = table({"a": [1.0, 1.1, 0.9], "b": [9.0, 9.12, 8.9], "broken": [0.1, 0.1]})
     found = compare(scores, "l2_hole", "lower")
     assert [(arm.arm, arm.rank) for arm in found.arms] == [("a", 1), ("b", 2), ("broken", None)]
     assert "not compared for lack of seeds: broken" in found.verdict
