@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""Write the encoder of a model as safetensors, ONNX and torch.export, checked against the model.
+
+$ python jobs/export.py --model store/pretrain/KEY --output encoder
+"""
+
+from pipelines.cli import main
+from pipelines.evaluation.export import ExportConfig, run
+
+if __name__ == "__main__":
+    main(run, ExportConfig)
