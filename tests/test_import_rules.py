@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "ce_model": "torch numpy",
     "pipelines": "ce_model torch numpy ray mlflow pyarrow fsspec tyro yaml cv2 simplejpeg PIL "
-    "skimage sklearn scipy safetensors matplotlib rich psutil",
+    "skimage sklearn scipy safetensors matplotlib rich psutil onnxruntime",
     "jobs": "pipelines",
 }
 # One seam per outside library.
