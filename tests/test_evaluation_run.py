@@ -12,6 +12,7 @@ from test_evaluation_pictures import class_folders, picture
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import default_objective
 from pipelines import storage, tracking, weights
+from pipelines.cli import parse
 from pipelines.errors import UserError
 from pipelines.evaluation import models, report, results, run, work
 from pipelines.evaluation.config import EvaluateConfig
@@ -158,3 +159,35 @@ def test_the_second_of_two_equal_commits_changes_nothing(tmp_path: Path) -> None
     kept = results.committed(str(tmp_path))
     assert kept is not None and kept.rows == [{"x": None}]
     assert results.read_figures(str(tmp_path)) == {"title": b"png"}
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluate", "evaluate_smoke", "voc07_classification", "voc_detection"]
+)
+def test_the_configs_of_the_project_parse(name: str) -> None:
+    file = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    found = parse(EvaluateConfig, ["--config", str(file), "--model", "random", "--data", "d"])
+    assert found.model == ("random",)
+
+
+def test_the_voc_protocol_is_that_of_the_paper() -> None:
+    file = Path(__file__).parents[1] / "configs" / "voc07_classification.yaml"
+    found = parse(EvaluateConfig, ["--config", str(file), "--model", "random", "--data", "d"])
+    tuning = found.finetune.tuning
+    assert (found.finetune.crops, found.finetune.scale) == (10, (0.5, 2.0))
+    assert (tuning.optimizer, tuning.steps, tuning.batch_size) == ("sgd", 80_000, 16)
+    assert (tuning.learning_rates, tuning.weight_decay) == ((1e-3,), 1e-6)
+    assert (tuning.decay_every, tuning.decay, tuning.clip) == (10_000, 0.5, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, "tasks is empty"),
+        ({"seeds": (1, 1)}, "seeds is .* each must occur once"),
+        ({"cpus_per_task": 0}, "cpus_per_task is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig(**{"model": ("random",), "data": ("d",), **changes})
