@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,51 @@ def test_a_mistake_is_one_message_and_nothing_half_written(
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in out + err
     assert not (tmp_path / "store" / "pretrain").exists()
+
+
+def test_the_model_is_served_over_http(tmp_path: Path) -> None:
+    summary, _ = pretrain(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": summary["tracking_uri"],
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [
+        "mlflow", "models", "serve", "-m", summary["model_uri"], "--env-manager", "local",
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    with (tmp_path / "serve.log").open("wb") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "serve.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        image = [[[[200, 10, 10]] * 128] * 128]
+        mask = [[[int(32 <= r < 96 and 32 <= c < 96) for c in range(128)] for r in range(128)]]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"inputs": {"image": image, "mask": mask}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as response:
+            answer = json.loads(response.read())["predictions"]
+    finally:
+        served = psutil.Process(server.pid)
+        for process in [*served.children(recursive=True), served]:
+            process.terminate()
+        server.wait(30)
+    assert len(answer["features"][0]) == 64
+    assert answer["filled"][0][0][0] == [200, 10, 10]
 
 
 @pytest.fixture

@@ -204,6 +204,23 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert found is not None and found.step == 16
 
 
+def test_an_absent_tracking_server_costs_no_step_and_gets_all_later(
+    dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.pretrain.run.DELIVERY_WAIT_S", 2.0)
+    away = make_config(tmp_path, steps=8, tracking_uri="http://127.0.0.1:9")  # nobody listens
+    summary = pretrain.run(away, dataset_uri)
+    assert summary["steps"] == 8 and summary["tracking_run_id"] is None
+    assert not list(tmp_path.glob("pretrain/*/commit.json"))
+    began = time.monotonic()
+    back = pretrain.run(replace(away, tracking_uri=None), dataset_uri)
+    assert time.monotonic() - began < back["train_seconds"] + 60
+    assert back["restarts"] == 0  # delivered from the checkpoint, not trained again
+    assert back["weights_sha256"] == summary["weights_sha256"]
+    assert [step for step, _ in history(back, "loss/joint")] == [4, 8]
+    assert list(tmp_path.glob("pretrain/*/commit.json"))
+
+
 def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:
     # The ranks compare the bits of their parameters at every checkpoint and fail if they differ.
     summary = pretrain.run(

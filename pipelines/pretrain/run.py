@@ -32,6 +32,7 @@ COMMIT = "commit.json"
 POLL_S = 0.5
 MEMORY_POLL_S = 3.0
 COLLECTIVE_TIMEOUT_S = 300
+DELIVERY_WAIT_S = 120.0  # for an MLflow server that is away when training has ended
 SERVED_WITH = ("torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow")
 
 
@@ -186,7 +187,7 @@ def _train(
         summary = _export(config, task, spec, found, recorder, watch)
         status = "FINISHED"
     finally:
-        outcome = recorder.finish(status, wait_s=120.0)
+        outcome = recorder.finish(status, wait_s=DELIVERY_WAIT_S)
     summary["tracking_run_id"] = outcome.run_id
     if outcome.problem is None and outcome.run_id is not None:
         summary["model_uri"] = _log_model(spec.uri, outcome.run_id, summary)
