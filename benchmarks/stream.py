@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def main() -> None:
         loader = make_loader(plan, Path(folder), cores)
         contenders: dict[str, Rate] = {"bare loop, 1 process": lambda: bare_loop(plan)}
         for consumers in args.consumers:
-            contenders[f"ours, {consumers} consumers"] = lambda w=consumers: ours(plan, w)
+            contenders[f"ours, {consumers} consumers"] = partial(ours, plan, consumers)
         contenders[f"DataLoader, Pillow, {cores} workers"] = lambda: torch_loader(loader, plan)
-        rates = {name: [] for name in contenders}  # type: dict[str, list[float]]
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(args.rounds):
             for name, measure in contenders.items():
                 rates[name].append(measure())
@@ -132,7 +133,6 @@ def bare_loop(plan: StreamPlan) -> float:
 def ours(plan: StreamPlan, consumers: int) -> float:
     """The real stream; a consumer does what a training process does before the device."""
 
-    @ray.remote(num_cpus=0)
     def consume(shard: Any, skip: int) -> tuple[float, float, int]:
         began, count = 0.0, 0
         batches = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
@@ -144,12 +144,13 @@ def ours(plan: StreamPlan, consumers: int) -> float:
                 count += len(image)
         return began, time.time(), count
 
+    remote = ray.remote(num_cpus=0)(consume)
     shared = StreamPlan(**{**vars(plan), "num_workers": consumers})
     shards = stream.stream(shared).streaming_split(consumers, equal=True)
     skip = shared.window_batches
-    seen = ray.get([consume.remote(shard, skip) for shard in shards])
+    seen = ray.get([remote.remote(shard, skip) for shard in shards])
     began, ended = min(s[0] for s in seen), max(s[1] for s in seen)
-    return sum(s[2] for s in seen) / (ended - began)
+    return float(sum(s[2] for s in seen) / (ended - began))
 
 
 class Files(Dataset[tuple[Tensor, Tensor]]):
@@ -171,8 +172,8 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
             picture = opened.convert("RGB")
         if min(picture.size) < self._side:
             scale = self._side / min(picture.size)
-            size = tuple(max(self._side, round(length * scale)) for length in picture.size)
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
+            width, height = (max(self._side, round(n * scale)) for n in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         left = int(torch.randint(picture.width - self._side + 1, ()))
         top = int(torch.randint(picture.height - self._side + 1, ()))
         picture = picture.crop((left, top, left + self._side, top + self._side))
@@ -184,7 +185,8 @@ class Files(Dataset[tuple[Tensor, Tensor]]):
 def make_loader(plan: StreamPlan, folder: Path, cores: int) -> Iterator[Any]:
     """The stored JPEGs as files, and a loader over them that never ends."""
     spec = plan.manifest.mask_spec(plan.strategy, plan.side)
-    paths, masks = [], []
+    paths: list[Path] = []
+    masks: list[bytes] = []
     for group in dataset.row_groups(plan.manifest, "train"):
         table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
         for row in table.to_pylist():

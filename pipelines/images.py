@@ -36,7 +36,8 @@ def resize_shorter(picture: Picture, shorter: int) -> Picture:
     size = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
     # INTER_AREA averages what it shrinks (no aliasing); it cannot enlarge smoothly.
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(picture, size, interpolation=how)  # type: ignore[return-value]
+    resized: Picture = cv2.resize(picture, size, interpolation=how)
+    return resized
 
 
 def square(picture: Picture, side: int, shorter: int, down: float, across: float) -> Picture:

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from ce_model.masks import Strategy
-from ce_model.networks import NetworkConfig, Preset, input_side
-from ce_model.training import Objective, default_learning_rates
+from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
+from ce_model.training import Objective, Precision, default_learning_rates
 from pipelines import storage
 from pipelines.dataset import Manifest
 
@@ -72,7 +72,7 @@ class PretrainConfig:
     """None: a tenth of the generator's."""
     seed: int = 0
     """Seed of the weights, the order, the crops, the choice of holes and dropout."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 where the processor computes in it."""
     compile: bool = False
     """Compile the networks with torch.compile."""
@@ -141,10 +141,14 @@ class PretrainConfig:
 def network(config: PretrainConfig) -> NetworkConfig:
     """The network that a config asks for."""
     center = config.preset == "inpaint" and config.holes == "central"
-    given = {"norm": config.norm, "groups": config.groups}
-    given |= {} if config.dropout is None else {"dropout": config.dropout}
-    given |= {} if config.bottleneck is None else {"bottleneck": config.bottleneck}
-    return NetworkConfig(preset=config.preset, output="center" if center else "full", **given)
+    return NetworkConfig(
+        preset=config.preset,
+        output="center" if center else "full",
+        norm=config.norm,
+        groups=config.groups,
+        dropout=DROPOUT if config.dropout is None else config.dropout,
+        bottleneck=BOTTLENECK if config.bottleneck is None else config.bottleneck,
+    )
 
 
 def objective(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> Objective:

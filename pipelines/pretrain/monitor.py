@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 LINE_EVERY_S = 15.0  # a log file gets a line this often instead of a bar
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
 class Mailbox:
     """Holds what rank 0 posted until the driver takes it."""
 
@@ -31,6 +30,11 @@ class Mailbox:
         """All messages since the last call, in order."""
         posted, self._posted = self._posted, []
         return posted
+
+
+def mailbox() -> Any:
+    """The handle of a new mailbox actor."""
+    return ray.remote(num_cpus=0)(Mailbox).remote()
 
 
 class ProgressReport:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ce_model import training
+from ce_model.networks import ContextEncoder
 from pipelines import cluster, dataset, storage, stream, tracking, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
@@ -243,7 +244,7 @@ class _Watch:
     @contextmanager
     def running(self) -> Iterator[Any]:
         """Follow a mailbox from a thread while the block runs."""
-        mailbox = monitor.Mailbox.remote()
+        mailbox = monitor.mailbox()
         thread = threading.Thread(target=self._follow, args=(mailbox,), daemon=True)
         thread.start()
         try:
@@ -321,6 +322,7 @@ def _export(
         "shorter": task.plan.shorter,
         "validation": validation,
     }
+    assert isinstance(networks.generator, ContextEncoder)
     digest = weights.save_model(model_uri, networks.generator, task.network, task.objective, info)
     totals = found.state["totals"]
     trained_s = max(totals["train_s"], 1e-9)

@@ -1,7 +1,7 @@
 """The same validation pictures with the same holes, whenever a run is looked at."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,33 +28,36 @@ class Pictures:
     """bool (N, S, S)."""
 
 
+class Look(NamedTuple):
+    """How a network is looked at."""
+
+    network: NetworkConfig
+    objective: Objective
+    dtype: torch.dtype
+
+
 def to_device(image: NDArray[np.uint8], bits: NDArray[np.uint8], device: torch.device) -> Pictures:
     """Pictures and packed masks of the stream -> tensors."""
     hidden = masks.unpack(torch.from_numpy(bits).to(device), image.shape[1])
     return Pictures(torch.from_numpy(image).to(device), hidden)
 
 
-def measure(
-    generator: nn.Module,
-    pictures: Pictures,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
-) -> dict[str, float]:
+def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, float]:
     """Errors in the hole, averaged over the pictures of all ranks.
 
     Returns:
         l1_hole, l2_hole on [0, 1] pixels; psnr_hole and psnr_mean_fill in dB, per picture and then
         averaged. Pictures without a hidden pixel in the frame are left out.
     """
-    mean_colour = torch.tensor(objective.fill, device=pictures.image.device).view(1, 3, 1, 1) / 255
+    mean_colour = (
+        torch.tensor(look.objective.fill, device=pictures.image.device).view(1, 3, 1, 1) / 255
+    )
     rows = []
     for start in range(0, len(pictures.image), CHUNK):
         chunk = slice(start, start + CHUNK)
         seen = predict(
             generator, pictures.image[chunk], pictures.hidden[chunk],
-            network=network, objective=objective, dtype=dtype,
+            **look._asdict()
         )  # fmt: skip
         errors = hole_errors(seen.prediction.clamp(0, 1), seen.target, seen.hole)
         filled = hole_errors(mean_colour.expand_as(seen.target), seen.target, seen.hole)
@@ -68,19 +71,12 @@ def measure(
     return dict(zip(("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill"), means, strict=True))
 
 
-def panel(
-    generator: nn.Module,
-    pictures: Pictures,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def panel(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, Any]:
     """Input, hole, output and target of the first pictures: uint8 (N, S, S, 3), hole (N, S, S)."""
     image, hidden = pictures.image[:PANEL_PICTURES], pictures.hidden[:PANEL_PICTURES]
-    hole = masks.shrink(hidden, objective.overlap)
-    colour = torch.tensor(objective.fill, device=image.device).round().to(torch.uint8)
-    output = fill(generator, image, hidden, network=network, objective=objective, dtype=dtype)
+    hole = masks.shrink(hidden, look.objective.overlap)
+    colour = torch.tensor(look.objective.fill, device=image.device).round().to(torch.uint8)
+    output = fill(generator, image, hidden, **look._asdict())
     shown = {
         "input": torch.where(hole[..., None], colour, image),
         "hole": hole,

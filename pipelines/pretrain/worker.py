@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.train
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ce_model import masks, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
-from ce_model.training import Networks, Objective, Optimizers
+from ce_model.training import Networks, Objective, Optimizers, Precision
 from pipelines import stream
 from pipelines.pretrain import checkpoint, validation
 from pipelines.stream import StreamPlan
@@ -34,7 +34,7 @@ class Task:
     network: NetworkConfig
     objective: Objective
     learning_rates: tuple[float, float]
-    precision: str
+    precision: Precision
     compile: bool
     threads: int | None
     checkpoint_every: int
@@ -188,7 +188,7 @@ class Reporter:
         """Nothing measured yet."""
         self.rank = rank
         self._task, self._mailbox, self._ranks = task, mailbox, ranks
-        self._look = {"network": task.network, "objective": task.objective, "dtype": dtype}
+        self._look = validation.Look(task.network, task.objective, dtype)
         self._pictures = pictures
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
@@ -200,7 +200,7 @@ class Reporter:
 
     def begin(self, networks: Networks) -> None:
         """Measure the untrained network."""
-        self._untrained = validation.measure(networks.generator, self._pictures, **self._look)
+        self._untrained = validation.measure(networks.generator, self._pictures, self._look)
         self._post_panel(0, networks)
         self._clock = time.perf_counter()
 
@@ -248,7 +248,7 @@ class Reporter:
         if self._task.objective.adversarial > 0:
             point["learning_rate/discriminator"] = rates[1]
         self._record(step, point)
-        applied = skipped < self._steps
+        applied = bool(skipped < self._steps)
         if not applied:
             self._post({"kind": "diverged", "step": step})
         self._sums, self._steps, self._wait_s = {}, 0, 0.0
@@ -269,9 +269,7 @@ class Reporter:
 
     def _validate(self, step: int, networks: Networks) -> None:
         share_buffers(networks)
-        measured = validation.measure(
-            training.bare(networks.generator), self._pictures, **self._look
-        )
+        measured = validation.measure(training.bare(networks.generator), self._pictures, self._look)
         point = {f"validation/{name}": value for name, value in measured.items()}
         if "psnr_hole" in self._untrained:
             point["validation/psnr_untrained"] = self._untrained["psnr_hole"]
@@ -288,6 +286,8 @@ class Reporter:
                 "history": self._history,
                 "totals": self._totals,
                 "untrained": self._untrained,
+                "network": asdict(self._task.network),  # so that a checkpoint can be measured
+                "objective": asdict(self._task.objective),
             }
             tensors = training.state_tensors(networks, optimizers)
             uri = checkpoint.save(self._task.stage_uri, step, tensors, state)
@@ -301,9 +301,7 @@ class Reporter:
 
     def _post_panel(self, step: int, networks: Networks) -> None:
         if self.rank == 0 and len(self._pictures.image):
-            shown = validation.panel(
-                training.bare(networks.generator), self._pictures, **self._look
-            )
+            shown = validation.panel(training.bare(networks.generator), self._pictures, self._look)
             self._post({"kind": "panel", "step": step, "pictures": shown})
 
     def _post(self, message: dict[str, Any]) -> None:
