@@ -30,13 +30,16 @@ Value = TypeVar("Value")
 
 ATTEMPTS = 6  # with the waits below an outage of about 30 s is bridged
 FIRST_WAIT_S = 0.5
+# Trying again is `retrying`'s business alone: botocore, s3fs and we would multiply to hundreds.
 S3_OPTIONS = {
     "config_kwargs": {
         "connect_timeout": 10,
         "read_timeout": 60,
-        "retries": {"max_attempts": 2, "mode": "standard"},
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
 }
+# Clients raise errors of their own for connections that break; OSError they are not.
+CLIENT_PACKAGES = frozenset(("aiohttp", "aiobotocore", "botocore", "http", "urllib3"))
 # Errors that say something about the request, not about the weather: never tried again.
 FINAL_ERRNOS = {
     errno.ENOENT,
@@ -50,6 +53,7 @@ FINAL_ERRNOS = {
     errno.EROFS,
     errno.EDQUOT,
 }
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError)  # s3fs leaves errno out
 
 
 def join(uri: str, *parts: str) -> str:
@@ -74,8 +78,11 @@ def local_path(uri: str) -> Path:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URI and the path inside it."""
-    options = S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
-    return fsspec.core.url_to_fs(absolute(uri), **options)  # type: ignore[no-any-return]
+    is_s3 = uri.startswith(("s3://", "s3a://"))
+    fs, path = fsspec.core.url_to_fs(absolute(uri), **(S3_OPTIONS if is_s3 else {}))
+    if is_s3:
+        fs.retries = 1
+    return fs, path
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -95,13 +102,22 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except OSError as error:
-            if error.errno in FINAL_ERRNOS or isinstance(error, FileNotFoundError):
+        except Exception as error:
+            if not _may_pass(error):
                 raise
             if attempt == ATTEMPTS:
                 raise OSError(f"{what}: still failing after {ATTEMPTS} tries: {error}") from error
             time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
     raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, OSError):
+        return error.errno not in FINAL_ERRNOS and not isinstance(error, FINAL_ERRORS)
+    return type(error).__module__.split(".")[0] in CLIENT_PACKAGES and "Credentials" not in repr(
+        error
+    )
 
 
 def exists(uri: str) -> bool:
@@ -120,8 +136,7 @@ def is_folder(uri: str) -> bool:
 
 def open_input(uri: str) -> BinaryIO:
     """A seekable reader."""
-    fs, path = filesystem(uri)
-    return retrying(lambda: fs.open(path, "rb"), f"opening {uri}")  # type: ignore[no-any-return]
+    return local_path(uri).open("rb") if is_local(uri) else open_range(uri, piece_bytes=1 << 20)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,3 +71,24 @@ def dataset_uri(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
             rows_per_shard=64,
         )
     )
+
+
+@pytest.fixture
+def serially(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the tasks of `prepare` one after the other in this process: no cluster, no start-up."""
+    import importlib
+
+    from pipelines import cluster
+    from pipelines.errors import UserError
+
+    def one_by_one(what: str, items: Any, task: Any) -> None:
+        for item in items:
+            try:
+                task(dict(item))
+            except OSError as error:
+                raise UserError(f"{what} failed: {error}") from None
+
+    for name in ("run", "sidecars"):  # `prepare.run` is also the name of a function
+        module = importlib.import_module(f"pipelines.prepare.{name}")
+        monkeypatch.setattr(module, "run_tasks", one_by_one)
+    monkeypatch.setattr(cluster, "connected", nullcontext)

@@ -4,8 +4,6 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import simplejpeg
 from conftest import draw_picture, write_pictures
 
 from ce_model import masks
-from pipelines import cluster, dataset, storage
+from pipelines import dataset, storage
 from pipelines.dataset import Manifest
 from pipelines.errors import UserError
 from pipelines.prepare import (
@@ -26,37 +24,13 @@ from pipelines.prepare import (
     card,
     inspection,
     plan,
-    progress,
     run,
     shards,
-    sidecars,
-    tasks,
 )
 from pipelines.prepare import gather as gather_module
 from pipelines.prepare.inspection import InspectConfig
 
 run_module = __import__("pipelines.prepare.run", fromlist=["run"])
-
-
-@pytest.fixture
-def serially(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the tasks of a job one after the other in this process: no cluster, no start-up."""
-
-    def one_by_one(what: str, items: Sequence[Mapping[str, Any]], task: tasks.Task) -> None:
-        for item in items:
-            try:
-                task(dict(item))
-            except OSError as error:
-                raise UserError(f"{what} failed: {error}") from None
-
-    @contextmanager
-    def nothing() -> Iterator[None]:
-        yield
-
-    for module in (run_module, sidecars):
-        monkeypatch.setattr(module, "run_tasks", one_by_one)
-    monkeypatch.setattr(cluster, "connected", nothing)
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 1e9)
 
 
 @pytest.fixture

@@ -1,0 +1,323 @@
+"""The same promises on S3: a real HTTP server on loopback that fails in every way it can."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_pictures
+from test_prepare import config, quarantine_of, rows_of
+
+from pipelines import dataset, storage
+from pipelines.errors import UserError
+from pipelines.prepare import inspection, run
+
+pytestmark = pytest.mark.s3
+BUCKET = "pictures"
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests of a method whose path holds `part`."""
+
+    kind: str
+    method: str
+    times: int
+    part: str = ""
+    hits: int = 0
+
+
+@dataclass
+class FaultyServer:
+    """A WSGI layer around moto."""
+
+    inner: Callable[..., Iterable[bytes]]
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.requests.append(f"{method} {path}")
+        for fault in self.faults:
+            if fault.method == method and fault.part in path and fault.hits < fault.times:
+                fault.hits += 1
+                return self.fail(fault, environ, start)
+        return self.inner(environ, start)
+
+    def fail(
+        self, fault: Fault, environ: dict[str, Any], start: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        if fault.kind in ("503", "500"):
+            code = "SlowDown" if fault.kind == "503" else "InternalError"
+            body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+            start(f"{fault.kind} {code}", [("Content-Length", str(len(body)))])
+            return [body]
+        if fault.kind == "reset":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return []
+        if fault.kind == "slow":
+            time.sleep(1.0)
+            return self.inner(environ, start)
+        if fault.kind == "silent":
+            time.sleep(8.0)
+            return self.inner(environ, start)
+        body = b"".join(self.inner(environ, start))
+        if fault.kind == "cut":
+            return [body[: len(body) // 2]]
+        flipped = bytearray(body)
+        flipped[len(body) // 2] ^= 0x55
+        return [bytes(flipped)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyServer]:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, *args: Any) -> None:
+            """Say nothing."""
+
+        def log_error(self, *args: Any) -> None:
+            """Connections are broken on purpose here."""
+
+    layer = FaultyServer(DomainDispatcherApplication(create_backend_app))
+    http = make_server("127.0.0.1", 0, layer, threaded=True, request_handler=Quiet)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    keys = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{http.server_port}",
+    }
+    before = {name: os.environ.get(name) for name in keys}
+    os.environ.update(keys)
+    storage.filesystem("s3://x")[0].mkdir(BUCKET)
+    yield layer
+    http.shutdown()
+    thread.join()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def s3(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    server.faults, server.requests = [], []
+    yield server
+    server.faults = []
+    storage.remove(f"s3://{BUCKET}/t")
+
+
+def place(name: str) -> str:
+    return f"s3://{BUCKET}/t/{name}"
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in folder.rglob("*.jpg"):
+        storage.publish(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "reset", "slow"])
+@pytest.mark.parametrize("verb", ["GET", "PUT", "HEAD", "range", "list", "upload"])
+def test_a_passing_fault_of_any_verb_is_outlasted(
+    s3: FaultyServer, tmp_path: Path, kind: str, verb: str
+) -> None:
+    storage.publish(place("a/b"), b"content")
+    (tmp_path / "large").write_bytes(os.urandom(1 << 20))
+    work: dict[str, tuple[str, Callable[[], Any], Any]] = {
+        "GET": ("GET", lambda: storage.read_bytes(place("a/b")), b"content"),
+        "range": ("GET", lambda: storage.read_range(place("a/b"), 2, 5), b"nte"),
+        "HEAD": ("HEAD", lambda: storage.size(place("a/b")), 7),
+        "list": ("GET", lambda: storage.children(place("a")), ["b"]),
+        "PUT": ("PUT", lambda: storage.publish(place("c"), b"new"), None),
+        "upload": ("PUT", lambda: put_file(tmp_path / "large", place("d")), None),
+    }
+    method, act, expected = work[verb]
+    fault = Fault(kind, method, times=3 if kind != "slow" else 1)
+    s3.faults = [fault]
+    assert act() == expected
+    assert fault.hits == fault.times
+    if verb == "PUT":
+        assert storage.read_bytes(place("c")) == b"new"
+    if verb == "upload":
+        assert storage.read_bytes(place("d")) == (tmp_path / "large").read_bytes()
+
+
+def put_file(path: Path, uri: str) -> None:
+    with storage.staged_file(uri) as staged:
+        staged.write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["503", "reset"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])
+def test_a_lasting_fault_ends_in_one_error_in_bounded_time(
+    s3: FaultyServer, kind: str, method: str
+) -> None:
+    storage.publish(place("a"), b"content")
+    s3.faults = [Fault(kind, method, times=10_000)]
+    act = {
+        "GET": lambda: storage.read_bytes(place("a")),
+        "PUT": lambda: storage.publish(place("b"), b"x"),
+        "HEAD": lambda: storage.size(place("a")),
+    }[method]
+    began = time.monotonic()
+    with pytest.raises(OSError, match="still failing after 6 tries"):
+        act()
+    assert time.monotonic() - began < 60
+
+
+def test_a_server_that_never_answers_is_given_up(
+    s3: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.publish(place("a"), b"content")
+    quick = {
+        "config_kwargs": {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
+    }
+    monkeypatch.setattr(storage, "S3_OPTIONS", quick)
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    s3.faults = [Fault("silent", "GET", times=100)]
+    began = time.monotonic()
+    with pytest.raises(OSError, match="still failing after 2 tries"):
+        storage.read_bytes(place("a"))
+    assert time.monotonic() - began < 30
+
+
+def test_wrong_credentials_and_missing_objects_are_not_tried_again(s3: FaultyServer) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(place("nothing"))
+    assert len(s3.requests) <= 3
+
+
+@pytest.mark.parametrize("kind", ["cut"])
+def test_a_short_answer_is_asked_for_again(s3: FaultyServer, kind: str) -> None:
+    storage.publish(place("a"), bytes(range(200)))
+    s3.faults = [Fault(kind, "GET", times=2)]
+    assert storage.read_range(place("a"), 0, 200) == bytes(range(200))
+
+
+def test_exactly_one_of_many_creates_an_object(s3: FaultyServer) -> None:
+    for race in range(10):
+        uri = place(f"race{race}")
+        barrier = threading.Barrier(4)
+        won: list[bytes] = []
+
+        def compete(name: bytes, uri: str = uri, barrier: Any = barrier, won: Any = won) -> None:
+            barrier.wait()
+            try:
+                storage.publish(uri, name, exclusive=True)
+            except FileExistsError:
+                return
+            won.append(name)
+
+        threads = [threading.Thread(target=compete, args=(b"%d" % n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [storage.read_bytes(uri)] == won
+
+
+def test_a_dataset_on_s3_has_the_bytes_of_one_on_disk_through_a_storm_of_faults(
+    s3: FaultyServer,
+    serially: None,
+    tmp_path: Path,
+) -> None:
+    write_pictures(tmp_path / "p", {"apple": 12, "pear": 12})
+    upload(tmp_path / "p", place("p"))
+    local = dataset.read_manifest(run(config(tmp_path / "p", tmp_path / "d")))
+    s3.faults = [
+        Fault(kind, method, times=2, part=part)
+        for kind in ("503", "reset")
+        for method, part in (
+            ("GET", "apple"), ("PUT", ".spill"), ("GET", ".spill"), ("PUT", ".parquet"),
+            ("PUT", "manifest"), ("GET", ".json"), ("HEAD", ""),
+        )
+    ]  # fmt: skip
+    remote = dataset.read_manifest(run(config(place("p"), place("d"))))
+    assert sum(fault.hits for fault in s3.faults) >= 20
+    assert remote.fingerprint == local.fingerprint
+    s3.faults = []
+    inspection.verify(place("d"), remote)
+    assert rows_of(place("d"), "image", "label") == rows_of(tmp_path / "d", "image", "label")
+    assert storage.children(place("d/_work")) == []
+    assert "train" in storage.children(place("d"))
+
+
+def test_a_picture_that_is_bad_only_on_its_way_is_not_set_aside(
+    s3: FaultyServer,
+    serially: None,
+    tmp_path: Path,
+) -> None:
+    write_pictures(tmp_path / "p", {"apple": 10})
+    upload(tmp_path / "p", place("p"))
+    storage.publish(place("p/apple/bad.jpg"), b"<html>")
+    s3.faults = [Fault("flip", "GET", times=1, part="0003.jpg")]
+    manifest = dataset.read_manifest(run(config(place("p"), place("d"))))
+    assert (manifest.written, manifest.quarantine) == (10, {"unidentified": 1})
+
+
+def test_a_storage_that_stays_away_fails_the_job_and_files_nothing_as_bad(
+    s3: FaultyServer,
+    serially: None,
+    tmp_path: Path,
+) -> None:
+    write_pictures(tmp_path / "p", {"apple": 10})
+    upload(tmp_path / "p", place("p"))
+    s3.faults = [Fault("503", "GET", times=10_000, part="0005.jpg")]
+    with pytest.raises(UserError, match="still failing after 6 tries"):
+        run(config(place("p"), tmp_path / "d"))
+    assert not dataset.is_dataset(str(tmp_path / "d"))
+    assert quarantine_of(tmp_path / "d") == {}
+    s3.faults = []
+    assert dataset.read_manifest(run(config(place("p"), tmp_path / "d"))).written == 10
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip"])
+def test_bytes_that_change_on_the_way_back_are_found_before_they_are_used(
+    s3: FaultyServer,
+    serially: None,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    write_pictures(tmp_path / "p", {"apple": 12})
+    clean = dataset.read_manifest(run(config(tmp_path / "p", tmp_path / "clean")))
+    fault = Fault(kind, "GET", times=3, part=".spill")
+    s3.faults = [fault]
+    manifest = dataset.read_manifest(run(config(tmp_path / "p", place("d"))))
+    assert fault.hits == 3
+    assert manifest.fingerprint == clean.fingerprint
+    s3.faults = [Fault(kind, "GET", times=2, part=manifest.splits["train"][0].path)]
+    inspection.verify(place("d"), manifest)
+    s3.faults = [Fault(kind, "GET", times=10_000, part=manifest.splits["train"][0].path)]
+    with pytest.raises((UserError, OSError)):
+        inspection.verify(place("d"), manifest)
+
+
+def test_an_archive_on_s3_is_read_as_a_stream(
+    s3: FaultyServer,
+    serially: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from test_sources import jpeg, tar_of
+
+    monkeypatch.setattr(storage.RangeReader, "PIECE_BYTES", 1 << 16)
+    inner = {
+        f"n{n}.tar": tar_of({f"n{n}_{i}.JPEG": jpeg(10 * n + i) for i in range(6)})
+        for n in range(3)
+    }
+    storage.publish(place("p/train.tar"), tar_of(inner))
+    s3.faults = [Fault("cut", "GET", times=2, part="train.tar")]
+    manifest = dataset.read_manifest(run(config(place("p"), tmp_path / "d")))
+    assert (manifest.written, manifest.classes) == (18, ("n0", "n1", "n2"))
