@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ce_model import rescaling
 from ce_model.networks import ContextEncoder, NetworkConfig, build_generator
+from ce_model.training import Objective
 from pipelines import storage, tracking, weights
 from pipelines.errors import UserError
 
@@ -25,6 +27,7 @@ Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
 BASELINES = get_args(Kind)[1:]
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 KMEANS_PICTURES = 64
+CHECKPOINT_STATE, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +105,37 @@ def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
             run_id = tracking.download_model(tracking_uri, ref, Path(temporary))
             return trained(name, _keep(Path(temporary), store), run_id=run_id)
     inside = storage.join(ref, "model")
-    is_stage = storage.exists(storage.join(inside, weights.MODEL))
-    return trained(name, storage.absolute(inside if is_stage else ref))
+    if storage.exists(storage.join(inside, weights.MODEL)):
+        return trained(name, storage.absolute(inside))
+    if storage.exists(storage.join(ref, CHECKPOINT_STATE)):
+        with tempfile.TemporaryDirectory() as temporary:
+            _from_checkpoint(ref, temporary)
+            return trained(name, _keep(Path(temporary), store))
+    return trained(name, storage.absolute(ref))
+
+
+def _from_checkpoint(uri: str, folder: str) -> None:
+    """The generator of a training checkpoint as a model folder."""
+    state = storage.read_json(storage.join(uri, CHECKPOINT_STATE))
+    data = storage.read_bytes(storage.join(uri, CHECKPOINT_TENSORS))
+    if storage.sha256_of_bytes(data) != state["sha256"]:
+        raise UserError(f"checkpoint '{uri}' is not what it was when it was written; take another")
+    if "network" not in state:
+        raise UserError(
+            f"checkpoint '{uri}' does not say of what network it is; measure the model folder of "
+            "its pretraining stage instead"
+        )
+    prefix = "generator."
+    tensors = {
+        key.removeprefix(prefix): value
+        for key, value in safetensors.torch.load(data).items()
+        if key.startswith(prefix)
+    }
+    network = NetworkConfig(**state["network"])
+    objective = Objective(**{**state["objective"], "fill": tuple(state["objective"]["fill"])})
+    generator = build_generator(network)
+    weights.load_strictly(generator, tensors, uri)
+    weights.save_model(folder, generator, network, objective, {"steps": state["step"]})
 
 
 def _keep(folder: Path, store: str) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 TABLE_1 = "Paris StreetView, 64 px centre of 128 px, 100 test pictures, trained on 14,900"
 TABLE_2 = "AlexNet pretrained on ImageNet; VOC 2007 test and VOC 2012 validation"
 
-FILLING = [
+FILLING: list[dict[str, Any]] = [
     {"row": "neighbour, HOG", "L1": 0.1992, "L2": 0.0692, "PSNR": 12.79},
     {"row": "neighbour, context-encoder features", "L1": 0.1510, "L2": 0.0430, "PSNR": 14.70},
     {"row": "context encoder, joint loss", "L1": 0.0937, "L2": 0.0196, "PSNR": 18.58},
 ]
 
-TRANSFER = [
+TRANSFER: list[dict[str, Any]] = [
     {"row": "ImageNet labels", "classification": 78.2, "detection": 56.8, "segmentation": 48.0},
     {"row": "random Gaussian", "classification": 53.3, "detection": 43.4, "segmentation": 19.8},
     {"row": "autoencoder", "classification": 53.8, "detection": 41.9, "segmentation": 25.2},

@@ -25,7 +25,16 @@ LAYOUT: dict[str, dict[str, Any]] = {
     "detection": {"by": (), "across": None},
     "segmentation": {"by": (), "across": None},
 }
-PERCENT = {"accuracy", "mAP", "L1", "L2", "mIoU", "precision at 1", "precision at 5"}
+PERCENT = {"accuracy", "mAP", "mAP 11_points", "mAP all_points", "L1", "L2", "mIoU"}
+PERCENT |= {"pixel accuracy", "precision at 1", "precision at 5"}
+MAIN = {
+    "linear": "accuracy of the best layer",
+    "knn": "accuracy of the best layer",
+    "finetune": "accuracy or mAP",
+    "detection": "mAP, all points",
+    "segmentation": "mIoU",
+}
+MAIN_SCORES = ("accuracy", "mAP", "mAP all_points", "mIoU")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
   color: #1c1c1c; background: #fff; }
@@ -57,7 +66,7 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
         report: what `report.json` holds.
         figures: PNG by title, for every task.
     """
-    parts = [_models(report["models"])]
+    parts = [_models(report["models"]), _table(overview(report["sections"])), _quoted_transfer()]
     for section in report["sections"]:
         parts.append(_section(section, figures.get(section["title"], {})))
     return (
@@ -76,6 +85,41 @@ def _models(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return _table(Grid("models", ["row", "kind", "network", "origin", "sha256"], cells))
+
+
+def overview(sections: list[dict[str, Any]]) -> Grid:
+    """Every model's main score on every task; of several layers the best, of shares the largest."""
+    heads, columns = [], []
+    for section in sections:
+        if section["task"] not in MAIN:
+            continue
+        heads.append(f"{section['title']}: {MAIN[section['task']]}")
+        columns.append(_main_scores(section))
+    names = _distinct(name for column in columns for name in column)
+    cells = [[name, *(column.get(name, "n/a") for column in columns)] for name in names]
+    return Grid("overview", ["row", *heads], cells)
+
+
+def _main_scores(section: dict[str, Any]) -> dict[str, str]:
+    rows = [row for row in section["rows"] if row["model"]]
+    labels = [row["labels"] for row in rows if "labels" in row]
+    if labels:
+        rows = [row for row in rows if row["labels"] == labels[-1]]
+    best: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        for score in MAIN_SCORES:
+            mean = row.get(score, {"mean": None})["mean"]
+            if mean is not None and mean > best.get(row["model"], (-1.0, ""))[0]:
+                layer = f" ({row['layer']})" if "layer" in row else ""
+                best[row["model"]] = (mean, _cell(score, row[score]) + layer)
+    return {name: text for name, (_, text) in best.items()}
+
+
+def _quoted_transfer() -> str:
+    names = ["classification", "detection", "segmentation"]
+    cells = [[row["row"], *(_value(n, row.get(n), 100) for n in names)] for row in quoted.TRANSFER]
+    grid = Grid("the paper's second table (quoted)", ["row", *names], cells)
+    return _table(grid, quoted_rows=True) + f"<p class='note'>{_text(quoted.TABLE_2)}.</p>"
 
 
 def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:

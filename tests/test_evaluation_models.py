@@ -1,0 +1,139 @@
+"""Names of models: folders, stages, checkpoints, runs, registered models; and trained baselines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_evaluation_run import SMALL, save
+
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Networks, default_objective, make_optimizers, state_tensors
+from pipelines import dataset, storage, stream, tracking, weights
+from pipelines.errors import UserError
+from pipelines.evaluation import baselines, models
+from pipelines.evaluation.baselines import BaselineSettings
+from pipelines.evaluation.models import resolve
+from pipelines.pretrain import checkpoint
+from pipelines.stream import StreamPlan
+
+
+def named(ref: str, folder: Path) -> models.Subject:
+    store = str(folder / "store")
+    return resolve(ref, store=store, tracking_uri=tracking.tracking_uri(None, store))
+
+
+def test_a_model_folder_and_its_stage_are_the_same_model(tmp_path: Path) -> None:
+    save(tmp_path / "stage" / "model")
+    first = named(str(tmp_path / "stage" / "model"), tmp_path)
+    second = named(f"row={tmp_path / 'stage'}", tmp_path)
+    assert first.identity == second.identity and (first.name, second.name) == ("stage", "row")
+
+
+def test_a_checkpoint_gives_its_generator(tmp_path: Path) -> None:
+    generator = build_generator(SMALL, generator=torch.Generator().manual_seed(3))
+    networks = Networks(generator, None)
+    objective = default_objective(SMALL)
+    state = {"network": SMALL.__dict__, "objective": objective.__dict__}
+    tensors = state_tensors(networks, make_optimizers(networks, 1e-3, 0.0))
+    uri = checkpoint.save(str(tmp_path / "stage"), 7, tensors, state)
+    found = models.network_of(named(uri, tmp_path), seed=0)
+    for key, value in generator.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value)
+
+
+def test_an_altered_checkpoint_is_refused(tmp_path: Path) -> None:
+    uri = checkpoint.save(str(tmp_path), 7, {"generator.x": torch.zeros(2)}, {})
+    Path(uri, "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="is not what it was when it was written"):
+        named(uri, tmp_path)
+
+
+def test_a_run_and_a_logged_model_lead_to_the_same_weights(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model")
+    uri = tracking.tracking_uri(None, str(tmp_path / "store"))
+    spec = tracking.RunSpec(
+        uri=uri, store=str(tmp_path / "store"), experiment="e", key="k", name="n"
+    )
+    run_id = tracking.ensure_run(spec)
+    server = tracking.client(uri)
+    tracking.log_bytes(server, run_id, "summary.json", json.dumps({"model": folder}).encode())
+    by_run = named(run_id, tmp_path)
+    assert (by_run.uri, by_run.run_id) == (folder, run_id)
+
+    logged = tracking.log_model(uri, run_id, Path(folder), 128, requirements=["numpy"])
+    server.create_registered_model("ce")
+    server.create_model_version("ce", logged, run_id)
+    server.set_registered_model_alias("ce", "champion", "1")
+    for ref in (logged, "models:/ce@champion", "models:/ce/1"):
+        found = named(ref, tmp_path)
+        assert (found.sha256, found.run_id) == (by_run.sha256, run_id)
+        assert found.uri.startswith(str(tmp_path / "store"))
+
+
+def test_a_run_and_a_model_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"model is run '{'0' * 32}', from which"):
+        named("0" * 32, tmp_path)
+    with pytest.raises(UserError, match="model is 'models:/nothing@champion', which"):
+        named("models:/nothing@champion", tmp_path)
+
+
+def test_random_weights_follow_the_seed_and_kmeans_the_pictures() -> None:
+    network = NetworkConfig(preset="alexnet", output="full")
+    gaussian = models.untrained("r", "random", network)
+    kmeans = models.untrained("k", "random-kmeans", network)
+    x = torch.rand(2, 3, 227, 227, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, again, other = (
+        models.encoder_of(gaussian, seed, [x]).conv1.weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert gaussian.identity != kmeans.identity
+    stripes = x.clone()
+    stripes[..., ::2] = -1
+    plain, striped = (models.encoder_of(kmeans, 0, [p]).conv1.weight for p in (x, stripes))
+    assert not torch.allclose(plain, striped)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "supervised"])
+def test_a_baseline_is_the_same_whenever_it_is_trained(
+    kind: baselines.Kind, dataset_uri: str, tmp_path: Path
+) -> None:
+    settings = BaselineSettings(steps=2, batch_size=16, shorter=144)
+    digests = [
+        baselines.train(kind, SMALL, dataset_uri, settings, 0, torch.float32, str(tmp_path / name))
+        for name in ("a", "b")
+    ]
+    assert digests[0] == digests[1]
+    fresh = build_generator(SMALL, generator=torch.Generator().manual_seed(0)).state_dict()
+    trained = weights.load_model(str(tmp_path / "a")).generator.state_dict()
+    changed = [key for key in fresh if not torch.equal(fresh[key], trained[key])]
+    assert "encoder.e1.0.weight" in changed
+    assert ("decoder.d2.0.weight" in changed) == (kind == "autoencoder")
+
+
+def test_baselines_read_the_batches_of_pretraining(dataset_uri: str) -> None:
+    manifest = dataset.read_manifest(dataset_uri)
+    plan = StreamPlan(
+        uri=dataset_uri, manifest=manifest, strategy="central", side=128, shorter=0,
+        batch_size=16, num_workers=1, steps=3, seed=4,
+    )  # fmt: skip
+    ours = list(baselines.batches(plan))
+    theirs = list(stream.stream(plan).iter_batches(batch_size=None, batch_format="numpy"))
+    assert len(ours) == len(theirs) == 3
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["row"], b["row"])
+
+
+def test_supervised_training_wants_classes(dataset_uri: str, tmp_path: Path) -> None:
+    raw = storage.read_json(storage.join(dataset_uri, dataset.MANIFEST))
+    copy = tmp_path / "unlabelled"
+    copy.mkdir()
+    storage.publish_json(str(copy / dataset.MANIFEST), {**raw, "classes": []})
+    settings = BaselineSettings(steps=1, batch_size=16)
+    with pytest.raises(UserError, match="'supervised' needs labels"):
+        baselines.train(
+            "supervised", SMALL, str(copy), settings, 0, torch.float32, str(tmp_path / "m")
+        )
+    assert not (tmp_path / "m").exists()
