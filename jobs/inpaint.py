@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Fill the holes of a folder of pictures; pixels outside the holes are returned unchanged.
+
+$ python jobs/inpaint.py --model models:/context-encoder-inpaint@champion --images PICTURES \
+    --masks MASKS --output FILLED
+$ ray job submit --working-dir . -- jobs/inpaint.py --model STAGE --strategy central ...
+"""
+
+from pipelines.cli import main
+from pipelines.inpaint import InpaintConfig, run
+
+if __name__ == "__main__":
+    main(run, InpaintConfig)

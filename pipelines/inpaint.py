@@ -1,0 +1,369 @@
+"""Stage: fill the holes of many pictures with a trained model; outside the hole nothing changes.
+
+Every picture is scaled to the square that the network sees, filled, scaled back, and only the
+pixels under the mask are taken from the result: all others are returned bit by bit. Output is PNG,
+which loses nothing. A picture's name is kept with the suffix .png.
+
+    OUTPUT/job.json       what is being filled with what; another job is refused here
+    OUTPUT/NAME.png       one per picture
+    OUTPUT/commit.json    counts and faults, written last
+"""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+
+from ce_model import training
+from ce_model.masks import Strategy, mask_for, shrink
+from ce_model.networks import output_side
+from pipelines import cluster, storage, tracking, weights
+from pipelines.errors import UserError
+from pipelines.weights import LoadedModel
+
+KEY_VERSION = 1
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+COMMIT, JOB = "commit.json", "job.json"
+MAX_PIXELS = 50_000_000
+
+Pixels = NDArray[np.uint8]
+Hole = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintConfig:
+    """Fill the holes of a folder of pictures."""
+
+    model: str
+    """Model folder, pretraining stage, or registered model: models:/NAME@champion."""
+    images: str
+    """Folder of JPEG or PNG pictures, searched in full."""
+    output: str
+    """Folder for the filled pictures."""
+    masks: str | None = None
+    """Folder of masks, named as the pictures and of their size; what is not black is filled."""
+    strategy: Strategy | None = None
+    """Instead of masks: draw holes of this family."""
+    seed: int = 0
+    """Of drawn holes."""
+    batch_size: int = 16
+    """Pictures filled at once."""
+    actors: int = 0
+    """Processes that hold the model; 0: one per GPU, or one per two CPUs."""
+    max_bad_share: float = 0.01
+    """Share of pictures that may be left out for a fault before the job fails."""
+    store: str = "store"
+    """Where SQLite tracking lies when no server is named."""
+    tracking_uri: str | None = None
+    """MLflow server of a registered model; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+
+    def __post_init__(self) -> None:
+        """One source of holes."""
+        if (self.masks is None) == (self.strategy is None):
+            raise ValueError(
+                f"masks is {self.masks} and strategy is {self.strategy}; give exactly one of them"
+            )
+        for name, least in (("batch_size", 1), ("actors", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is {self.max_bad_share}; it must be 0 to 1")
+
+
+class Holes(NamedTuple):
+    """Where the hole of a picture comes from."""
+
+    masks_uri: str | None
+    strategy: Strategy | None
+    seed: int
+
+
+class BadPicture(ValueError):
+    """This picture cannot be filled; the others can."""
+
+
+def run(config: InpaintConfig) -> dict[str, Any]:
+    """Fill what is missing; returns the counts that `commit.json` holds."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    output = storage.absolute(config.output)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = model_folder(config, Path(temporary))
+        model = weights.load_model(folder)
+        names = list(picture_names(config.images))
+        if not names:
+            raise UserError(f"images is '{config.images}'; there is no .jpg or .png picture in it")
+        key = _key(config, names, model)
+        _claim(output, key)
+        if storage.exists(storage.join(output, COMMIT)):
+            console.print(f"already filled: {output}")
+            done: dict[str, Any] = storage.read_json(storage.join(output, COMMIT))
+            return done
+        tensors = {
+            name: storage.read_bytes(storage.join(folder, name))
+            for name in (weights.WEIGHTS, weights.MODEL)
+        }
+    todo = [name for name in names if not storage.exists(storage.join(output, target(name)))]
+    console.print(f"{len(names)} pictures, {len(names) - len(todo)} filled before")
+    with cluster.connected() as resources:
+        faults = _fill_all(config, todo, tensors, output, resources)
+    counts = {
+        "key": key,
+        "listed": len(names),
+        "filled": len(names) - len(faults),
+        "faults": faults,
+    }
+    if len(faults) > config.max_bad_share * len(names):
+        shown = "; ".join(f"{name}: {why}" for name, why in list(faults.items())[:5])
+        raise UserError(
+            f"{len(faults)} of {len(names)} pictures could not be filled; max_bad_share allows "
+            f"{config.max_bad_share:.1%}. {shown}"
+        )
+    storage.publish_json(storage.join(output, COMMIT), counts)
+    console.print(f"filled {counts['filled']} of {len(names)} pictures: {output}")
+    return counts
+
+
+def model_folder(config: InpaintConfig, temporary: Path) -> str:
+    """Where the model's files are; a registered one is downloaded."""
+    if config.model.startswith("models:/"):
+        uri = tracking.tracking_uri(config.tracking_uri, config.store)
+        tracking.download_model(uri, config.model, temporary)
+        return str(temporary)
+    inside = storage.join(config.model, "model")
+    is_stage = storage.exists(storage.join(inside, weights.MODEL))
+    return inside if is_stage else config.model
+
+
+def picture_names(folder: str, inside: str = "") -> Iterator[str]:
+    """Names of all pictures under a folder, relative to it, in order.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not inside:
+        storage.require_folder(folder, "images")
+    for name in storage.children(storage.join(folder, inside) if inside else folder):
+        path = f"{inside}/{name}" if inside else name
+        if PurePosixPath(name).suffix.lower() in SUFFIXES:
+            yield path
+        elif not PurePosixPath(name).suffix and storage.is_folder(storage.join(folder, path)):
+            yield from picture_names(folder, path)
+
+
+def target(name: str) -> str:
+    """Name of a filled picture."""
+    return str(PurePosixPath(name).with_suffix(".png"))
+
+
+def _key(config: InpaintConfig, names: list[str], model: LoadedModel) -> str:
+    twins = len(names) - len({target(name) for name in names})
+    if twins:
+        raise UserError(
+            f"images is '{config.images}'; {twins} pictures differ from others only in their "
+            "suffix and would overwrite them"
+        )
+    return storage.content_key(
+        {
+            "stage": "inpaint",
+            "version": KEY_VERSION,
+            "model": model.info["weights_sha256"],
+            "names": names,
+            "images": config.images.rstrip("/").rsplit("/", 1)[-1],
+            "masks": config.masks and config.masks.rstrip("/").rsplit("/", 1)[-1],
+            "strategy": config.strategy,
+            "seed": config.seed,
+        }
+    )
+
+
+def _claim(output: str, key: str) -> None:
+    """The output folder belongs to one job."""
+    uri = storage.join(output, JOB)
+    try:
+        storage.publish_json(uri, {"key": key}, exclusive=True)
+    except FileExistsError:
+        if storage.read_json(uri)["key"] != key:
+            raise UserError(
+                f"output is '{output}', which holds the pictures of another job (other images, "
+                "masks or model); choose another folder"
+            ) from None
+
+
+def _fill_all(
+    config: InpaintConfig,
+    todo: list[str],
+    tensors: dict[str, bytes],
+    output: str,
+    resources: cluster.Resources,
+) -> dict[str, str]:
+    """Faults by name."""
+    if not todo:
+        return {}
+    gpu = bool(resources.gpus)
+    actors = config.actors or max(1, resources.gpus if gpu else resources.cpus // 2)
+    blocks = max(1, -(-len(todo) // config.batch_size))
+    rows = ray.data.from_items([{"name": name} for name in todo], override_num_blocks=blocks)
+    holes = Holes(config.masks, config.strategy, config.seed)
+    results = rows.map_batches(
+        Filler,
+        fn_constructor_args=(ray.put(tensors), config.images, holes, output),
+        batch_size=config.batch_size,
+        concurrency=min(actors, blocks),
+        num_gpus=1 if gpu else 0,
+        num_cpus=0 if gpu else 1,
+    )
+    return {row["name"]: row["fault"] for row in results.iter_rows() if row["fault"]}
+
+
+class Filler:
+    """Ray Data actor: holds the model, reads, fills and writes a batch of pictures."""
+
+    def __init__(
+        self, tensors: ray.ObjectRef, images_uri: str, holes: Holes, output: str
+    ) -> None:
+        """Load the model, once per process; its files are in the object store, once per node."""
+        with tempfile.TemporaryDirectory() as temporary:
+            for name, data in ray.get(tensors).items():
+                Path(temporary, name).write_bytes(data)
+            self._model = weights.load_model(temporary)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.generator.to(self._device)
+        self._read = partial(read_picture, images_uri=images_uri, holes=holes, model=self._model)
+        self._output = output
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Name -> fault, empty for a picture that was filled and written."""
+        faults: dict[str, str] = {}
+        pictures: dict[str, Pixels] = {}
+        hidden: dict[str, Hole] = {}
+        for name in map(str, batch["name"]):
+            try:
+                pictures[name], hidden[name] = self._read(name)
+            except (BadPicture, FileNotFoundError) as error:
+                faults[name] = str(error) or "not there"
+        filled = fill_pictures(
+            self._model, list(pictures.values()), list(hidden.values()), self._device
+        )
+        for name, picture in zip(pictures, filled, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, format="png")
+            storage.publish(storage.join(self._output, target(name)), buffer.getvalue())
+        names = [str(name) for name in batch["name"]]
+        return {"name": names, "fault": [faults.get(name, "") for name in names]}
+
+
+def read_picture(
+    name: str, *, images_uri: str, holes: Holes, model: LoadedModel
+) -> tuple[Pixels, Hole]:
+    """A picture, uint8 (H, W, 3) RGB, and its hole, bool (H, W).
+
+    Raises:
+        BadPicture: it cannot be read, or the hole does not fit it or the model.
+    """
+    picture = np.asarray(_open(storage.join(images_uri, name)).convert("RGB"))
+    height, width = picture.shape[:2]
+    if holes.strategy is not None:
+        drawn = mask_for(holes.seed, holes.strategy, model.side, name, 0)
+        shown = shrink(torch.from_numpy(drawn)[None], model.objective.overlap)[0].numpy()
+        size = (width, height)
+        hole = cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    else:
+        assert holes.masks_uri is not None
+        hole = np.asarray(_open(_mask_uri(holes.masks_uri, name)).convert("L")) > 0
+    if hole.shape != (height, width):
+        raise BadPicture(f"the mask has {hole.shape[::-1]} px, the picture {(width, height)}")
+    if not (seen_hole(hole, model.side) & ~fillable(model)).any():
+        return picture, hole
+    raise BadPicture(
+        "the hole reaches outside the middle of the picture, which is all that this model fills"
+    )
+
+
+def _mask_uri(masks: str, name: str) -> str:
+    """The mask of the same name, or the same name as PNG."""
+    same = storage.join(masks, name)
+    return same if storage.exists(same) else storage.join(masks, target(name))
+
+
+def _open(uri: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(storage.read_bytes(uri)), formats=["JPEG", "PNG"])
+        if image.width * image.height > MAX_PIXELS:
+            raise BadPicture(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise BadPicture(str(error)) from None
+    except FileNotFoundError:
+        raise BadPicture(f"'{uri}' is not there") from None
+    except OSError as error:
+        if error.errno is None:  # Pillow's own, about the bytes; storage faults carry a number
+            raise BadPicture(str(error)) from None
+        raise
+
+
+def fillable(model: LoadedModel) -> Hole:
+    """bool (S, S): where a hole may be; a central prediction needs its ring of known context."""
+    side, inner = model.side, output_side(model.network)
+    first = (side - inner) // 2 + model.objective.overlap
+    allowed = np.zeros((side, side), bool)
+    allowed[first : side - first, first : side - first] = True
+    return allowed
+
+
+def seen_hole(hole: Hole, side: int) -> Hole:
+    """The hole in the network's square: hidden wherever a part of the pixel is."""
+    height, width = hole.shape
+    share = cv2.resize(hole.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+    if min(height, width) < side:  # enlarged: INTER_AREA would leave single pixels out
+        near = cv2.resize(hole.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+        share += near
+    return np.asarray(share > 0, bool)
+
+
+def fill_pictures(
+    model: LoadedModel, pictures: list[Pixels], hidden: list[Hole], device: torch.device
+) -> list[Pixels]:
+    """Fill pictures of any sizes; every pixel outside its hole is returned unchanged.
+
+    Args:
+        model: what fills.
+        pictures: uint8 (H, W, 3).
+        hidden: bool (H, W), True where to fill.
+        device: where the model is.
+    """
+    if not pictures:
+        return []
+    side = model.side
+    # The network takes a hole with its ring of known context and shrinks it by that itself.
+    ring = np.ones((2 * model.objective.overlap + 1,) * 2, np.uint8)
+    holes = [cv2.dilate(seen_hole(hole, side).astype(np.uint8), ring) > 0 for hole in hidden]
+    squares = training.fill(
+        model.generator,
+        torch.from_numpy(np.stack([_resize(p, side, side) for p in pictures])).to(device),
+        torch.from_numpy(np.stack(holes)).to(device),
+        network=model.network,
+        objective=model.objective,
+        dtype=torch.float32,
+    )
+    return [
+        np.where(hole[..., None], _resize(square, *picture.shape[:2]), picture)
+        for picture, hole, square in zip(pictures, hidden, squares.cpu().numpy(), strict=True)
+    ]
+
+
+def _resize(picture: Pixels, height: int, width: int) -> Pixels:
+    shrinks = height * width < picture.shape[0] * picture.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=how), np.uint8)

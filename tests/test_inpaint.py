@@ -1,0 +1,142 @@
+"""Batch filling changes the hole and nothing else, finishes what was begun, and names faults."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective
+from pipelines import weights
+from pipelines.errors import UserError
+from pipelines.inpaint import InpaintConfig, fill_pictures, run, seen_hole
+from pipelines.weights import LoadedModel
+
+
+def save(folder: Path, output: str) -> str:
+    network = NetworkConfig(preset="inpaint", output=output, bottleneck=8)  # type: ignore[arg-type]
+    objective = Objective(overlap=4 if output == "center" else 0)
+    generator = build_generator(network, generator=torch.Generator().manual_seed(0))
+    weights.save_model(str(folder), generator, network, objective, {})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def center(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("center"), "center")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("full"), "full")
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (300, 211), (64, 97)])
+def test_pixels_outside_the_hole_are_unchanged_at_any_size(
+    full: str, size: tuple[int, int]
+) -> None:
+    model: LoadedModel = weights.load_model(full)
+    image = picture(0, *size)
+    hole = np.random.default_rng(1).random(size) < 0.2
+    (filled,) = fill_pictures(model, [image], [hole], torch.device("cpu"))
+    assert (filled[~hole] == image[~hole]).all()
+    assert (filled[hole] != image[hole]).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["center", "full"])
+def test_what_is_hidden_does_not_show_through(name: str, request: pytest.FixtureRequest) -> None:
+    """The network must not see a pixel that it is asked to fill."""
+    model = weights.load_model(request.getfixturevalue(name))
+    image = picture(0, 256, 256)
+    hole = np.zeros((256, 256), bool)
+    hole[101:140, 99:151] = True
+    altered = image.copy()
+    altered[hole] = 255 - altered[hole]
+    one, other = fill_pictures(model, [image, altered], [hole, hole], torch.device("cpu"))
+    assert (one == other).all()
+
+
+@pytest.mark.parametrize("size", [(512, 300), (40, 128), (20, 20)])
+def test_a_single_hidden_pixel_is_hidden_from_the_network(size: tuple[int, int]) -> None:
+    hole = np.zeros(size, bool)
+    hole[size[0] // 3, size[1] // 2] = True
+    assert seen_hole(hole, 128).any()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(5):
+        Image.fromarray(picture(number, 130 + number, 150)).save(folder / "sub" / f"{number}.png")
+    return folder
+
+
+def config(model: str, images: Path, **options: object) -> InpaintConfig:
+    usual = {"output": str(images.parent / "out"), "strategy": "central", "batch_size": 2}
+    return InpaintConfig(model=model, images=str(images), **{**usual, **options})  # type: ignore[arg-type]
+
+
+def test_a_rerun_fills_only_what_is_missing(ray_cluster: None, center: str, images: Path) -> None:
+    first = run(config(center, images))
+    out = images.parent / "out"
+    assert first["filled"] == 5 and first["faults"] == {}
+    before = {path.name: path.read_bytes() for path in (out / "sub").iterdir()}
+    (out / "commit.json").unlink()  # as after a kill
+    (out / "sub" / "3.png").unlink()
+    stamps = {path.name: path.stat().st_mtime_ns for path in (out / "sub").iterdir()}
+    assert run(config(center, images)) == first
+    assert {path.name: path.read_bytes() for path in (out / "sub").iterdir()} == before
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / "sub").iterdir()}
+    assert {name: kept[name] for name in stamps} == stamps
+    with pytest.raises(UserError, match="another job"):
+        run(config(center, images, seed=1))
+
+
+def test_masks_are_taken_by_name_and_faults_are_named(
+    ray_cluster: None, full: str, images: Path
+) -> None:
+    masks = images.parent / "masks" / "sub"
+    masks.mkdir(parents=True)
+    hole = np.zeros((130, 150), np.uint8)
+    hole[10:30, 20:50] = 255
+    Image.fromarray(hole).save(masks / "0.png")
+    Image.fromarray(hole).save(masks / "1.png")  # the picture has 131 rows
+    (images / "sub" / "2.png").write_bytes(b"not a picture")
+    options = {"strategy": None, "masks": str(masks.parent)}
+    with pytest.raises(UserError, match="4 of 5 pictures could not be filled"):
+        run(config(full, images, **options))
+    assert not (images.parent / "out" / "commit.json").exists()
+    found = run(config(full, images, **options, max_bad_share=0.8))
+    assert found["filled"] == 1 and sorted(found["faults"]) == [
+        f"sub/{n}.png" for n in (1, 2, 3, 4)
+    ]
+    assert "(150, 131)" in found["faults"]["sub/1.png"]
+    assert "not there" in found["faults"]["sub/3.png"]
+    filled = np.asarray(Image.open(images.parent / "out" / "sub" / "0.png"))
+    assert (filled[hole == 0] == picture(0, 130, 150)[hole == 0]).all()
+
+
+def test_a_hole_that_a_central_model_cannot_fill_is_a_fault(
+    ray_cluster: None, center: str, images: Path
+) -> None:
+    with pytest.raises(UserError, match="all that this model fills"):
+        run(config(center, images, strategy="random_region"))
+
+
+def test_bad_input_is_refused_before_any_work(center: str, tmp_path: Path, images: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        run(config(center, tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="is not a model folder"):
+        run(config(str(tmp_path), images))
+    with pytest.raises(ValueError, match="exactly one of them"):
+        config(center, images, strategy=None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no \.jpg or \.png picture"):
+        run(config(center, tmp_path / "empty"))
