@@ -7,6 +7,7 @@ death, and two graphs that contain the same work share it. The tasks themselves 
 they start (Ray Data, Ray Train) asks for its own.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -293,6 +294,11 @@ def _short(error: object) -> str:
     """The last lines of a traceback say what happened; the rest is in the task's log."""
     lines = str(error).strip().splitlines()[-3:]
     return f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"[:600]
+
+
+def json_bytes(value: object) -> bytes:
+    """Readable JSON for an artifact."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def as_json(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""From pictures to a champion: prepare, pretrain, evaluate, promote; only what is missing.
+
+$ python jobs/workflow.py --source PICTURES --pretrain.steps 2000
+$ python jobs/workflow.py --source PICTURES --plan
+$ ray job submit --working-dir . -- jobs/workflow.py --source s3://bucket/photos --until evaluate
+"""
+
+from pipelines.cli import main
+from pipelines.workflow import WorkflowConfig, run
+
+if __name__ == "__main__":
+    main(run, WorkflowConfig)

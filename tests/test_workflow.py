@@ -1,0 +1,102 @@
+"""The chain knows what is missing and why; run in full it ends with a champion."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_pictures
+
+from pipelines import graph, registry, tracking
+from pipelines.errors import UserError
+from pipelines.evaluation.inpainting import InpaintingSettings
+from pipelines.pretrain import PretrainConfig
+from pipelines.workflow import WorkflowConfig, run, source_key, stages
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "pictures" / "train", {"apple": 12, "pear": 12})
+    write_pictures(tmp_path / "pictures" / "val", {"apple": 4, "pear": 4}, first=100)
+    return tmp_path / "pictures"
+
+
+def config(pictures: Path, **options: object) -> WorkflowConfig:
+    gates = pictures.parent / "gates.yaml"
+    gates.write_text("required: [inpainting]\n")
+    usual = {
+        "source": str(pictures),
+        "store": str(pictures.parent / "store"),
+        "gates": str(gates),
+        "tasks": ("inpainting",),
+        "inpainting": InpaintingSettings(strategies=("central",), pictures=8, database=8, panel=2),
+        "pretrain": PretrainConfig(
+            preset="inpaint", bottleneck=8, steps=2, batch_size=4, validation_images=4
+        ),
+    }
+    return WorkflowConfig(**{**usual, **options})  # type: ignore[arg-type]
+
+
+def test_a_setting_changes_its_stage_and_what_follows(pictures: Path) -> None:
+    before = graph.keys(stages(config(pictures)))
+    longer = replace(config(pictures).pretrain, steps=3)
+    after = graph.keys(stages(config(pictures, pretrain=longer)))
+    assert before["prepare"] == after["prepare"]
+    assert all(
+        before[name] != after[name] for name in ("pretrain", "evaluate inpainting", "promote")
+    )
+    named = graph.keys(stages(config(pictures, name="other")))
+    assert [name for name in before if before[name] != named[name]] == ["promote"]
+
+
+def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) -> None:
+    before = graph.keys(stages(config(pictures)))
+    elsewhere = replace(config(pictures).pretrain, num_workers=2, log_every=1)
+    store = str(tmp_path / "moved")
+    assert graph.keys(stages(config(pictures, pretrain=elsewhere, store=store))) == before
+
+
+def test_a_new_picture_changes_every_key(pictures: Path) -> None:
+    before = graph.keys(stages(config(pictures)))
+    write_pictures(pictures / "train", {"apple": 1}, first=500)
+    after = graph.keys(stages(config(pictures)))
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    with pytest.raises(UserError, match="there is no picture in it"):
+        source_key(str(tmp_path / "empty"))
+
+
+def test_a_setting_that_would_be_ignored_is_refused(pictures: Path) -> None:
+    with pytest.raises(ValueError, match=r"pretrain\.store is elsewhere"):
+        config(pictures, pretrain=PretrainConfig(store="elsewhere"))
+
+
+def test_the_plan_runs_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config(pictures, plan=True, until="evaluate"))
+    text = capsys.readouterr().err
+    assert "evaluate inpainting" in text and "promote" not in text
+    assert "never finished in this store" in text
+    assert not Path(config(pictures).store).exists()
+
+
+@pytest.mark.slow
+def test_the_chain_ends_with_a_champion_and_a_rerun_skips_all(
+    ray_cluster: None, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config(pictures, until="pretrain"))
+    assert "promote" not in capsys.readouterr().err
+    run(config(pictures))
+    text = capsys.readouterr().err
+    assert "pretrain: skipped" in text and "promote: done" in text
+    uri = tracking.tracking_uri(None, config(pictures).store)
+    champion = registry.by_alias(uri, "context-encoder", "champion")
+    assert champion is not None and champion.version == "1"
+    run(config(pictures))
+    assert capsys.readouterr().err.count(": skipped") == 4
+    harder = pictures.parent / "harder.yaml"
+    harder.write_text("thresholds:\n  inpainting/central/hole/128/PSNR: {min: 90}\n")
+    with pytest.raises(UserError, match=r"stage promote failed: refused.*wanted min 90"):
+        run(config(pictures, gates=str(harder), name="other"))
