@@ -1,0 +1,143 @@
+"""Manifests fit the KubeRay 1.7 definitions, are restricted, and agree on versions."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+INFRA = ROOT / "infra"
+SCHEMAS = Path(os.environ.get("CE_SCHEMAS", ROOT.parent / "shared" / "schemas" / "kuberay"))
+FILES = sorted((INFRA / "kubernetes").glob("*.yaml"))
+
+
+def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every manifest, those inside config maps too."""
+    for path in FILES:
+        for document in yaml.safe_load_all(path.read_text()):
+            yield path.name, document
+            for name, text in document.get("data", {}).items():
+                if name.endswith(".yaml"):
+                    yield f"{path.name}/{name}", yaml.safe_load(text)
+
+
+OF_RAY = [(name, d) for name, d in documents() if d["apiVersion"] == "ray.io/v1"]
+
+
+def closed(schema: Any) -> Any:
+    """The schema with unknown names forbidden, as strict decoding does."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(part) for name, part in schema.items()}
+    if isinstance(found.get("properties"), dict) and "additionalProperties" not in found:
+        found["additionalProperties"] = bool(found.get("x-kubernetes-preserve-unknown-fields"))
+    return found
+
+
+@cache
+def definition(kind: str) -> dict[str, Any]:
+    path = SCHEMAS / f"{kind.lower()}s.yaml"
+    if not path.exists():
+        pytest.skip(f"no KubeRay definitions at {SCHEMAS}; name their folder in CE_SCHEMAS")
+    found = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = (v for v in found["spec"]["versions"] if v["name"] == "v1")
+    schema: dict[str, Any] = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+@pytest.mark.parametrize(("name", "document"), OF_RAY, ids=[name for name, _ in OF_RAY])
+def test_a_manifest_fits_its_definition(name: str, document: dict[str, Any]) -> None:
+    jsonschema.validate(document, definition(document["kind"]))
+
+
+def test_the_definition_catches_a_typo_and_a_wrong_type() -> None:
+    (document,) = (d for _, d in OF_RAY if d["kind"] == "RayCronJob")
+    schema = definition("RayCronJob")
+    document = yaml.safe_load(yaml.safe_dump(document))
+    document["spec"]["concurrencyPolicy"] = "Forbid"
+    with pytest.raises(jsonschema.ValidationError, match="concurrencyPolicy"):
+        jsonschema.validate(document, schema)
+    del document["spec"]["concurrencyPolicy"]
+    group = document["spec"]["jobTemplate"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    group["maxReplicas"] = "2"
+    with pytest.raises(jsonschema.ValidationError, match="'2' is not of type"):
+        jsonschema.validate(document, schema)
+
+
+def pinned(package: str) -> str:
+    (version,) = re.findall(
+        rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )
+    return str(version)
+
+
+def values(tree: Any, name: str) -> Iterator[Any]:
+    """All values of a key, at any depth."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == name:
+                yield value
+            yield from values(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from values(value, name)
+
+
+def test_image_tag_ray_version_and_constraints_agree() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    (own,) = re.findall(r'^version = "(\S+)"$', pyproject, re.MULTILINE)
+    ray = pinned("ray")
+    assert f"=={ray}" in pyproject and f"mlflow=={pinned('mlflow')}" in pyproject
+    images = {i for _, d in documents() for i in values(d, "image") if "kubectl" not in i}
+    assert images == {f"context-encoder:{own}-ray{ray}"}
+    assert {v for _, d in OF_RAY for v in values(d, "rayVersion")} == {ray}
+    assert f"context-encoder:{own}-ray{ray}" in (INFRA / "README.md").read_text()
+
+
+def test_every_schedule_calls_the_same_sweep() -> None:
+    entries = [e for _, d in OF_RAY for e in values(d, "entrypoint") if "ablate" in e]
+    others = [INFRA / "crontab", INFRA / "systemd" / "context-encoder-ablation.service"]
+    entries += [path.read_text() for path in others]
+    assert len(entries) == 4
+    for entry in entries:
+        assert "jobs/ablate.py --config configs/ablation_nightly.yaml" in entry
+        assert "--tick nightly" in entry
+    (cron,) = (d for _, d in documents() if d["kind"] == "CronJob")
+    assert cron["apiVersion"] == "batch/v1" and cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+PODS = [
+    (f"{name} {number}", pod)
+    for name, d in documents()
+    for number, pod in enumerate(p for p in values(d, "spec") if "containers" in p)
+]
+
+
+@pytest.mark.parametrize(("name", "pod"), PODS, ids=[name for name, _ in PODS])
+def test_pods_are_restricted(name: str, pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        rights = container["securityContext"]
+        assert rights["allowPrivilegeEscalation"] is False
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+        assert rights["readOnlyRootFilesystem"] is True
+        assert container["resources"]["limits"]
+        secret = re.compile("token|password|key", re.IGNORECASE)
+        assert not [e for e in container.get("env", []) if secret.search(e["name"])]
+
+
+def test_clusters_ask_for_a_token() -> None:
+    clusters = [c for _, d in OF_RAY for c in values(d, "rayClusterSpec")]
+    assert len(clusters) == 3
+    assert {cluster["authOptions"]["mode"] for cluster in clusters} == {"token"}
+    assert all(c["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" for c in clusters)
