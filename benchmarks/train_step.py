@@ -2,9 +2,10 @@
 
 Both start from the same weights. The peer is fp32 eager in NCHW with the layers and the loop of the
 ports (a 4x4 convolution as bottleneck, unfused Adam, a value read back for every loss); its batch
-is given to it as floats with the hole already filled, while ours starts from uint8 and bit masks.
-Rounds of the two alternate in one process; the rate of a plain matrix product, measured between
-them, is the limit. At the end both train on the same batches and their losses are compared.
+is given to it as floats with the hole already filled, while ours starts from uint8 pictures and
+masks. Rounds of the two alternate in one process; the rate of a plain matrix product, measured
+between them, is the limit. On a busy machine the ratio of processor time is the steadier one. At
+the end both train on the same batches, and their losses have to agree.
 
 $ python -m benchmarks.train_step --preset inpaint --rounds 5
 $ python -m benchmarks.train_step --preset alexnet --device cuda --batch-size 512
@@ -110,32 +111,43 @@ def _compare(
     ours = _our_step(start, batches, setting, dtype, compiled=args.compile)
     peer = _peer_step(start, batches, setting)
     _alternate(ours, peer, device, steps=1, rounds=1)  # warm up
-    speeds = _alternate(ours, peer, device, args.steps, args.rounds)
+    rounds = _alternate(ours, peer, device, args.steps, args.rounds)
     del ours, peer
     gflop = _gflop_per_image(start, batches[0], setting)
-    _print_speeds(preset, speeds, gflop, args, dtype)
+    _print_speeds(preset, rounds, gflop, args, dtype)
     return not args.loss_steps or _same_loss(start, setting, dtype, device, args)
+
+
+class Round(NamedTuple):
+    """Seconds per step by the clock and of processor time; matrix products in TFLOP/s."""
+
+    ours: float
+    peer: float
+    ours_cpu: float
+    peer_cpu: float
+    bf16: float
+    fp32: float
 
 
 def _alternate(
     ours: Step, peer: Step, device: torch.device, steps: int, rounds: int
-) -> list[tuple[float, float, float, float]]:
-    """Of each round: seconds per step of ours and the peer, matrix products in TFLOP/s."""
+) -> list[Round]:
     result = []
     for _ in range(rounds):
-        times = [_seconds(step, steps, device) for step in (ours, peer)]
+        clock, cpu = _seconds(ours, steps, device)
+        peer_clock, peer_cpu = _seconds(peer, steps, device)
         limits = [_matmul_tflops(device, dtype) for dtype in (torch.bfloat16, torch.float32)]
-        result.append((times[0], times[1], limits[0], limits[1]))
+        result.append(Round(clock, peer_clock, cpu, peer_cpu, *limits))
     return result
 
 
-def _seconds(step: Step, steps: int, device: torch.device) -> float:
+def _seconds(step: Step, steps: int, device: torch.device) -> tuple[float, float]:
     _wait(device)
-    started = time.perf_counter()
+    clock, cpu = time.perf_counter(), time.process_time()
     for index in range(steps):
         step(index)
     _wait(device)
-    return (time.perf_counter() - started) / steps
+    return (time.perf_counter() - clock) / steps, (time.process_time() - cpu) / steps
 
 
 def _matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
@@ -156,20 +168,20 @@ def _wait(device: torch.device) -> None:
 
 def _print_speeds(
     preset: str,
-    speeds: list[tuple[float, float, float, float]],
+    rounds: list[Round],
     gflop: float,
     args: argparse.Namespace,
     dtype: torch.dtype,
 ) -> None:
-    ours, peer, bf16, fp32 = (np.array(column) for column in zip(*speeds, strict=True))
-    ratios = peer / ours
+    ours, peer, ours_cpu, peer_cpu, bf16, fp32 = np.array(rounds).T
     limit = bf16 if dtype == torch.bfloat16 else fp32
     achieved = gflop * args.batch_size / ours / 1e3
     print(
         f"{preset}: ours {_spread(args.batch_size / ours)} images/s, "
-        f"peer {_spread(args.batch_size / peer)} images/s, ratio {_spread(ratios)}\n"
-        f"  batch {args.batch_size}, {len(speeds)} rounds of {args.steps} steps; "
-        f"{gflop:.2f} GFLOP per image\n"
+        f"peer {_spread(args.batch_size / peer)} images/s, ratio {_spread(peer / ours)}\n"
+        f"  batch {args.batch_size}, {len(rounds)} rounds of {args.steps} steps; "
+        f"{gflop:.2f} GFLOP per image; "
+        f"ratio of processor time {_spread(peer_cpu / ours_cpu)}\n"
         f"  matrix product {_spread(bf16)} TFLOP/s bf16, {_spread(fp32)} fp32; "
         f"our step reaches {_spread(achieved / limit)} of it"
     )

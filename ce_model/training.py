@@ -236,6 +236,7 @@ def train_step(
     Returns:
         0-d tensors on the device, by metric name. `nonfinite` is 1 when an update was left out.
     """
+    assert (networks.discriminator is None) == (objective.adversarial == 0)
     statistics = _statistics(networks)
     before = [value.clone() for value in statistics]
     views = make_views(image, hidden, network, objective)
