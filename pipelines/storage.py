@@ -115,9 +115,8 @@ def _may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, OSError):
         return error.errno not in FINAL_ERRNOS and not isinstance(error, FINAL_ERRORS)
-    return type(error).__module__.split(".")[0] in CLIENT_PACKAGES and "Credentials" not in repr(
-        error
-    )
+    package = type(error).__module__.split(".")[0]
+    return package in CLIENT_PACKAGES and "Credentials" not in type(error).__name__
 
 
 def exists(uri: str) -> bool:

@@ -465,6 +465,34 @@ def test_the_closing_word_is_the_card_in_the_dataset(
     assert manifest.fingerprint in (tmp_path / "d" / "card.html").read_text()
 
 
+def test_mlflow_gets_the_dataset_with_its_digest_and_the_card(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    from pipelines import tracking
+
+    store = tmp_path / "store"
+    uri = run(replace(config(pictures, "unused"), output=None, store=str(store)))
+    assert uri.startswith(str(store / "prepare"))
+    manifest = dataset.read_manifest(uri)
+    server = tracking.client(tracking.tracking_uri(None, str(store)))
+    experiment = server.get_experiment_by_name("prepare")
+    found = tracking.find_run(server, experiment.experiment_id, manifest.jobs[0])
+    assert found is not None
+    assert found.info.status == "FINISHED"
+    (logged,) = found.inputs.dataset_inputs
+    assert manifest.fingerprint.startswith(logged.dataset.digest)
+    names = {artifact.path for artifact in server.list_artifacts(found.info.run_id)}
+    assert names == {"card.html", "card.json", "card.png"}
+
+
+def test_a_tracking_server_that_is_away_does_not_fail_the_job(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "TRACKING_WAIT_S", 1.0)
+    manifest = prepared(pictures, tmp_path / "d", tracking_uri="http://127.0.0.1:9")
+    assert manifest.written == 70
+
+
 def test_a_dry_run_predicts_and_writes_nothing(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

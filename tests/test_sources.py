@@ -1,13 +1,16 @@
 """What sources hold: every kind of source, and archives and tables that mean harm."""
 
+import functools
 import gzip
 import io
 import json
 import os
 import pickle
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +306,26 @@ def test_lists_name_pictures_by_uri_with_labels(folder: Path, tmp_path: Path) ->
     put(folder / "e.txt", b"\xff\xfe\x00")
     with pytest.raises(UserError, match="line 1 is not UTF-8"):
         found(folder / "e.txt")
+
+
+def test_a_list_may_name_pictures_on_the_web(folder: Path, tmp_path: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    put(tmp_path / "web" / "1.jpg", jpeg(1))
+    handler = functools.partial(Quiet, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{web.server_port}"
+        put(folder / "list.txt", f"{address}/1.jpg cat\n{address}/gone.jpg dog\n".encode())
+        by_key = pictures(folder / "list.txt")
+        web.shutdown()
+        thread.join()
+    assert by_key[f"{address}/1.jpg"].data == jpeg(1)
+    fault = by_key[f"{address}/gone.jpg"].fault
+    assert fault is not None and fault.kind == "unreadable"
 
 
 def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""The whole prepare job against the bare codec on as many cores, its growth, and its memory.
+
+    bare    one process per core: read the file, libjpeg-turbo decode, OpenCV resize, encode
+    job     `prepare` on a running local cluster: list, validate, shuffle, masks of three
+            strategies at 227 px with 2 variants, Parquet, checksums, fsync, card, commit
+
+Both read the same files, page cache warm. `bare` writes nothing. Rounds are interleaved.
+
+$ python benchmarks/prepare.py --pictures data/pretrain_A/train --resize-to 500 375 --count 4000
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import psutil
+from decode_core import bare, load
+
+from pipelines import cluster
+from pipelines.prepare import PrepareConfig, run
+
+TARGET, GROWTH = 0.75, 4
+
+
+class PeakMemory:
+    """Largest resident memory of this process and of all its children, while a block runs."""
+
+    def __enter__(self) -> "PeakMemory":
+        """Start looking, 5 times a second."""
+        self.driver = self.worker = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop looking."""
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.2):
+            self.driver = max(self.driver, me.memory_info().rss)
+            for child in me.children(recursive=True):
+                try:
+                    memory = child.memory_info()
+                    if any("ray::" in word for word in child.cmdline()[:1]):
+                        self.worker = max(self.worker, memory.rss - memory.shared)
+                except psutil.Error:
+                    continue  # it has ended meanwhile
+
+
+def bare_files(files: list[Path]) -> None:
+    """One process of the bare loop."""
+    cv2.setNumThreads(1)
+    for file in files:
+        bare(file.read_bytes())
+
+
+def time_bare(files: list[Path], cores: int) -> float:
+    """Seconds of the bare loop on all cores."""
+    context = multiprocessing.get_context("fork")
+    parts = [context.Process(target=bare_files, args=(files[n::cores],)) for n in range(cores)]
+    began = time.perf_counter()
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    return time.perf_counter() - began
+
+
+def time_job(source: Path, folder: Path) -> tuple[float, PeakMemory]:
+    """Seconds of the whole job, cluster start not counted, and its peak memory."""
+    with tempfile.TemporaryDirectory(dir=folder) as output, PeakMemory() as memory:
+        began = time.perf_counter()
+        run(PrepareConfig(source=str(source), output=f"{output}/d", sides=(227,)))
+        return time.perf_counter() - began, memory
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--growth", type=int, default=GROWTH, help="size of the larger source")
+    parser.add_argument("--resize-to", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
+    args = parser.parse_args()
+    cores = psutil.cpu_count() or 1
+    size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sources = write_sources(folder, load(args.pictures, args.count, size), args.growth)
+        files = sorted(sources[1].rglob("*.jpg"))
+        with cluster.connected():
+            time_job(sources[1], folder)  # starts the workers
+            rounds = []
+            for _ in range(args.rounds):
+                bare_s = time_bare(files, cores)
+                job_s, small = time_job(sources[1], folder)
+                rounds.append((bare_s, job_s))
+            large_s, large = time_job(sources[args.growth], folder)
+    report(len(files), cores, rounds, large_s, args.growth)
+    print(
+        f"peak memory, 1x and {args.growth}x images: driver {small.driver / 1e6:,.0f} and "
+        f"{large.driver / 1e6:,.0f} MB, largest worker {small.worker / 1e6:,.0f} and "
+        f"{large.worker / 1e6:,.0f} MB"
+    )
+
+
+def write_sources(folder: Path, pictures: list[bytes], growth: int) -> dict[int, Path]:
+    """A flat folder of the pictures, and one with `growth` times as many, all different."""
+    places = {1: folder / "x1", growth: folder / "xn"}
+    for times, place in places.items():
+        place.mkdir()
+        for number in range(times * len(pictures)):
+            data = pictures[number % len(pictures)]
+            note = f"{number:012}".encode()  # a comment makes the bytes differ, not the picture
+            unique = data[:2] + b"\xff\xfe\x00\x0e" + note + data[2:]
+            (place / f"{number:06}.jpg").write_bytes(unique)
+    return places
+
+
+def report(
+    count: int, cores: int, rounds: list[tuple[float, float]], large_s: float, growth: int
+) -> None:
+    """Print ratios and rates."""
+    bare_s, job_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratio = statistics.median(bare / job for bare, job in rounds)
+    verdict = "met" if ratio >= TARGET else "NOT met"
+    print(f"{count} pictures, {cores} cores")
+    print(f"bare {count / bare_s:8,.0f} images/s ({bare_s:.2f} s)")
+    print(f"job  {count / job_s:8,.0f} images/s ({job_s:.2f} s)")
+    print(f"job / bare x cores: {ratio:.2f} (target {TARGET}: {verdict})")
+    times = large_s / job_s
+    verdict = "met" if abs(times / growth - 1) <= 0.1 or times < growth else "NOT met"
+    print(f"{growth}x images take {times:.2f}x the time (target {growth} within 10%: {verdict})")
+
+
+if __name__ == "__main__":
+    main()
