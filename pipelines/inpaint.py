@@ -97,26 +97,20 @@ def run(config: InpaintConfig) -> dict[str, Any]:
     """Fill what is missing; returns the counts that `commit.json` holds."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     output = storage.absolute(config.output)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = model_folder(config, Path(temporary))
-        model = weights.load_model(folder)
-        names = list(picture_names(config.images))
-        if not names:
-            raise UserError(f"images is '{config.images}'; there is no .jpg or .png picture in it")
-        key = _key(config, names, model)
-        _claim(output, key)
-        if storage.exists(storage.join(output, COMMIT)):
-            console.print(f"already filled: {output}")
-            done: dict[str, Any] = storage.read_json(storage.join(output, COMMIT))
-            return done
-        tensors = {
-            name: storage.read_bytes(storage.join(folder, name))
-            for name in (weights.WEIGHTS, weights.MODEL)
-        }
+    model_uri = model_folder(config)
+    names = list(picture_names(config.images))
+    if not names:
+        raise UserError(f"images is '{config.images}'; there is no .jpg or .png picture in it")
+    key = _key(config, names, weights.load_model(model_uri))
+    _claim(output, key)
+    if storage.exists(storage.join(output, COMMIT)):
+        console.print(f"already filled: {output}")
+        done: dict[str, Any] = storage.read_json(storage.join(output, COMMIT))
+        return done
     todo = [name for name in names if not storage.exists(storage.join(output, target(name)))]
     console.print(f"{len(names)} pictures, {len(names) - len(todo)} filled before")
     with cluster.connected() as resources:
-        faults = _fill_all(config, todo, tensors, output, resources)
+        faults = _fill_all(config, todo, model_uri, output, resources)
     counts = {
         "key": key,
         "listed": len(names),
@@ -134,15 +128,20 @@ def run(config: InpaintConfig) -> dict[str, Any]:
     return counts
 
 
-def model_folder(config: InpaintConfig, temporary: Path) -> str:
-    """Where the model's files are; a registered one is downloaded."""
-    if config.model.startswith("models:/"):
-        uri = tracking.tracking_uri(config.tracking_uri, config.store)
-        tracking.download_model(uri, config.model, temporary)
-        return str(temporary)
-    inside = storage.join(config.model, "model")
-    is_stage = storage.exists(storage.join(inside, weights.MODEL))
-    return inside if is_stage else config.model
+def model_folder(config: InpaintConfig) -> str:
+    """Where every node can read the model; a registered one is copied into the store."""
+    if not config.model.startswith("models:/"):
+        inside = storage.join(config.model, "model")
+        is_stage = storage.exists(storage.join(inside, weights.MODEL))
+        return storage.absolute(inside if is_stage else config.model)
+    uri = tracking.tracking_uri(config.tracking_uri, config.store)
+    with tempfile.TemporaryDirectory() as temporary:
+        tracking.download_model(uri, config.model, Path(temporary))
+        digest = weights.load_model(temporary).info["weights_sha256"]
+        kept = storage.join(storage.absolute(config.store), "inpaint", "models", digest[:16])
+        for name in (weights.WEIGHTS, weights.MODEL):  # the description goes last
+            storage.publish(storage.join(kept, name), Path(temporary, name).read_bytes())
+    return kept
 
 
 def picture_names(folder: str, inside: str = "") -> Iterator[str]:
@@ -203,7 +202,7 @@ def _claim(output: str, key: str) -> None:
 def _fill_all(
     config: InpaintConfig,
     todo: list[str],
-    tensors: dict[str, bytes],
+    model_uri: str,
     output: str,
     resources: cluster.Resources,
 ) -> dict[str, str]:
@@ -214,10 +213,11 @@ def _fill_all(
     actors = config.actors or max(1, resources.gpus if gpu else resources.cpus // 2)
     blocks = max(1, -(-len(todo) // config.batch_size))
     rows = ray.data.from_items([{"name": name} for name in todo], override_num_blocks=blocks)
-    holes = Holes(config.masks, config.strategy, config.seed)
+    masks = None if config.masks is None else storage.absolute(config.masks)
+    holes = Holes(masks, config.strategy, config.seed)
     results = rows.map_batches(
         Filler,
-        fn_constructor_args=(ray.put(tensors), config.images, holes, output),
+        fn_constructor_args=(model_uri, storage.absolute(config.images), holes, output),
         batch_size=config.batch_size,
         concurrency=min(actors, blocks),
         num_gpus=1 if gpu else 0,
@@ -229,14 +229,9 @@ def _fill_all(
 class Filler:
     """Ray Data actor: holds the model, reads, fills and writes a batch of pictures."""
 
-    def __init__(
-        self, tensors: ray.ObjectRef, images_uri: str, holes: Holes, output: str
-    ) -> None:
-        """Load the model, once per process; its files are in the object store, once per node."""
-        with tempfile.TemporaryDirectory() as temporary:
-            for name, data in ray.get(tensors).items():
-                Path(temporary, name).write_bytes(data)
-            self._model = weights.load_model(temporary)
+    def __init__(self, model_uri: str, images_uri: str, holes: Holes, output: str) -> None:
+        """Load the model, once per process."""
+        self._model = weights.load_model(model_uri)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model.generator.to(self._device)
         self._read = partial(read_picture, images_uri=images_uri, holes=holes, model=self._model)
@@ -276,14 +271,13 @@ def read_picture(
     if holes.strategy is not None:
         drawn = mask_for(holes.seed, holes.strategy, model.side, name, 0)
         shown = shrink(torch.from_numpy(drawn)[None], model.objective.overlap)[0].numpy()
-        size = (width, height)
-        hole = cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        hole = ~touched(~shown, height, width)  # no pixel that the network sees a part of
     else:
         assert holes.masks_uri is not None
         hole = np.asarray(_open(_mask_uri(holes.masks_uri, name)).convert("L")) > 0
     if hole.shape != (height, width):
         raise BadPicture(f"the mask has {hole.shape[::-1]} px, the picture {(width, height)}")
-    if not (seen_hole(hole, model.side) & ~fillable(model)).any():
+    if not (touched(hole, model.side, model.side) & ~fillable(model)).any():
         return picture, hole
     raise BadPicture(
         "the hole reaches outside the middle of the picture, which is all that this model fills"
@@ -322,14 +316,19 @@ def fillable(model: LoadedModel) -> Hole:
     return allowed
 
 
-def seen_hole(hole: Hole, side: int) -> Hole:
-    """The hole in the network's square: hidden wherever a part of the pixel is."""
-    height, width = hole.shape
-    share = cv2.resize(hole.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-    if min(height, width) < side:  # enlarged: INTER_AREA would leave single pixels out
-        near = cv2.resize(hole.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
-        share += near
-    return np.asarray(share > 0, bool)
+def touched(hole: Hole, height: int, width: int) -> Hole:
+    """The mask at another size: True where any part of the pixel is True; exact at any scale."""
+    sums = np.pad(hole.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    (top, bottom), (left, right) = _spans(hole.shape[0], height), _spans(hole.shape[1], width)
+    below, above = sums[bottom], sums[top]
+    found: Hole = below[:, right] - above[:, right] - below[:, left] + above[:, left] > 0
+    return found
+
+
+def _spans(before: int, after: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For every new pixel the first old one it overlaps, and one past the last."""
+    pixel = np.arange(after)
+    return pixel * before // after, -(-(pixel + 1) * before // after)
 
 
 def fill_pictures(
@@ -348,7 +347,7 @@ def fill_pictures(
     side = model.side
     # The network takes a hole with its ring of known context and shrinks it by that itself.
     ring = np.ones((2 * model.objective.overlap + 1,) * 2, np.uint8)
-    holes = [cv2.dilate(seen_hole(hole, side).astype(np.uint8), ring) > 0 for hole in hidden]
+    holes = [cv2.dilate(touched(hole, side, side).astype(np.uint8), ring) > 0 for hole in hidden]
     squares = training.fill(
         model.generator,
         torch.from_numpy(np.stack([_resize(p, side, side) for p in pictures])).to(device),

@@ -11,7 +11,7 @@ from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
 from pipelines import weights
 from pipelines.errors import UserError
-from pipelines.inpaint import InpaintConfig, fill_pictures, run, seen_hole
+from pipelines.inpaint import InpaintConfig, fill_pictures, run, touched
 from pipelines.weights import LoadedModel
 
 
@@ -62,11 +62,16 @@ def test_what_is_hidden_does_not_show_through(name: str, request: pytest.Fixture
     assert (one == other).all()
 
 
-@pytest.mark.parametrize("size", [(512, 300), (40, 128), (20, 20)])
-def test_a_single_hidden_pixel_is_hidden_from_the_network(size: tuple[int, int]) -> None:
-    hole = np.zeros(size, bool)
-    hole[size[0] // 3, size[1] // 2] = True
-    assert seen_hole(hole, 128).any()
+@pytest.mark.parametrize("size", [(512, 300), (40, 128), (20, 20), (131, 127)])
+def test_a_mask_at_another_size_covers_all_that_it_touches(size: tuple[int, int]) -> None:
+    """Against the definition, pixel by pixel."""
+    hole = np.random.default_rng(0).random(size) < 0.01
+    expected = np.zeros((128, 128), bool)
+    for row, column in np.argwhere(hole):
+        for new_row in range(row * 128 // size[0], -(-(row + 1) * 128 // size[0])):
+            for new_column in range(column * 128 // size[1], -(-(column + 1) * 128 // size[1])):
+                expected[new_row, new_column] = True
+    assert (touched(hole, 128, 128) == expected).all()
 
 
 @pytest.fixture
