@@ -337,6 +337,15 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     return str(logged.model_uri)
 
 
+def run_of_key(uri: str, key: str | None) -> str | None:
+    """Id of the run of a pipeline key, in any experiment; None when the server knows none."""
+    server = client(uri)
+    for experiment in server.search_experiments() if key else ():
+        if run := find_run(server, experiment.experiment_id, str(key)):
+            return str(run.info.run_id)
+    return None
+
+
 def run_model(uri: str, run_id: str) -> str:
     """URI of the model folder that a pretraining run wrote.
 

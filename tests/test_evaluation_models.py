@@ -51,7 +51,7 @@ def test_an_altered_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_and_a_logged_model_lead_to_the_same_weights(tmp_path: Path) -> None:
-    folder = save(tmp_path / "model")
+    folder = save(tmp_path / "model", key="k")
     uri = tracking.tracking_uri(None, str(tmp_path / "store"))
     spec = tracking.RunSpec(
         uri=uri, store=str(tmp_path / "store"), experiment="e", key="k", name="n"
@@ -61,6 +61,7 @@ def test_a_run_and_a_logged_model_lead_to_the_same_weights(tmp_path: Path) -> No
     tracking.log_bytes(server, run_id, "summary.json", json.dumps({"model": folder}).encode())
     by_run = named(run_id, tmp_path)
     assert (by_run.uri, by_run.run_id) == (folder, run_id)
+    assert named(folder, tmp_path).run_id == run_id  # found by the key that the model keeps
 
     logged = tracking.log_model(uri, run_id, Path(folder), 128, requirements=["numpy"])
     server.create_registered_model("ce")

@@ -23,9 +23,9 @@ from pipelines.evaluation.retrieval import RetrievalSettings
 SMALL = NetworkConfig(preset="inpaint", bottleneck=8)
 
 
-def save(folder: Path, seed: int = 0) -> str:
+def save(folder: Path, seed: int = 0, **more: str) -> str:
     generator = build_generator(SMALL, generator=torch.Generator().manual_seed(seed))
-    info = {"strategy": "central", "steps": 0, "seed": seed}
+    info = {"strategy": "central", "steps": 0, "seed": seed, **more}
     weights.save_model(str(folder), generator, SMALL, default_objective(SMALL), info)
     return str(folder)
 

@@ -24,6 +24,7 @@ from pipelines.ablation.config import AblateConfig, Arm, Cell, arms, cells, pret
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
+from pipelines.evaluation import plan
 from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.pictures import layout_of
@@ -176,7 +177,7 @@ def _measured_with(config: EvaluateConfig) -> dict[str, Any]:
             task: {
                 "settings": measuring.settings_of(config, task),
                 "data": [
-                    evaluation.fingerprint(task, uri, layout, config)
+                    plan.fingerprint(task, uri, layout, config)
                     for uri, layout in layouts.items()
                     if layout in measuring.WANTED[task]
                 ],

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ce_model import training
 from ce_model.masks import STRATEGIES, Strategy, mask_for, shrink
 from ce_model.metrics import hole_errors, ssim
-from ce_model.networks import output_side
-from pipelines.evaluation import fills
+from ce_model.networks import NetworkConfig, input_side, output_side
+from pipelines.evaluation import fills, models
 from pipelines.evaluation.pictures import Pictures
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.weights import LoadedModel
@@ -66,11 +66,12 @@ class Holes(NamedTuple):
         return shrink(torch.from_numpy(np.stack(hidden)), self.overlap).numpy()
 
 
-def holes_of(model: LoadedModel, strategies: tuple[Strategy, ...]) -> list[Holes]:
-    """What a model can be measured on."""
-    center = output_side(model.network) < model.side
+def holes_of(network: NetworkConfig, overlap: int, strategies: tuple[Strategy, ...]) -> list[Holes]:
+    """What a model of this network and overlap can be measured on."""
+    side = input_side(network)
+    center = output_side(network) < side
     possible = [s for s in strategies if s == "central" or not center]
-    return [Holes(model.side, strategy, model.objective.overlap) for strategy in possible]
+    return [Holes(side, strategy, overlap) for strategy in possible]
 
 
 def measure_model(
@@ -84,7 +85,8 @@ def measure_model(
     rows: list[Row] = []
     figures: dict[str, bytes] = {}
     image = pictures.squares(model.side)
-    for holes in holes_of(model, settings.strategies):
+    model.generator.to(models.device())
+    for holes in holes_of(model.network, model.objective.overlap, settings.strategies):
         hole = holes.draw(pictures)
         hidden = Holes(holes.side, holes.strategy, 0).draw(pictures)
         filled = np.concatenate(list(_predicted(model, image, hidden, dtype)))
@@ -206,13 +208,13 @@ def _predicted(
         chunk = slice(start, start + CHUNK)
         filled = training.fill(
             model.generator,
-            torch.from_numpy(image[chunk]),
-            torch.from_numpy(hidden[chunk]),
+            torch.from_numpy(image[chunk]).to(models.device()),
+            torch.from_numpy(hidden[chunk]).to(models.device()),
             network=model.network,
             objective=model.objective,
             dtype=dtype,
         )
-        yield filled.numpy()
+        yield filled.cpu().numpy()
 
 
 def context_features(
@@ -220,17 +222,18 @@ def context_features(
 ) -> NDArray[np.float64]:
     """The encoder's last features (N, D) of the visible context."""
     rows = []
-    with torch.inference_mode():
+    place = models.device()
+    with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
         for start in range(0, len(image), CHUNK):
             chunk = slice(start, start + CHUNK)
             views = training.make_views(
-                torch.from_numpy(image[chunk]),
-                torch.from_numpy(hidden[chunk]),
+                torch.from_numpy(image[chunk]).to(place),
+                torch.from_numpy(hidden[chunk]).to(place),
                 model.network,
                 model.objective,
             )
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                rows.append(model.generator.encoder(views.context).flatten(1).double().numpy())
+            features = model.generator.encoder(views.context).flatten(1)
+            rows.append(features.double().cpu().numpy())
     return np.concatenate(rows)
 
 

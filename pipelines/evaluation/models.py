@@ -9,7 +9,7 @@ with one label are repetitions (other pretraining seeds) of one row.
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -90,7 +90,7 @@ def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = N
         sha256=digest,
         identity=storage.content_key([digest, description["network"], description["objective"]]),
         network=NetworkConfig(**description["network"]),
-        run_id=run_id or description["info"].get("run_id"),
+        run_id=run_id,
     )
 
 
@@ -105,13 +105,19 @@ def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
             run_id = tracking.download_model(tracking_uri, ref, Path(temporary))
             return trained(name, _keep(Path(temporary), store), run_id=run_id)
     inside = storage.join(ref, "model")
-    if storage.exists(storage.join(inside, weights.MODEL)):
-        return trained(name, storage.absolute(inside))
+    is_stage = storage.exists(storage.join(inside, weights.MODEL))
     if storage.exists(storage.join(ref, CHECKPOINT_STATE)):
         with tempfile.TemporaryDirectory() as temporary:
             _from_checkpoint(ref, temporary)
             return trained(name, _keep(Path(temporary), store))
-    return trained(name, storage.absolute(ref))
+    found = trained(name, storage.absolute(inside if is_stage else ref))
+    return replace(found, run_id=tracking.run_of_key(tracking_uri, _key(found.uri)))
+
+
+def _key(uri: str) -> str | None:
+    """Pipeline key of the training that wrote a model folder."""
+    key = storage.read_json(storage.join(uri, weights.MODEL))["info"].get("key")
+    return None if key is None else str(key)
 
 
 def _from_checkpoint(uri: str, folder: str) -> None:

@@ -1,0 +1,151 @@
+"""Which measurements a config asks for, each with the key that names its result."""
+
+from pipelines import dataset, storage, weights
+from pipelines.errors import UserError
+from pipelines.evaluation import inpainting as filling
+from pipelines.evaluation import proposals, results, voc
+from pipelines.evaluation.config import (
+    KEY_VERSION,
+    WANTED,
+    EvaluateConfig,
+    TaskName,
+    settings_of,
+)
+from pipelines.evaluation.inpainting import Holes
+from pipelines.evaluation.models import Subject
+from pipelines.evaluation.pictures import Layout, Pictures, layout_of, read_pictures
+from pipelines.evaluation.work import Job
+
+
+def layouts_of(config: EvaluateConfig) -> dict[str, Layout]:
+    """What kind of data each URI holds.
+
+    Raises:
+        UserError: a URI is of no use, or a task has no data.
+    """
+    found = {uri: layout_of(uri) for uri in config.data}
+    for task in config.tasks:
+        data_for(task, found)
+    return found
+
+
+def data_for(task: TaskName, layouts: dict[str, Layout]) -> list[str]:
+    """The data that a task can use; none is an error."""
+    suited = [uri for uri, layout in layouts.items() if layout in WANTED[task]]
+    if not suited:
+        raise UserError(
+            f"task '{task}' has no data; it needs one of {', '.join(WANTED[task])}, and --data "
+            f"gives {', '.join(f'{uri} ({layout})' for uri, layout in layouts.items())}"
+        )
+    return suited
+
+
+def jobs_of(
+    subjects: list[tuple[Subject, int]], config: EvaluateConfig, layouts: dict[str, Layout]
+) -> list[Job]:
+    """All measurements; filling does not depend on the seed."""
+    fingerprints = {
+        (task, uri): fingerprint(task, uri, layouts[uri], config)
+        for task in config.tasks
+        for uri in data_for(task, layouts)
+    }
+    database = next((u for u, layout in layouts.items() if layout in ("prepared", "classes")), None)
+    jobs: list[Job] = []
+    for task in config.tasks:
+        for data in data_for(task, layouts):
+            if task == "inpainting":
+                pairs = [(s, config.seeds[0]) for s, _ in subjects if s.uri]
+                pairs = list(dict.fromkeys(pairs))
+                own = data if layouts[data] != "pictures" else database
+                holes = _holes([s for s, _ in pairs], config)
+                jobs.append(_job(task, None, holes, data, own, 0, config, fingerprints))
+                jobs += [_job(task, s, (), data, own, 0, config, fingerprints) for s, _ in pairs]
+            else:
+                jobs += [
+                    _job(task, s, (), data, None, seed, config, fingerprints)
+                    for s, seed in subjects
+                ]
+    return jobs
+
+
+def _holes(subjects: list[Subject], config: EvaluateConfig) -> tuple[Holes, ...]:
+    """Every kind of hole that a model fills, so that the classical methods fill it too."""
+    found: list[Holes] = []
+    for subject in subjects:
+        description = storage.read_json(storage.join(subject.uri, weights.MODEL))
+        overlap = description["objective"]["overlap"]
+        found += filling.holes_of(subject.network, overlap, config.inpainting.strategies)
+    return tuple(dict.fromkeys(found)) or (Holes(128, "central", 4),)
+
+
+def _job(
+    task: TaskName,
+    subject: Subject | None,
+    holes: tuple[Holes, ...],
+    data: str,
+    database: str | None,
+    seed: int,
+    config: EvaluateConfig,
+    fingerprints: dict[tuple[TaskName, str], str],
+) -> Job:
+    key = storage.content_key(
+        {
+            "stage": "evaluate",
+            "version": KEY_VERSION,
+            "task": task,
+            "settings": settings_of(config, task),
+            "subject": None if subject is None else [subject.kind, subject.identity],
+            "holes": holes,
+            "data": fingerprints[task, data],
+            "database": None if database is None else fingerprints[task, database],
+            "seed": seed,
+            "precision": config.precision,
+        }
+    )
+    return Job(
+        task=task,
+        subject=subject,
+        holes=holes,
+        data_uri=storage.absolute(data),
+        database_uri=None if database is None else storage.absolute(database),
+        seed=seed,
+        uri=results.stage_uri(config.store, key),
+    )
+
+
+def fingerprint(task: TaskName, uri: str, layout: Layout, config: EvaluateConfig) -> str:
+    """Content key of everything that a measurement could read there."""
+    if task == "segmentation":
+        parts = (config.segmentation.train, config.segmentation.test)
+        return storage.content_key([voc.read_mapped(uri, part).fingerprint for part in parts])
+    if layout == "voc":
+        parts, names = (config.voc.train, config.voc.test), config.voc.classes
+        found = [voc.read_annotated(uri, part, names).fingerprint for part in parts]
+        return storage.content_key([names, found])
+    if layout == "prepared":
+        return dataset.read_manifest(uri).fingerprint
+    splits = ("val",) if layout == "pictures" else ("train", "val")
+    return storage.content_key([read_pictures(uri, split, 0).fingerprint for split in splits])
+
+
+def to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[Pictures]:
+    """Pictures that detection needs regions of, in parts."""
+    if "detection" not in config.tasks:
+        return []
+    return [
+        chunk
+        for data in data_for("detection", layouts)
+        for split in (config.voc.train, config.voc.test)
+        for chunk in proposals.chunks(voc.read_annotated(data, split, config.voc.classes).pictures)
+    ]
+
+
+def title(job: Job) -> str:
+    """What is measured, for people."""
+    name = "classical" if job.subject is None else job.subject.name
+    return f"{job.task} of {name} on {short(job.data_uri)}, seed {job.seed}"
+
+
+def short(uri: str) -> str:
+    """Last part of a URI."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,155 @@
+"""Where measurements run: Ray tasks, as many at once as the cluster has room for."""
+
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ce_model import training
+from ce_model.networks import NetworkConfig
+from pipelines import dataset, storage, weights
+from pipelines.cluster import Resources
+from pipelines.errors import UserError
+from pipelines.evaluation import baselines, models, proposals, results, work
+from pipelines.evaluation.config import KEY_VERSION, EvaluateConfig
+from pipelines.evaluation.models import Subject
+from pipelines.evaluation.pictures import Layout, Pictures
+from pipelines.evaluation.plan import title
+from pipelines.evaluation.work import Job
+
+
+class Room:
+    """Runs measurements as Ray tasks, as many at once as fit."""
+
+    def __init__(self, config: EvaluateConfig, resources: Resources, console: Console) -> None:
+        """Nothing runs yet."""
+        if config.cpus_per_task > resources.cpus:
+            raise UserError(
+                f"cpus_per_task is {config.cpus_per_task}; the cluster has {resources.cpus} CPUs"
+            )
+        self._config, self._console = config, console
+        self._options = {"num_cpus": config.cpus_per_task, "num_gpus": min(1, resources.gpus)}
+
+    def perform(self, jobs: list[Job]) -> None:
+        """Do what is not committed yet.
+
+        Raises:
+            UserError: some could not be done; the others are, and stay done.
+        """
+        missing = list(
+            {job.uri: job for job in jobs if results.committed(job.uri) is None}.values()
+        )
+        done = len({job.uri for job in jobs}) - len(missing)
+        if done:
+            self._console.print(f"already measured: {done} of {done + len(missing)}")
+        work_remotely = ray.remote(work.perform).options(**self._options)
+        names = {work_remotely.remote(job, self._config): title(job) for job in missing}
+        self._wait(names, "measuring")
+
+    def search(self, pictures: list[Pictures]) -> None:
+        """Find the regions of pictures for detection, unless they are kept already."""
+        search_remotely = ray.remote(_search).options(num_cpus=1)
+        store = self._config.store
+        missing = [p for p in pictures if not storage.exists(proposals.uri_of(store, p))]
+        self._wait(
+            {search_remotely.remote(store, part): part.keys[0] for part in missing},
+            "selective search",
+        )
+
+    def train(self, wanted: dict[str, tuple[Any, ...]]) -> None:
+        """Train baselines that are not there yet, by the folder of the model."""
+        train_remotely = ray.remote(_train_baseline).options(**self._options)
+        names = {
+            train_remotely.remote(uri, *arguments, self._config.cpus_per_task): uri
+            for uri, arguments in wanted.items()
+            if not storage.exists(storage.join(uri, weights.MODEL))
+        }
+        self._wait(names, "training baselines")
+
+    def _wait(self, names: dict[Any, str], what: str) -> None:
+        if not names:
+            return
+        problems = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
+            bar = progress.add_task(what, total=len(names))
+            waiting = list(names)
+            while waiting:
+                ready, waiting = ray.wait(waiting, num_returns=1)
+                for reference in ready:
+                    if message := ray.get(reference):
+                        problems.append(f"{names[reference]}: {message}")
+                    progress.advance(bar)
+        if problems:
+            raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _search(store: str, pictures: Pictures) -> None:
+    proposals.ensure(store, pictures)
+
+
+def _train_baseline(
+    uri: str,
+    kind: baselines.Kind,
+    network: NetworkConfig,
+    data: str,
+    settings: baselines.BaselineSettings,
+    seed: int,
+    precision: training.Precision,
+    threads: int,
+) -> str | None:
+    torch.set_num_threads(threads)
+    dtype = training.resolve_precision(precision, models.device())
+    try:
+        baselines.train(kind, network, data, settings, seed, dtype, uri)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def with_baselines(
+    given: dict[str, Subject | None],
+    config: EvaluateConfig,
+    layouts: dict[str, Layout],
+    room: Room,
+) -> list[tuple[Subject, int]]:
+    """Every subject with the seeds it is measured with; baselines are trained once per seed."""
+    found = [(s, seed) for s in given.values() if s is not None for seed in config.seeds]
+    wanted: dict[str, tuple[Any, ...]] = {}
+    names: dict[str, tuple[str, baselines.Kind, int]] = {}
+    for ref in (ref for ref, subject in given.items() if subject is None):
+        name, rest = models.named(ref)
+        kind: baselines.Kind = "autoencoder" if rest == "autoencoder" else "supervised"
+        data = next((d for d, layout in layouts.items() if layout == "prepared"), None)
+        if data is None:
+            raise UserError(
+                f"model is '{kind}', which is trained first, and no prepared dataset is among the "
+                "data; make one with python jobs/prepare.py and give its URI with --data"
+            )
+        for seed in config.seeds:
+            uri = _baseline_uri(kind, data, seed, config)
+            wanted[uri] = (kind, config.network, data, config.baseline, seed, config.precision)
+            names[uri] = (name, kind, seed)
+    room.train(wanted)
+    for uri, (name, kind, seed) in names.items():
+        found.append((models.trained(name, uri, kind=kind), seed))
+    return found
+
+
+def _baseline_uri(kind: str, data: str, seed: int, config: EvaluateConfig) -> str:
+    key = storage.content_key(
+        {
+            "stage": "baseline",
+            "version": KEY_VERSION,
+            "kind": kind,
+            "network": asdict(config.network),
+            "settings": asdict(config.baseline),
+            "data": dataset.read_manifest(data).fingerprint,
+            "seed": seed,
+            "precision": config.precision,
+        }
+    )
+    return storage.join(results.stage_uri(config.store, key), "model")
