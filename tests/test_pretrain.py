@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,9 +21,13 @@ import torch.multiprocessing
 
 from ce_model.training import Networks
 from pipelines import dataset, pretrain, storage, tracking
+from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.pretrain import PretrainConfig, checkpoint, worker
 from pipelines.pretrain import config as settings
+from pipelines.pretrain import run as run_function
+
+run_module = sys.modules[run_function.__module__]
 
 STEPS, EVERY = 24, 8
 
@@ -305,6 +310,20 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**changes)
+
+
+def test_each_worker_takes_a_gpu_where_there_are_gpus() -> None:
+    scaling = run_module._scaling(PretrainConfig(num_workers=2), Resources(cpus=8, gpus=2))
+    assert scaling.use_gpu and scaling.num_workers == 2
+    with pytest.raises(UserError, match="num_workers is 4; the cluster has 2 GPUs"):
+        run_module._scaling(PretrainConfig(num_workers=4), Resources(cpus=8, gpus=2))
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(2, 1), (2, 2), (16, 4), (64, 1)])
+def test_training_on_cpus_leaves_one_for_the_data(cpus: int, workers: int) -> None:
+    scaling = run_module._scaling(PretrainConfig(num_workers=workers), Resources(cpus, gpus=0))
+    assert not scaling.use_gpu
+    assert workers * scaling.resources_per_worker["CPU"] <= cpus - 1
 
 
 def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path) -> None:
