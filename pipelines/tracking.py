@@ -375,6 +375,9 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
         UserError: no such model, or not one of ours.
     """
     quieten()
+    # For models:/<model id> the arguments below are not enough: MLflow asks the global server.
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
         mlflow.artifacts.download_artifacts(
             artifact_uri=model_uri,
