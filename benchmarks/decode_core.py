@@ -8,7 +8,7 @@
 Rounds are interleaved; ratios are medians over rounds of the ratio within a round. The bytes are
 in memory; the outputs of `ours` and `bare` are compared first and must be the same picture.
 
-$ python benchmarks/decode_core.py --pictures data/pretrain_A/train --resize-to 500 375
+$ python -m benchmarks.decode_core --pictures data/pretrain_A/train --resize-to 500 375
 """
 
 import argparse

@@ -5,7 +5,7 @@ The job's own two functions (`gather`, `write_shard`) run in this process on one
 at ImageNet's usual 500x375, with all three strategies at 227 px, 2 variants each; then the masks
 of the same keys are drawn alone.
 
-$ python benchmarks/mask_cost.py --pictures data/pretrain_A/train --resize-to 500 375
+$ python -m benchmarks.mask_cost --pictures data/pretrain_A/train --resize-to 500 375
 """
 
 import os
@@ -21,8 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
-from decode_core import LIMITS, load
 
+from benchmarks.decode_core import LIMITS, load
 from pipelines import dataset
 from pipelines.prepare import gather, plan, shards, sources, totals
 from pipelines.prepare.gather import Known, Shuffle

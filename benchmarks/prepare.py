@@ -7,7 +7,7 @@
 
 Both read the same files, page cache warm. `bare` writes nothing. Rounds are interleaved.
 
-$ python benchmarks/prepare.py --pictures data/pretrain_A/train --resize-to 500 375 --count 4000
+$ python -m benchmarks.prepare --pictures data/pretrain_A/train --resize-to 500 375 --count 4000
 """
 
 import argparse
@@ -21,8 +21,8 @@ from types import TracebackType
 
 import cv2
 import psutil
-from decode_core import bare, load
 
+from benchmarks.decode_core import bare, load
 from pipelines import cluster
 from pipelines.prepare import PrepareConfig, run
 

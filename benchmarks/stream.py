@@ -1,6 +1,6 @@
 """Pictures per second that the training stream delivers, against its limit and its peers.
 
-$ python benchmarks/stream.py --dataset store/prepare/KEY --side 128 --consumers 1 2
+$ python -m benchmarks.stream --dataset store/prepare/KEY --side 128 --consumers 1 2
 
 One run, interleaved rounds, warm page cache, the same rows, crop size and holes:
 
