@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -292,6 +293,27 @@ def log_bytes(server: MlflowClient, run_id: str, path: str, data: bytes) -> None
         server.log_artifact(run_id, str(local), folder or None)
 
 
+@contextmanager
+def _global_server(uri: str) -> Iterator[None]:
+    """For what MLflow asks only its global server; afterwards that is what it was.
+
+    Setting it also sets the environment, where a later `tracking_uri` would find it.
+    """
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[names[0]])
+        mlflow.set_registry_uri(before[names[1]])
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list[str]) -> str:
     """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run.
 
@@ -322,9 +344,7 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     ramp = np.arange(side, dtype=np.uint8)
     image = np.broadcast_to(ramp[None, :, None, None], (2, side, side, 3))
     packages = Path(__file__).parents[1]
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    with mlflow.start_run(run_id=run_id):
+    with _global_server(uri), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVED_MODEL),
@@ -375,16 +395,11 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
         UserError: no such model, or not one of ours.
     """
     quieten()
-    # For models:/<model id> the arguments below are not enough: MLflow asks the global server.
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     try:
-        mlflow.artifacts.download_artifacts(
-            artifact_uri=model_uri,
-            dst_path=str(folder / "logged"),
-            tracking_uri=uri,
-            registry_uri=uri,
-        )
+        with _global_server(uri):
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=model_uri, dst_path=str(folder / "logged")
+            )
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model is '{model_uri}', which {uri} does not give: {reason}") from None

@@ -32,7 +32,7 @@ run_module = sys.modules[run_function.__module__]
 STEPS, EVERY = 24, 8
 
 
-def make_config(store: Path, **changes: Any) -> PretrainConfig:
+def make_config(folder: Path, **changes: Any) -> PretrainConfig:
     config = PretrainConfig(
         bottleneck=32,
         steps=STEPS,
@@ -43,7 +43,7 @@ def make_config(store: Path, **changes: Any) -> PretrainConfig:
         validation_images=12,
         threads_per_worker=1,
     )
-    return replace(config, **{"store": str(store), **changes})
+    return replace(config, **{"store": str(folder), **changes})
 
 
 def final_tensors(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -147,8 +147,8 @@ def test_the_logged_model_fills_holes_and_gives_features(
     unbroken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    mlflow.set_tracking_uri(unbroken["tracking_uri"])
-    model = mlflow.pyfunc.load_model(unbroken["model_uri"])
+    with tracking._global_server(unbroken["tracking_uri"]):
+        model = mlflow.pyfunc.load_model(unbroken["model_uri"])
     image = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3)).astype(np.uint8)
     mask = np.zeros((3, 128, 128), np.uint8)
     mask[:, 32:96, 32:96] = 1
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_an_absent_tracking_server_costs_no_step_and_gets_all_later(
     dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.pretrain.run.DELIVERY_WAIT_S", 2.0)
+    monkeypatch.setattr(run_module, "DELIVERY_WAIT_S", 2.0)
     away = make_config(tmp_path, steps=8, tracking_uri="http://127.0.0.1:9")  # nobody listens
     summary = pretrain.run(away, dataset_uri)
     assert summary["steps"] == 8 and summary["tracking_run_id"] is None
