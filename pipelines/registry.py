@@ -56,7 +56,8 @@ def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
         MlflowException: the server says no.
     """
     try:
-        return action(tracking.client(uri))
+        with tracking.global_server(uri):  # MLflow resolves `models:/<id>` there only
+            return action(tracking.client(uri))
     except MlflowException as error:
         if error.error_code != "INTERNAL_ERROR":
             raise

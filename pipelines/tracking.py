@@ -43,6 +43,7 @@ CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+GLOBAL_SERVER_LOCK = threading.RLock()
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
 
@@ -294,11 +295,17 @@ def log_bytes(server: MlflowClient, run_id: str, path: str, data: bytes) -> None
 
 
 @contextmanager
-def _global_server(uri: str) -> Iterator[None]:
+def global_server(uri: str) -> Iterator[None]:
     """For what MLflow asks only its global server; afterwards that is what it was.
 
-    Setting it also sets the environment, where a later `tracking_uri` would find it.
+    Setting it also sets the environment, where a later `tracking_uri` would find it. One thread
+    at a time.
     """
+    with GLOBAL_SERVER_LOCK:
+        yield from _with_global_server(uri)
+
+
+def _with_global_server(uri: str) -> Iterator[None]:
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
     before = {name: os.environ.get(name) for name in names}
     mlflow.set_tracking_uri(uri)
@@ -344,7 +351,7 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     ramp = np.arange(side, dtype=np.uint8)
     image = np.broadcast_to(ramp[None, :, None, None], (2, side, side, 3))
     packages = Path(__file__).parents[1]
-    with _global_server(uri), mlflow.start_run(run_id=run_id):
+    with global_server(uri), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVED_MODEL),
@@ -396,7 +403,7 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
     """
     quieten()
     try:
-        with _global_server(uri):
+        with global_server(uri):
             mlflow.artifacts.download_artifacts(
                 artifact_uri=model_uri, dst_path=str(folder / "logged")
             )

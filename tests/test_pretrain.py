@@ -147,7 +147,7 @@ def test_the_logged_model_fills_holes_and_gives_features(
     unbroken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    with tracking._global_server(unbroken["tracking_uri"]):
+    with tracking.global_server(unbroken["tracking_uri"]):
         model = mlflow.pyfunc.load_model(unbroken["model_uri"])
     image = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3)).astype(np.uint8)
     mask = np.zeros((3, 128, 128), np.uint8)
