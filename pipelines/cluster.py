@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import ray
@@ -28,9 +28,11 @@ def connected() -> Iterator[Resources]:
         yield resources()
         return
     quieten()
-    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if "RAY_ADDRESS" not in os.environ:
         available = psutil.virtual_memory().available
+        # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
+        options["address"] = "local"
         options["include_dashboard"] = False
         options["object_store_memory"] = min(LOCAL_OBJECT_STORE_BYTES, available // 5)
     with warnings.catch_warnings():

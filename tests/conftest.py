@@ -25,6 +25,7 @@ def ray_cluster() -> Iterator[None]:
 
     cluster.quieten()
     ray.init(
+        address="local",
         num_cpus=CPUS,
         include_dashboard=False,
         log_to_driver=False,

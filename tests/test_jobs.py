@@ -102,7 +102,7 @@ def test_alexnet_trains_on_two_workers(strategy: str, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--source", "/nowhere"], "source is '/nowhere'; there is no such folder"),
-        (["--source", "{empty}"], "there is no picture in it"),
+        (["--source", "{empty}"], "that folder is empty"),
         (["--batch-size", "9", "--num-workers", "2"], "multiple of num_workers 2"),
         (["--num-workers", "64", "--batch-size", "128"], "num_workers is 64; the cluster has"),
         (["--strategy", "randomregion"], "did you mean 'random_region'?"),
