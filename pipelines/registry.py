@@ -201,14 +201,6 @@ def _tag_version(server: Any, *, where: tuple[str, str], name: str, value: str) 
     server.set_model_version_tag(*where, name, value)
 
 
-def delete_version_tag(uri: str, version: Version, name: str) -> None:
-    """Remove a tag of a version, if it is there."""
-    if name in version.tags:
-        _asking(
-            uri, lambda server: server.delete_model_version_tag(version.name, version.version, name)
-        )
-
-
 def _version(found: Any) -> Version:
     return Version(
         name=str(found.name),

@@ -54,6 +54,18 @@ def test_stages_do_not_import_each_other(stage: str) -> None:
             assert f"pipelines.{other}" not in imported_modules(path), path
 
 
+def in_fresh_process(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_importing_everything_has_no_effect(tmp_path: Path) -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -73,14 +85,7 @@ def test_importing_everything_has_no_effect(tmp_path: Path) -> None:
         "assert not ray.is_initialized()\n"
         "assert mlflow.active_run() is None\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = in_fresh_process(program, tmp_path)
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -92,11 +97,4 @@ def test_ce_model_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
         "    sys.modules[name] = None\n"
         "import ce_model.training, ce_model.masks, ce_model.metrics, ce_model.transfer\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    in_fresh_process(program, tmp_path)

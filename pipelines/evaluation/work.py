@@ -128,8 +128,3 @@ def _labelled(job: Job, train_limit: int, test_limit: int) -> tuple[Pictures, Pi
     for part in (train, test):
         frozen.require_labels(part, job.task)
     return train, test
-
-
-def has_training_split(uri: str) -> bool:
-    """Whether there are pictures apart from those that are measured."""
-    return layout_of(uri) in ("prepared", "classes")
