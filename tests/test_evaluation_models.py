@@ -65,7 +65,8 @@ def test_a_run_and_a_logged_model_lead_to_the_same_weights(tmp_path: Path) -> No
 
     logged = tracking.log_model(uri, run_id, Path(folder), 128, requirements=["numpy"])
     server.create_registered_model("ce")
-    server.create_model_version("ce", logged, run_id)
+    with tracking.global_server(uri):  # MLflow resolves the source there only
+        server.create_model_version("ce", logged, run_id)
     server.set_registered_model_alias("ce", "champion", "1")
     for ref in (logged, "models:/ce@champion", "models:/ce/1"):
         found = named(ref, tmp_path)
