@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,11 @@ def bare_loop(plan: StreamPlan) -> float:
 def ours(plan: StreamPlan, consumers: int) -> float:
     """The real stream; a consumer does what a training process does before the device."""
 
+    shared = replace(plan, num_workers=consumers)
+
     def consume(shard: Any, skip: int) -> tuple[float, float, int]:
         began, count = 0.0, 0
-        batches = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(stream.batches(shard, shared)):
             image = torch.tensor(batch["image"])
             if number == skip:
                 began = time.time()
@@ -145,9 +147,8 @@ def ours(plan: StreamPlan, consumers: int) -> float:
         return began, time.time(), count
 
     remote = ray.remote(num_cpus=0)(consume)
-    shared = StreamPlan(**{**vars(plan), "num_workers": consumers})
     shards = stream.stream(shared).streaming_split(consumers, equal=True)
-    skip = shared.window_batches
+    skip = 4 * shared.window_batches
     seen = ray.get([remote.remote(shard, skip) for shard in shards])
     began, ended = min(s[0] for s in seen), max(s[1] for s in seen)
     return float(sum(s[2] for s in seen) / (ended - began))
@@ -204,7 +205,7 @@ def make_loader(plan: StreamPlan, folder: Path, cores: int) -> Iterator[Any]:
 def torch_loader(loader: Iterator[Any], plan: StreamPlan) -> float:
     """As many batches as ours; the worker processes and their queues are warm."""
     batches = (len(image) for image, _ in itertools.islice(loader, plan.steps))
-    return rate(batches, skip=plan.window_batches)
+    return rate(batches, skip=4 * plan.window_batches)
 
 
 if __name__ == "__main__":

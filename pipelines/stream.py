@@ -6,15 +6,16 @@ same batches from s on. So a checkpoint's data position is one integer, the step
 
 Order: in every epoch the row groups are permuted, laid end to end and cut into windows of whole
 global batches; the rows of a window are permuted; a window is read and decoded by one task, which
-yields blocks of exactly one per-worker batch. The rows that do not fill a last batch (fewer than
-one batch) are left out of that epoch; the next epoch leaves out others.
+yields blocks of whole per-worker batches: some steps of worker 0, the same steps of worker 1, and
+so on. The rows that do not fill a last batch (fewer than one batch) are left out of that epoch;
+the next epoch leaves out others.
 
 Everything stays uint8; normalising, filling the hole and flipping happen on the device.
 """
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,8 +30,12 @@ from pipelines import dataset, images
 from pipelines.dataset import Manifest, RowGroup
 from pipelines.errors import UserError
 
-WINDOW_ROWS = 2048  # pictures a task shuffles at once; 60 MB of JPEG at 30 kB each
+WINDOW_ROWS = 4096  # pictures a task shuffles at once; 120 MB of JPEG at 30 kB each
+BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 20 ms of processor time, whatever its size
 FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
+PADDING = -1  # step of the rows that only fill up a block
+
+Batch = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,23 @@ class StreamPlan:
         return max(1, min(self.window_rows // self.batch_size, self.steps_per_epoch))
 
     @property
+    def worker_batch(self) -> int:
+        """Pictures per step and worker."""
+        return self.batch_size // self.num_workers
+
+    @property
+    def block_batches(self) -> int:
+        """Per-worker batches in a block: about BLOCK_BYTES, and a window in equal parts."""
+        most = max(1, BLOCK_BYTES // (self.worker_batch * self.row_bytes))
+        return -(-self.window_batches // -(-self.window_batches // most))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of a block."""
+        mask = self.manifest.mask_spec(self.strategy, self.side).bytes_per_mask
+        return self.side**2 * 3 + mask + 1 + 4 + 8 + 4
+
+    @property
     def windows_per_epoch(self) -> int:
         """Shuffle windows per epoch; the last may be shorter, by whole batches."""
         return -(-self.steps_per_epoch // self.window_batches)
@@ -112,17 +134,33 @@ def windows(plan: StreamPlan) -> list[Window]:
 def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
     """The lazy stream from `start_step` on; split it with `streaming_split(W, equal=True)`.
 
-    Rows come in blocks of one per-worker batch: image uint8 (side, side, 3), mask uint8 (packed
-    bits), augment uint8 (symmetry of the mask, FLIP), label int32 (-1: none), row int64 (number of
-    the row in the split), step int32.
+    What a consumer receives is cut into its batches by `batches`.
     The order holds only where the execution has `preserve_order` set: see `execution_options`.
     """
     todo = [w for w in windows(plan) if w.first_step + w.batches > start_step]
     items = ray.data.range(len(todo), override_num_blocks=max(1, len(todo)))
     read = partial(_read_items, plan=plan, items=todo, start_step=start_step)
-    batches = items.map_batches(read, batch_size=None, batch_format="numpy")
-    quiet(batches, plan.batch_size // plan.num_workers * row_bytes(plan))
-    return batches
+    blocks = items.map_batches(read, batch_size=None, batch_format="numpy")
+    quiet(blocks, plan.block_batches * plan.worker_batch * plan.row_bytes)
+    return blocks
+
+
+def batches(shard: ray.data.DataIterator | ray.data.Dataset, plan: StreamPlan) -> Iterator[Batch]:
+    """The batches of one consumer, in order; read-only views of blocks in the object store.
+
+    Columns: image uint8 (B, side, side, 3), mask uint8 (B, packed bits), augment uint8 (symmetry
+    of the mask, FLIP), label int32 (-1: none), row int64 (number of the row in the split), step
+    int32; B is `plan.worker_batch`.
+    """
+    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+    return _cut(blocks, plan.worker_batch)
+
+
+def _cut(blocks: Iterable[Batch], size: int) -> Iterator[Batch]:
+    for block in blocks:
+        for start in range(0, len(block["step"]), size):
+            if block["step"][start] != PADDING:
+                yield {name: column[start : start + size] for name, column in block.items()}
 
 
 def execution_options() -> ray.data.ExecutionOptions:
@@ -138,7 +176,7 @@ class Paced:
     half a core (measured with Ray 2.60 on 2 cores: 61 %, with the rest 6 %).
     """
 
-    REST_S = 0.01  # far below the time of a batch; a turn handles all blocks that are ready
+    REST_S = 0.02  # far below the time of a batch; a turn handles all blocks that are ready
 
     def before_execution_starts(self, executor: Any) -> None:
         """Nothing to do."""
@@ -154,65 +192,81 @@ class Paced:
         """Nothing to do."""
 
 
-def quiet(data: ray.data.Dataset, batch_bytes: int) -> None:
-    """One yielded batch stays one block, and Ray Data draws no bars of its own."""
+def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
+    """One yielded block stays one block, and Ray Data draws no bars of its own."""
     context = data.context
-    # Blocks above 1.5 x the target are cut, smaller ones are merged: a batch is 1.25 x.
-    context.target_max_block_size = int(0.8 * batch_bytes)
+    # Blocks above 1.5 x the target are cut, smaller ones are merged: one of ours is 1.25 x.
+    context.target_max_block_size = int(0.8 * block_bytes)
     context.execution_options = execution_options()
     context.enable_progress_bars = False
     context.custom_execution_callback_classes = [Paced]
 
 
-def row_bytes(plan: StreamPlan) -> int:
-    """Bytes of one row of a block."""
-    mask = plan.manifest.mask_spec(plan.strategy, plan.side).bytes_per_mask
-    return plan.side**2 * 3 + mask + 1 + 4 + 8 + 4
-
-
 def _read_items(
     block: dict[str, NDArray[np.int64]], *, plan: StreamPlan, items: list[Window], start_step: int
-) -> Iterator[dict[str, NDArray[Any]]]:
+) -> Iterator[Batch]:
     for item in block["id"]:
-        yield from read_window(plan, items[int(item)], start_step)
+        yield from _read_blocks(plan, items[int(item)], start_step)
 
 
-def read_window(
-    plan: StreamPlan, window: Window, start_step: int = 0
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """The window's per-worker batches in order, those before `start_step` left out."""
+def read_window(plan: StreamPlan, window: Window) -> Iterator[Batch]:
+    """The window's per-worker batches, without Ray: those of worker 0 come first in each block."""
+    return _cut(_read_blocks(plan, window), plan.worker_batch)
+
+
+def _read_blocks(plan: StreamPlan, window: Window, start_step: int = 0) -> Iterator[Batch]:
+    """All blocks of a run have one size: Ray would cut or merge others. The last may be padded."""
     rows = window_rows(plan, window)
     order = _permutation(rows.num_rows, plan.seed, "rows", window.epoch, window.first_batch)
-    keys, labels = rows.column("key").to_pylist(), _labels(rows)
-    numbers = rows.column("row").to_numpy()
-    jpegs = dataset.cells(rows.column("image"))
-    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
-    masks = dataset.cells(rows.column(spec.column))
-    size = plan.batch_size // plan.num_workers
-    first = max(0, start_step - window.first_step) * plan.batch_size
-    last = min(window.batches, plan.steps - window.first_step) * plan.batch_size
-    for start in range(first, last, size):
-        chosen = order[start : start + size]
-        pictures = np.empty((size, plan.side, plan.side, 3), np.uint8)
-        holes = np.empty((size, spec.bytes_per_mask), np.uint8)
-        augment = np.zeros(size, np.uint8)
+    order = order[: window.batches * plan.batch_size]
+    order = order.reshape(window.batches, plan.num_workers, plan.worker_batch)
+    decode = _Decoder(plan, window.epoch, rows)
+    first = max(0, start_step - window.first_step)
+    last = min(window.batches, plan.steps - window.first_step)
+    for start in range(first, last, plan.block_batches):
+        stop = min(start + plan.block_batches, last)
+        steps = np.arange(window.first_step + start, window.first_step + stop, dtype=np.int32)
+        for worker in range(plan.num_workers):
+            yield decode.block(order[start:stop, worker].ravel(), steps)
+
+
+class _Decoder:
+    """The rows of a window -> blocks."""
+
+    def __init__(self, plan: StreamPlan, epoch: int, rows: pa.Table) -> None:
+        self._plan, self._epoch = plan, epoch
+        self._spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+        self._keys, self._labels = rows.column("key").to_pylist(), _labels(rows)
+        self._numbers = rows.column("row").to_numpy()
+        self._jpegs = dataset.cells(rows.column("image"))
+        self._masks = dataset.cells(rows.column(self._spec.column))
+
+    def block(self, chosen: NDArray[np.int64], steps: NDArray[np.int32]) -> Batch:
+        """The chosen rows, decoded; what is left of the block is padding."""
+        plan, spec = self._plan, self._spec
+        size = plan.block_batches * plan.worker_batch
+        block: Batch = {
+            "image": np.zeros((size, plan.side, plan.side, 3), np.uint8),
+            "mask": np.zeros((size, spec.bytes_per_mask), np.uint8),
+            "augment": np.zeros(size, np.uint8),
+            "label": np.full(size, -1, np.int32),
+            "row": np.full(size, -1, np.int64),
+            "step": np.full(size, PADDING, np.int32),
+        }
         for slot, at in enumerate(chosen):
-            draw = _Draw.of(plan, window.epoch, keys[at])
-            pictures[slot] = images.square(
-                images.decode(jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
+            draw = _Draw.of(plan, self._epoch, self._keys[at])
+            block["image"][slot] = images.square(
+                images.decode(self._jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
             )
             begin = draw.variant % spec.variants * spec.bytes_per_mask
-            holes[slot] = np.frombuffer(masks[at], np.uint8, spec.bytes_per_mask, begin)
-            augment[slot] = draw.augment
-        step = window.first_step + start // plan.batch_size
-        yield {
-            "image": pictures,
-            "mask": holes,
-            "augment": augment,
-            "label": labels[chosen],
-            "row": numbers[chosen],
-            "step": np.full(size, step, np.int32),
-        }
+            block["mask"][slot] = np.frombuffer(
+                self._masks[at], np.uint8, spec.bytes_per_mask, begin
+            )
+            block["augment"][slot] = draw.augment
+        block["label"][: len(chosen)] = self._labels[chosen]
+        block["row"][: len(chosen)] = self._numbers[chosen]
+        block["step"][: len(chosen)] = np.repeat(steps, plan.worker_batch)
+        return block
 
 
 def window_rows(plan: StreamPlan, window: Window) -> pa.Table:

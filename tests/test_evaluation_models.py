@@ -121,7 +121,7 @@ def test_baselines_read_the_batches_of_pretraining(dataset_uri: str) -> None:
         batch_size=16, num_workers=1, steps=3, seed=4,
     )  # fmt: skip
     ours = list(baselines.batches(plan))
-    theirs = list(stream.stream(plan).iter_batches(batch_size=None, batch_format="numpy"))
+    theirs = list(stream.batches(stream.stream(plan), plan))
     assert len(ours) == len(theirs) == 3
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])

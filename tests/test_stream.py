@@ -35,7 +35,7 @@ def global_batches(plan: StreamPlan, start_step: int = 0) -> dict[int, dict[str,
 
     @ray.remote(num_cpus=0.1)
     def consume(shard: Any) -> list[dict[str, Any]]:
-        return list(shard.iter_batches(batch_size=None, batch_format="numpy"))
+        return list(stream.batches(shard, plan))
 
     shards = stream.stream(plan, start_step).streaming_split(plan.num_workers, equal=True)
     received = ray.get([consume.remote(shard) for shard in shards])

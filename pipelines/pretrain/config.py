@@ -8,6 +8,7 @@ from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_
 from ce_model.training import Objective, Precision, default_learning_rates
 from pipelines import storage
 from pipelines.dataset import Manifest
+from pipelines.stream import WINDOW_ROWS
 
 KEY_VERSION = 1  # part of every key: raise it when the same settings train differently
 # How a run is carried out, as opposed to what it computes: never part of a key.
@@ -79,7 +80,7 @@ class PretrainConfig:
     shorter: int | None = None
     """Shorter side to which a picture is resized before the random crop, px; 0 keeps the stored
     size. None: 144 for inpaint, 0 for alexnet."""
-    window_rows: int = 2048
+    window_rows: int = WINDOW_ROWS
     """Pictures shuffled at once."""
     num_workers: int = 1
     """Training processes, one GPU each where the cluster has GPUs."""

@@ -1,6 +1,7 @@
 """What each training process does: take batches from the stream, step, report, checkpoint."""
 
 import hashlib
+import itertools
 import os
 import resource
 import time
@@ -60,10 +61,7 @@ def train(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     dtype = training.resolve_precision(task.precision, device)
 
-    batches = ray.train.get_dataset_shard("train").iter_batches(
-        batch_size=None, batch_format="numpy", prefetch_batches=2
-    )
-    batches = iter(batches)
+    batches = stream.batches(ray.train.get_dataset_shard("train"), task.plan)
     first = next(batches, None)
     if first is None:
         return  # the last checkpoint already holds the last step
@@ -79,12 +77,8 @@ def train(settings: dict[str, Any]) -> None:
         training.load_state_tensors(networks, optimizers, found.tensors())
         reporter.resume(found.state)
     networks = distribute(networks, task)
-    run(task, networks, optimizers, _chain(first, batches), reporter, device, dtype, start)
-
-
-def _chain(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield first
-    yield from rest
+    batches = itertools.chain([first], batches)
+    run(task, networks, optimizers, batches, reporter, device, dtype, start)
 
 
 def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
@@ -123,7 +117,7 @@ def run(
     task: Task,
     networks: Networks,
     optimizers: Optimizers,
-    batches: Iterator[dict[str, Any]],
+    batches: Iterator[stream.Batch],
     reporter: "Reporter",
     device: torch.device,
     dtype: torch.dtype,
@@ -155,7 +149,7 @@ def run(
         waiting = time.perf_counter()
 
 
-def on_device(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+def on_device(batch: stream.Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Blocks of the stream -> image uint8 (B, S, S, 3) and hidden bool (B, S, S), augmented."""
     # The blocks are read-only memory shared with the object store; torch wants its own.
     image = torch.tensor(batch["image"]).to(device, non_blocking=True)
