@@ -24,7 +24,7 @@ from ce_model.networks import ContextEncoder
 from pipelines import cluster, dataset, storage, stream, tracking, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
-from pipelines.pretrain import checkpoint, monitor, panel, worker
+from pipelines.pretrain import alarm, checkpoint, monitor, panel, worker
 from pipelines.pretrain import config as settings
 from pipelines.pretrain.config import PretrainConfig, pretrain_key
 from pipelines.stream import StreamPlan
@@ -185,6 +185,10 @@ def _train(
         if found is None or found.step < task.plan.steps:
             raise RuntimeError(f"training ended at {found and found.step} of {task.plan.steps}")
         watch.replay(found.state["history"])
+        collapsed = alarm.collapse(found.state["history"])
+        if collapsed is not None:
+            recorder.tag("alarm.collapse", collapsed)  # promotion refuses such a run
+            console.print(f"warning: the run has collapsed: {collapsed}", highlight=False)
         summary = _export(config, task, spec, found, recorder, watch)
         status = "FINISHED"
     finally:

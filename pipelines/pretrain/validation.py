@@ -47,7 +47,9 @@ def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, f
 
     Returns:
         l1_hole, l2_hole on [0, 1] pixels; psnr_hole and psnr_mean_fill in dB, per picture and then
-        averaged. Pictures without a hidden pixel in the frame are left out.
+        averaged; variance_ratio: how far the hole's mean colour varies between pictures, in the
+        fillings as a share of the pictures' own. Pictures without a hidden pixel in the frame are
+        left out.
     """
     mean_colour = (
         torch.tensor(look.objective.fill, device=pictures.image.device).view(1, 3, 1, 1) / 255
@@ -61,14 +63,27 @@ def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, f
         )  # fmt: skip
         errors = hole_errors(seen.prediction.clamp(0, 1), seen.target, seen.hole)
         filled = hole_errors(mean_colour.expand_as(seen.target), seen.target, seen.hole)
-        rows.append(torch.stack([errors.l1, errors.l2, errors.psnr, filled.psnr], dim=1))
-    values = torch.cat(rows).double()
+        measured = torch.stack([errors.l1, errors.l2, errors.psnr, filled.psnr], dim=1)
+        colours = [_hole_colour(x, seen.hole) for x in (seen.prediction.clamp(0, 1), seen.target)]
+        squares = [colour.square() for colour in colours]
+        rows.append(torch.cat([measured.double(), *colours, *squares], dim=1))
+    values = torch.cat(rows)
     values = values[values.isfinite().all(dim=1)]
     total = torch.cat([values.sum(dim=0), values.new_tensor([len(values)])])
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
-    means = (total[:4] / total[4]).tolist()
-    return dict(zip(("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill"), means, strict=True))
+    means = total[:-1] / total[-1]
+    names = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill")
+    colour, square = means[4:10].view(2, 3), means[10:].view(2, 3)
+    filled_variance, own_variance = (square - colour.square()).sum(dim=1).clamp(min=0).tolist()
+    result = dict(zip(names, means[:4].tolist(), strict=True))
+    return result | {"variance_ratio": filled_variance / own_variance if own_variance else 1.0}
+
+
+def _hole_colour(picture: Tensor, hole: Tensor) -> Tensor:
+    """Mean over the hole: (N, 3, S, S) and (N, 1, S, S) -> (N, 3), float64."""
+    weight = hole.double()
+    return (picture.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
 
 
 def panel(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, Any]:
