@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import inspect
 import itertools
 import os
 import resource
@@ -16,6 +17,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ce_model import masks, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
@@ -25,7 +27,6 @@ from pipelines.pretrain import checkpoint, validation
 from pipelines.stream import StreamPlan
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-DDP = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +112,20 @@ def distribute(networks: Networks, task: Task) -> Networks:
     """Wrap in DDP when there are several ranks, then compile when asked."""
 
     def wrap(module: torch.nn.Module) -> torch.nn.Module:
-        wrapped = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=DDP)
+        wrapped = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=_ddp_settings())
         if task.compile:
             wrapped.compile()
         return wrapped  # type: ignore[no-any-return]
 
     generator, discriminator = networks
     return Networks(wrap(generator), None if discriminator is None else wrap(discriminator))
+
+
+def _ddp_settings() -> dict[str, bool]:
+    """Running statistics stay each rank's own; torch 2.13 renamed that setting."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {buffers: False, "gradient_as_bucket_view": True}
 
 
 def validation_pictures(
