@@ -1,7 +1,5 @@
 """ablation.html: verdict, every score with its spread, curves, pictures, costs; in one file."""
 
-import base64
-import html
 import io
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,17 +8,7 @@ import matplotlib.figure
 import numpy as np
 from rich.table import Table
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
-  color: #1c1c1c; background: #fff; }
-table { border-collapse: collapse; margin: .7em 0 1.6em; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; }
-caption { text-align: left; font-weight: 600; padding: .3em 0; }
-.verdict { font-size: 17px; font-weight: 600; } figure { margin: .4em 0; }
-img { max-width: 100%; } .note { color: #444; max-width: 60em; }
-"""
+from pipelines import html_page
 
 
 def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
@@ -32,12 +20,12 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
     """
     shown = [found["metric"], *(n for n in found["comparisons"] if n != found["metric"])]
     parts = [
-        f"<p class='verdict'>{_text(found['verdict'])}</p>",
+        f"<p class='verdict'>{html_page.text(found['verdict'])}</p>",
         f"<p class='note'>{len(found['arms'])} arms x {found['seeds']} seeds, {found['steps']} "
-        f"steps each, dataset {_text(found['dataset_fingerprint'][:16])}, commit "
-        f"{_text(found['code'])}. Equal data, holes, steps and evaluation; a seed fixes weights "
-        "and order. Intervals hold for all pairs at once (Tukey, seeds as blocks, pooled residual "
-        "spread); arms whose interval includes zero share their rank.</p>",
+        f"steps each, dataset {html_page.text(found['dataset_fingerprint'][:16])}, commit "
+        f"{html_page.text(found['code'])}. Equal data, holes, steps and evaluation; a seed fixes "
+        "weights and order. Intervals hold for all pairs at once (Tukey, seeds as blocks, pooled "
+        "residual spread); arms whose interval includes zero share their rank.</p>",
         *_halving(found),
         *(
             _comparison(found["comparisons"][name], detailed=name == found["metric"])
@@ -45,15 +33,12 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
             if name in found["comparisons"]
         ),
         "<h2>Learning curves</h2>",
-        _image("validation PSNR in the arm's own holes", curves(found)),
+        html_page.image("validation PSNR in the arm's own holes", curves(found)),
         "<h2>The same pictures</h2>",
-        *(_image(arm, data) for arm, data in panels.items()),
+        *(html_page.image(arm, data) for arm, data in panels.items()),
         _cells(found["cells"]),
     ]
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Mask ablation</title>"
-        f"<style>{STYLE}</style><h1>Mask ablation</h1>{''.join(parts)}</html>\n"
-    )
+    return html_page.document("Mask ablation", "".join(parts))
 
 
 def table(found: Mapping[str, Any]) -> Table:
@@ -82,7 +67,7 @@ def _arm_rows(compared: Mapping[str, Any]) -> list[list[str]]:
 def _halving(found: Mapping[str, Any]) -> list[str]:
     return [
         f"<p class='note'>After {rung['steps']} steps the better half went on: "
-        f"{_text(', '.join(rung['kept']))}. The verdict is about full runs alone.</p>"
+        f"{html_page.text(', '.join(rung['kept']))}. The verdict is about full runs alone.</p>"
         for rung in found["rungs"]
     ]
 
@@ -90,7 +75,7 @@ def _halving(found: Mapping[str, Any]) -> list[str]:
 def _comparison(compared: Mapping[str, Any], *, detailed: bool) -> str:
     heads = ["arm", "rank", "mean", "std", "seeds"]
     rows = [[row[1], row[0], *row[2:]] for row in _arm_rows(compared)]
-    text = _table(f"{compared['metric']}, {compared['better']} is better", heads, rows)
+    text = html_page.table(f"{compared['metric']}, {compared['better']} is better", heads, rows)
     if not detailed:
         return text
     pairs = [
@@ -103,7 +88,7 @@ def _comparison(compared: Mapping[str, Any], *, detailed: bool) -> str:
         for pair in compared["differences"]
     ]
     heads = ["paired difference", "mean", "95 % interval", "told apart"]
-    return text + _table("differences within seeds", heads, pairs)
+    return text + html_page.table("differences within seeds", heads, pairs)
 
 
 def curves(found: Mapping[str, Any]) -> bytes:
@@ -150,27 +135,4 @@ def _cells(cells: Iterable[Mapping[str, Any]]) -> str:
     ]
     heads = ["cell", "steps", "status", "seconds of the last attempt", "CPU h", "GPU h",
              "restarts", "MLflow run", "error"]  # fmt: skip
-    return _table("cells and their cost", heads, rows)
-
-
-def _table(caption: str, heads: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
-
-
-def _image(title: str, data: bytes) -> str:
-    source = base64.b64encode(data).decode()
-    return (
-        f"<figure><figcaption>{_text(title)}</figcaption>"
-        f"<img alt='{_text(title)}' src='data:image/png;base64,{source}'></figure>"
-    )
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
+    return html_page.table("cells and their cost", heads, rows)

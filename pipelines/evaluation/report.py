@@ -3,14 +3,13 @@
 `report.json` holds the numbers; `report.html` shows them and needs no other file.
 """
 
-import base64
-import html
 import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import matplotlib.figure
 
+from pipelines import html_page
 from pipelines.evaluation import quoted
 from pipelines.evaluation.inpainting import METRICS
 
@@ -35,20 +34,6 @@ MAIN = {
     "segmentation": "mIoU",
 }
 MAIN_SCORES = ("accuracy", "mAP", "mAP all_points", "mIoU")
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
-  color: #1c1c1c; background: #fff; }
-table { border-collapse: collapse; margin: .7em 0 1.6em; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; }
-tr.quoted td { color: #666; font-style: italic; }
-caption { text-align: left; font-weight: 600; padding: .3em 0; }
-figure { margin: .4em 0; } figcaption { font-size: 13px; color: #444; }
-img { max-width: 100%; image-rendering: auto; }
-.note { color: #444; max-width: 60em; } details { margin: .5em 0; }
-pre { white-space: pre-wrap; font-size: 12px; background: #f6f6f6; padding: .8em; }
-"""
 
 
 class Grid(NamedTuple):
@@ -69,14 +54,12 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
     parts = [_models(report["models"]), _table(overview(report["sections"])), _quoted_transfer()]
     for section in report["sections"]:
         parts.append(_section(section, figures.get(section["title"], {})))
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Evaluation</title><style>{STYLE}</style><h1>Evaluation of context encoders</h1>"
-        f"<p class='note'>Seeds {_text(', '.join(map(str, report['seeds'])))}; a score is a mean, "
-        "with the standard deviation over seeds and repetitions where there are several. Rows in "
-        "italics are quoted from the paper, not measured here.</p>" + "".join(parts) + "</html>\n"
+    about = (
+        f"<p class='note'>Seeds {html_page.text(', '.join(map(str, report['seeds'])))}; a score is "
+        "a mean, with the standard deviation over seeds and repetitions where there are several. "
+        "Rows in italics are quoted from the paper, not measured here.</p>"
     )
+    return html_page.document("Evaluation of context encoders", about + "".join(parts))
 
 
 def _models(rows: list[dict[str, Any]]) -> str:
@@ -119,18 +102,20 @@ def _quoted_transfer() -> str:
     names = ["classification", "detection", "segmentation"]
     cells = [[row["row"], *(_value(n, row.get(n), 100) for n in names)] for row in quoted.TRANSFER]
     grid = Grid("the paper's second table (quoted)", ["row", *names], cells)
-    return _table(grid, quoted_rows=True) + f"<p class='note'>{_text(quoted.TABLE_2)}.</p>"
+    return (
+        _table(grid, row_class="quoted") + f"<p class='note'>{html_page.text(quoted.TABLE_2)}.</p>"
+    )
 
 
 def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
     task, rows = section["task"], section["rows"]
     parts = [
-        f"<h2>{_text(section['title'])}</h2>",
-        f"<p class='note'>{_text(section['about'])}</p>",
+        f"<h2>{html_page.text(section['title'])}</h2>",
+        f"<p class='note'>{html_page.text(section['about'])}</p>",
     ]
     parts += [_table(grid) for grid in grids(section)]
     if LAYOUT[task]["across"] == "layer":
-        parts.append(_image("by layer", chart(rows)))
+        parts.append(html_page.image("by layer", chart(rows)))
     found, names = quoted.rows_for(task)
     if found:
         scale = 1 if task == "inpainting" else 100
@@ -139,14 +124,13 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
             for row in found
         ]
         grid = Grid("the paper's rows (quoted)", ["row", *names], cells)
-        parts.append(_table(grid, quoted_rows=True))
-        parts.append(f"<p class='note'>{_text(quoted.DIFFERENCES[task])}</p>")
-    parts += [_image(title, data) for title, data in figures.items()]
+        parts.append(_table(grid, row_class="quoted"))
+        parts.append(f"<p class='note'>{html_page.text(quoted.DIFFERENCES[task])}</p>")
+    parts += [html_page.image(title, data) for title, data in figures.items()]
     if section["notes"]:
         notes = "\n".join(f"{name}: {value}" for name, value in section["notes"].items())
-        parts.append(
-            f"<details><summary>settings and choices</summary><pre>{_text(notes)}</pre></details>"
-        )
+        shown = f"<pre>{html_page.text(notes)}</pre>"
+        parts.append(f"<details><summary>settings and choices</summary>{shown}</details>")
     return "".join(parts)
 
 
@@ -236,30 +220,9 @@ def chart(rows: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _table(grid: Grid, quoted_rows: bool = False) -> str:
-    kind = " class='quoted'" if quoted_rows else ""
-    body = "".join(
-        f"<tr{kind}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
-        for row in grid.cells
-    )
-    heads = "".join(f"<th>{_text(name)}</th>" for name in grid.head)
-    return (
-        f"<table><caption>{_text(grid.caption)}</caption><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
-
-
-def _image(title: str, data: bytes) -> str:
-    source = base64.b64encode(data).decode()
-    return (
-        f"<figure><figcaption>{_text(title)}</figcaption>"
-        f"<img alt='{_text(title)}' src='data:image/png;base64,{source}'></figure>"
-    )
+def _table(grid: Grid, row_class: str = "") -> str:
+    return html_page.table(grid.caption, grid.head, grid.cells, row_class)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
