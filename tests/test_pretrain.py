@@ -209,6 +209,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert found is not None and found.step == 16
 
 
+@pytest.mark.slow  # the recorder alone is in test_tracking.py
 def test_an_absent_tracking_server_costs_no_step_and_gets_all_later(
     dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
