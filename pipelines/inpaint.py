@@ -131,16 +131,13 @@ def run(config: InpaintConfig) -> dict[str, Any]:
 def model_folder(config: InpaintConfig) -> str:
     """Where every node can read the model; a registered one is copied into the store."""
     if not config.model.startswith("models:/"):
-        inside = storage.join(config.model, "model")
-        is_stage = storage.exists(storage.join(inside, weights.MODEL))
-        return storage.absolute(inside if is_stage else config.model)
+        return weights.folder_of(config.model)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     with tempfile.TemporaryDirectory() as temporary:
         tracking.download_model(uri, config.model, Path(temporary))
         digest = weights.load_model(temporary).info["weights_sha256"]
         kept = storage.join(storage.absolute(config.store), "inpaint", "models", digest[:16])
-        for name in (weights.WEIGHTS, weights.MODEL):  # the description goes last
-            storage.publish(storage.join(kept, name), Path(temporary, name).read_bytes())
+        weights.copy_model(temporary, kept)
     return kept
 
 

@@ -31,7 +31,7 @@ from pipelines.dataset import Manifest, RowGroup
 from pipelines.errors import UserError
 
 WINDOW_ROWS = 4096  # pictures a task shuffles at once; 120 MB of JPEG at 30 kB each
-BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 20 ms of processor time, whatever its size
+BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 25 ms of processor time, whatever its size
 FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
 PADDING = -1  # step of the rows that only fill up a block
 
@@ -98,6 +98,11 @@ class StreamPlan:
         return -(-self.window_batches // -(-self.window_batches // most))
 
     @property
+    def block_rows(self) -> int:
+        """Pictures in a block, padding included."""
+        return self.block_batches * self.worker_batch
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row of a block."""
         mask = self.manifest.mask_spec(self.strategy, self.side).bytes_per_mask
@@ -141,7 +146,7 @@ def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
     items = ray.data.range(len(todo), override_num_blocks=max(1, len(todo)))
     read = partial(_read_items, plan=plan, items=todo, start_step=start_step)
     blocks = items.map_batches(read, batch_size=None, batch_format="numpy")
-    quiet(blocks, plan.block_batches * plan.worker_batch * plan.row_bytes)
+    quiet(blocks, plan.block_rows * plan.row_bytes)
     return blocks
 
 
@@ -218,7 +223,6 @@ def _read_blocks(plan: StreamPlan, window: Window, start_step: int = 0) -> Itera
     """All blocks of a run have one size: Ray would cut or merge others. The last may be padded."""
     rows = window_rows(plan, window)
     order = _permutation(rows.num_rows, plan.seed, "rows", window.epoch, window.first_batch)
-    order = order[: window.batches * plan.batch_size]
     order = order.reshape(window.batches, plan.num_workers, plan.worker_batch)
     decode = _Decoder(plan, window.epoch, rows)
     first = max(0, start_step - window.first_step)
@@ -244,7 +248,7 @@ class _Decoder:
     def block(self, chosen: NDArray[np.int64], steps: NDArray[np.int32]) -> Batch:
         """The chosen rows, decoded; what is left of the block is padding."""
         plan, spec = self._plan, self._spec
-        size = plan.block_batches * plan.worker_batch
+        size = plan.block_rows
         block: Batch = {
             "image": np.zeros((size, plan.side, plan.side, 3), np.uint8),
             "mask": np.zeros((size, spec.bytes_per_mask), np.uint8),

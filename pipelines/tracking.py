@@ -301,24 +301,22 @@ def global_server(uri: str) -> Iterator[None]:
     Setting it also sets the environment, where a later `tracking_uri` would find it. One thread
     at a time.
     """
+    setters = {
+        "MLFLOW_TRACKING_URI": mlflow.set_tracking_uri,
+        "MLFLOW_REGISTRY_URI": mlflow.set_registry_uri,
+    }
     with GLOBAL_SERVER_LOCK:
-        yield from _with_global_server(uri)
-
-
-def _with_global_server(uri: str) -> Iterator[None]:
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name) for name in names}
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before[names[0]])
-        mlflow.set_registry_uri(before[names[1]])
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        before = {name: os.environ.get(name) for name in setters}
+        try:
+            for select in setters.values():
+                select(uri)
+            yield
+        finally:
+            for name, select in setters.items():
+                select(before[name])
+                os.environ.pop(name, None)
+                if before[name] is not None:
+                    os.environ[name] = str(before[name])
 
 
 def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list[str]) -> str:

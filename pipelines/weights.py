@@ -89,6 +89,18 @@ def load_model(uri: str) -> LoadedModel:
     return LoadedModel(generator.eval(), network, objective, info)
 
 
+def folder_of(uri: str) -> str:
+    """The model folder that a URI names: `model` inside a pretraining stage, else itself."""
+    inside = storage.join(uri, "model")
+    return storage.absolute(inside if storage.exists(storage.join(inside, MODEL)) else uri)
+
+
+def copy_model(source: str, target: str) -> None:
+    """Copy a model folder, `model.json` last."""
+    for name in (WEIGHTS, MODEL):
+        storage.publish(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+
+
 def load_strictly(module: torch.nn.Module, tensors: dict[str, torch.Tensor], uri: str) -> None:
     """Copy tensors into a module; every key has to fit.
 

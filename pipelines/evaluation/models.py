@@ -104,13 +104,11 @@ def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
         with tempfile.TemporaryDirectory() as temporary:
             run_id = tracking.download_model(tracking_uri, ref, Path(temporary))
             return trained(name, _keep(Path(temporary), store), run_id=run_id)
-    inside = storage.join(ref, "model")
-    is_stage = storage.exists(storage.join(inside, weights.MODEL))
     if storage.exists(storage.join(ref, CHECKPOINT_STATE)):
         with tempfile.TemporaryDirectory() as temporary:
             _from_checkpoint(ref, temporary)
             return trained(name, _keep(Path(temporary), store))
-    found = trained(name, storage.absolute(inside if is_stage else ref))
+    found = trained(name, weights.folder_of(ref))
     return replace(found, run_id=tracking.run_of_key(tracking_uri, _key(found.uri)))
 
 
@@ -145,11 +143,10 @@ def _from_checkpoint(uri: str, folder: str) -> None:
 
 
 def _keep(folder: Path, store: str) -> str:
-    """Copy a downloaded model to where every node can read it; the description goes last."""
+    """Copy a downloaded model to where every node can read it."""
     found = trained("", str(folder))
     kept = storage.join(storage.absolute(store), "evaluate", "models", found.sha256[:16])
-    for name in (weights.WEIGHTS, weights.MODEL):
-        storage.publish(storage.join(kept, name), (folder / name).read_bytes())
+    weights.copy_model(str(folder), kept)
     return kept
 
 

@@ -195,7 +195,9 @@ def _train(
         outcome = recorder.finish(status, wait_s=DELIVERY_WAIT_S)
     summary["tracking_run_id"] = outcome.run_id
     if outcome.problem is None and outcome.run_id is not None:
-        summary["model_uri"] = _log_model(spec.uri, outcome.run_id, summary)
+        summary["model_uri"] = _log_model(
+            spec.uri, outcome.run_id, summary["model"], task.plan.side
+        )
         server = tracking.client(spec.uri)
         text = json.dumps(summary, indent=2).encode()
         tracking.log_bytes(server, outcome.run_id, "summary.json", text)
@@ -358,15 +360,11 @@ def _export(
     }
 
 
-def _log_model(uri: str, run_id: str, summary: dict[str, Any]) -> str:
+def _log_model(uri: str, run_id: str, model: str, side: int) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
-        folder.mkdir()
-        for name in (weights.WEIGHTS, weights.MODEL):
-            data = storage.read_bytes(storage.join(summary["model"], name))
-            (folder / name).write_bytes(data)
+        weights.copy_model(model, str(folder))
         requirements = [f"{n}=={importlib.metadata.version(n).split('+')[0]}" for n in SERVED_WITH]
-        side = weights.load_model(str(folder)).side
         return tracking.log_model(uri, run_id, folder, side, requirements)
 
 
