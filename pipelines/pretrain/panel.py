@@ -17,7 +17,8 @@ def draw(pictures: dict[str, Any], title: str) -> bytes:
         title: what was filled by what.
     """
     count = len(pictures["target"])
-    figure = matplotlib.figure.Figure(figsize=(2 * len(COLUMNS), 2 * count + 0.7), dpi=80)
+    size = (2 * len(COLUMNS), 2 * count + 0.7)
+    figure = matplotlib.figure.Figure(figsize=size, dpi=80, layout="constrained")
     axes = figure.subplots(count, len(COLUMNS), squeeze=False)
     for row in range(count):
         for column, name in enumerate(COLUMNS):
@@ -27,7 +28,6 @@ def draw(pictures: dict[str, Any], title: str) -> bytes:
     for column, name in enumerate(COLUMNS):
         axes[0, column].set_title(name, fontsize=11)
     figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
