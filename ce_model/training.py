@@ -37,6 +37,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
 ADAM_BETAS = (0.5, 0.999)
+STATISTICS_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +270,53 @@ def train_step(
         "grad_norm/generator": norm,
         "nonfinite": skip,
     }
+
+
+def dropout_shifts_statistics(generator: nn.Module) -> bool:
+    """Whether batch norm sees other variances in training than in evaluation, for dropout's sake.
+
+    Source: Li et al., "Understanding the Disharmony between Dropout and Batch Normalization by
+    Variance Shift", CVPR 2019, arXiv:1801.05134.
+    """
+    layers = list(generator.modules())
+    dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in layers)
+    return dropout and any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+
+
+@torch.no_grad()
+def estimate_statistics(
+    generator: nn.Module,
+    image: Tensor,
+    hidden: Tensor,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> None:
+    """Running statistics of batch norm as evaluation needs them: today's weights, no dropout.
+
+    They become the plain average over batches of 32 of these pictures; weights and mode stay.
+    Shapes as in `train_step`.
+    """
+    encoder = bare(generator)
+    was_training = encoder.training
+    norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    encoder.eval()
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    try:
+        for start in range(0, len(image), STATISTICS_BATCH):
+            part = slice(start, start + STATISTICS_BATCH)
+            views = make_views(image[part], hidden[part], network, objective)
+            with _autocast(image.device, dtype):
+                encoder(views.context)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        encoder.train(was_training)
 
 
 @torch.no_grad()

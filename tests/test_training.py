@@ -21,6 +21,8 @@ from ce_model.training import (
     Optimizers,
     default_learning_rates,
     default_objective,
+    dropout_shifts_statistics,
+    estimate_statistics,
     fill,
     load_state_tensors,
     make_optimizers,
@@ -270,6 +272,71 @@ def test_a_bad_activation_changes_no_weight_optimizer_state_or_statistic(
         for name in [name for name in state if name.endswith("num_batches_tracked")]:
             del state[name]
     _assert_equal(before, after)
+
+
+# Dropout and the statistics of batch norm
+
+
+def test_statistics_without_dropout_give_evaluation_the_variances_it_meets() -> None:
+    network = NetworkConfig(preset="alexnet", output="full")  # dropout 0.5
+    networks, optimizers, settings = _setup(network)
+    image, hidden = _batch(network)
+    for _ in range(2):
+        train_step(networks, optimizers, image, hidden, **settings)
+    generator = networks.generator
+    before = {name: weight.clone() for name, weight in generator.named_parameters()}
+    views = make_views(image, hidden, network, settings["objective"])
+
+    def shift() -> float:
+        """Evaluation against the statistics of the same batch, without dropout."""
+        with torch.no_grad():
+            seen = generator.eval()(views.context)
+            norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
+            for norm in norms:
+                norm.train()
+                norm.momentum = 0.0
+            expected = generator(views.context)
+            for norm in norms:
+                norm.momentum = 0.1
+        generator.train()
+        return float((seen - expected).norm() / expected.norm())
+
+    assert shift() > 0.1
+    estimate_statistics(generator, image, hidden, **settings)
+    assert shift() < 0.03  # batch norm trains with the biased variance and keeps the unbiased
+    assert generator.training
+    assert all(m.training for m in generator.modules())
+    _assert_equal(before, dict(generator.named_parameters()))
+
+
+def test_statistics_are_averages_over_batches_and_drop_what_was_before() -> None:
+    network = NetworkConfig(preset="alexnet", output="full")
+    networks, _, settings = _setup(network)
+    norm = networks.generator.get_submodule("encoder.norm1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    image, hidden = _batch(network, batch=40)
+    estimate_statistics(networks.generator, image[:32], hidden[:32], **settings)
+    first = norm.running_mean.clone()  # type: ignore[union-attr]
+    estimate_statistics(networks.generator, image[32:], hidden[32:], **settings)
+    second = norm.running_mean.clone()  # type: ignore[union-attr]
+    estimate_statistics(networks.generator, image, hidden, **settings)
+    torch.testing.assert_close(norm.running_mean, (first + second) / 2)
+    assert norm.momentum == 0.1
+
+
+@pytest.mark.parametrize(
+    ("network", "shifts"),
+    [
+        (NetworkConfig(preset="alexnet", output="full"), True),
+        (NetworkConfig(preset="alexnet", output="full", norm="none"), False),
+        (ALEXNET, False),
+        (CENTER, False),
+    ],
+)
+def test_dropout_shifts_only_statistics_that_there_are(
+    network: NetworkConfig, shifts: bool
+) -> None:
+    assert dropout_shifts_statistics(build_generator(network)) is shifts
 
 
 # Resuming

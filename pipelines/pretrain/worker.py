@@ -27,6 +27,7 @@ from pipelines.pretrain import checkpoint, validation
 from pipelines.stream import StreamPlan
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+STATISTICS_PICTURES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,12 @@ def train(settings: dict[str, Any]) -> None:
     start = int(first["step"][0])
 
     networks, optimizers = build(task, device)
-    untrained = validation_pictures(task, device, rank, ranks)
-    reporter = Reporter(task, settings["mailbox"], rank, ranks, dtype, untrained)
+    part = (rank, ranks)
+    pictures = fixed_pictures(task, "val", task.validation_images, part, device)
+    typical = None
+    if training.dropout_shifts_statistics(networks.generator):
+        typical = fixed_pictures(task, "train", max(STATISTICS_PICTURES, ranks), part, device)
+    reporter = Reporter(task, settings["mailbox"], rank, ranks, dtype, pictures, typical)
     if start == 0:
         reporter.begin(networks)
     else:
@@ -128,11 +133,11 @@ def _ddp_settings() -> dict[str, bool]:
     return {buffers: False, "gradient_as_bucket_view": True}
 
 
-def validation_pictures(
-    task: Task, device: torch.device, rank: int, ranks: int
+def fixed_pictures(
+    task: Task, split: str, count: int, part: tuple[int, int], device: torch.device
 ) -> validation.Pictures:
-    """This rank's share of the validation pictures."""
-    image, bits = stream.fixed_pictures(task.plan, "val", task.validation_images, (rank, ranks))
+    """This rank's share of the first pictures of a split."""
+    image, bits = stream.fixed_pictures(task.plan, split, count, part)
     return validation.to_device(image, bits, device)
 
 
@@ -165,9 +170,14 @@ def run(
         logging = expected % task.log_every == 0 or expected == task.plan.steps
         if logging and not reporter.log(expected, task.learning_rates):
             return  # the same on all ranks: gradients are averaged, so all saw the fault
-        if expected % task.validate_every == 0 or expected == task.plan.steps:
+        last = expected == task.plan.steps
+        validating = last or expected % task.validate_every == 0
+        saving = last or expected % task.checkpoint_every == 0
+        if validating or saving:
+            reporter.settle(networks)
+        if validating:
             reporter.validate(expected, networks)
-        if expected % task.checkpoint_every == 0 or expected == task.plan.steps:
+        if saving:
             reporter.checkpoint(expected, networks, optimizers)
         waiting = time.perf_counter()
 
@@ -201,12 +211,17 @@ class Reporter:
         ranks: int,
         dtype: torch.dtype,
         pictures: validation.Pictures,
+        typical: validation.Pictures | None,
     ) -> None:
-        """Nothing measured yet."""
+        """Nothing measured yet.
+
+        `typical` are the training pictures that give batch norm its statistics again, without
+        dropout; None keeps those of training.
+        """
         self.rank = rank
         self._task, self._mailbox, self._ranks = task, mailbox, ranks
         self._look = validation.Look(task.network, task.objective, dtype)
-        self._pictures = pictures
+        self._pictures, self._typical = pictures, typical
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._wait_s = self._train_s = 0.0
@@ -279,13 +294,22 @@ class Reporter:
         yield
         self._clock += time.perf_counter() - began
 
+    def settle(self, networks: Networks) -> None:
+        """Make the running statistics fit for evaluation, and equal on all ranks."""
+        with self._pause():
+            if self._typical is not None:
+                training.estimate_statistics(
+                    networks.generator, self._typical.image, self._typical.hidden,
+                    **self._look._asdict(),
+                )  # fmt: skip
+            share_buffers(networks)
+
     def validate(self, step: int, networks: Networks) -> None:
         """Errors in the hole on the fixed pictures, and the panel."""
         with self._pause():
             self._validate(step, networks)
 
     def _validate(self, step: int, networks: Networks) -> None:
-        share_buffers(networks)
         measured = validation.measure(training.bare(networks.generator), self._pictures, self._look)
         point = {f"validation/{name}": value for name, value in measured.items()}
         if "psnr_hole" in self._untrained:
@@ -327,11 +351,14 @@ class Reporter:
 
 
 def share_buffers(networks: Networks) -> None:
-    """Rank 0's running statistics for all: each rank's own come from its own pictures."""
-    if torch.distributed.is_initialized():
-        for module in networks:
-            for buffer in module.buffers() if module is not None else ():
-                torch.distributed.broadcast(buffer, src=0)
+    """The average over the ranks for all: each rank's statistics come from its own pictures."""
+    if not torch.distributed.is_initialized():
+        return
+    for module in networks:
+        for buffer in module.buffers() if module is not None else ():
+            if buffer.is_floating_point():
+                torch.distributed.all_reduce(buffer)
+                buffer /= torch.distributed.get_world_size()
 
 
 def require_equal_parameters(networks: Networks) -> None:
