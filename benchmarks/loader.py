@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+"""Shuffled, decoded crops with holes for a training process: ours beside the usual loaders.
+
+$ pip install -e '.[bench]' && python -m benchmarks.loader --dataset store/prepare/KEY --side 227
+
+One run, interleaved rounds, warm page cache. Every contender delivers the same JPEGs of a prepared
+dataset through the same decoder and crop (`pipelines.images`, simplejpeg), each with its hole as
+one byte per pixel, to one training process, and has as many worker processes as there are cores:
+
+- bare loop: one process, in the order of the file; times the cores it is the limit.
+- ours: the training stream, one consumer.
+- DataLoader: torch's, over JPEG files, as ImageFolder reads them, masks in memory.
+- WebDataset: tar shards of 1,000 pictures, shards resampled, a shuffle buffer of 1,000.
+- Streaming: MosaicML's MDS shards, py1e shuffle.
+
+Then the processor time per picture of what runs inside a data task, against the bare loop, and
+where the processor time of ours goes, by kind of process.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import types
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.stream import Rate, bare_loop, ours, rate
+from pipelines import cluster, dataset, images, stream
+from pipelines.stream import StreamPlan
+
+SHARD_PICTURES = 1000
+SHUFFLE_BUFFER = 1000
+OF_DATALOADER, OF_BARE_CPU = 0.9, 1.15
+
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Stored = list[tuple[bytes, bytes]]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--dataset", required=True, help="URI of a prepared dataset")
+    parser.add_argument("--side", type=int, default=227, choices=(128, 227))
+    parser.add_argument("--strategy", default="random_region")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--images", type=int, default=48_000, help="pictures per measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    plan = StreamPlan(
+        uri=args.dataset,
+        manifest=dataset.read_manifest(args.dataset),
+        strategy=args.strategy,
+        side=args.side,
+        shorter=0,
+        batch_size=args.batch_size,
+        num_workers=1,
+        steps=args.images // args.batch_size,
+        seed=0,
+    )
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+        stored = read_stored(plan)
+        peers = {
+            "DataLoader": file_loader(stored, Path(folder) / "files", plan, cores),
+            "WebDataset": tar_loader(stored, Path(folder) / "tars", plan, cores),
+            "Streaming": mds_loader(stored, Path(folder) / "mds", plan, cores),
+        }
+        contenders: dict[str, Rate] = {
+            "bare loop": lambda: bare_loop(plan),
+            "ours": lambda: ours(plan, 1),
+        }
+        for name, batches in peers.items():
+            contenders[name] = peer(batches, plan)
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(args.rounds):
+            for name, measure in contenders.items():
+                rates[name].append(measure())
+        report(rates, cores, plan)
+        report_cpu(*[
+            [measure(plan) for _ in range(args.rounds)] for measure in (bare_cpu, task_cpu)
+        ])  # fmt: skip
+        with CpuByProcess() as used:
+            speed = ours(plan, 1)
+        print(f"\nwhere the processor time goes at {speed:.0f} images/s, cores in use:")
+        for kind, share in used.shares.most_common():
+            print(f"{share:7.2f}  {kind}")
+
+
+def report(rates: dict[str, list[float]], cores: int, plan: StreamPlan) -> None:
+    """Medians, spreads and ratios to ours and to the limit, with the verdict."""
+    print(f"{plan.rows} pictures, {plan.side} px, batch {plan.batch_size}, {cores} cores")
+    print(f"{'':14} images/s (min-max)   of bare loop x cores   ours against it")
+    ratios = {}
+    for name, values in rates.items():
+        limit = [cores * rate for rate in rates["bare loop"]]
+        share = statistics.median(a / b for a, b in zip(values, limit, strict=True))
+        ratios[name] = statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True))
+        middle, low, high = statistics.median(values), min(values), max(values)
+        print(f"{name:14} {middle:6.0f} ({low:.0f}-{high:.0f}) {share:16.2f} {ratios[name]:16.2f}")
+    wanted = {"DataLoader": OF_DATALOADER, "WebDataset": 1.0, "Streaming": 1.0}
+    for name, least in wanted.items():
+        verdict = "met" if ratios[name] >= least else "NOT met"
+        print(f"ours / {name}: {ratios[name]:.2f} (target {least}: {verdict})")
+
+
+def report_cpu(bare: list[float], task: list[float]) -> None:
+    """Processor time per picture inside a data task."""
+    ratio = statistics.median(b / a for a, b in zip(bare, task, strict=True))
+    verdict = "met" if ratio <= OF_BARE_CPU else "NOT met"
+    print(
+        f"\nprocessor time per picture: bare loop {1e6 * statistics.median(bare):.0f} us, data "
+        f"task {1e6 * statistics.median(task):.0f} us, ratio {ratio:.2f} "
+        f"(target at most {OF_BARE_CPU}: {verdict})"
+    )
+
+
+def read_stored(plan: StreamPlan) -> Stored:
+    """JPEG and packed hole of every training picture."""
+    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+    stored = []
+    for group in dataset.row_groups(plan.manifest, "train"):
+        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
+        for row in table.to_pylist():
+            stored.append((row["image"], row[spec.column][: spec.bytes_per_mask]))
+    return stored
+
+
+class Transform:
+    """JPEG and packed hole -> crop uint8 (S, S, 3) and hole uint8 (S, S)."""
+
+    def __init__(self, side: int) -> None:
+        """Crops of that side."""
+        self._side = side
+
+    def __call__(self, jpeg: bytes, mask: bytes) -> Sample:
+        """Decode, crop anywhere, unpack."""
+        down, across = torch.rand(2).tolist()
+        picture = images.square(images.decode(jpeg), self._side, 0, down, across)
+        bits = np.frombuffer(mask, np.uint8)
+        return picture, np.unpackbits(bits, count=self._side**2).reshape(self._side, self._side)
+
+
+class Files(Dataset[Sample]):
+    """JPEG files; the masks are in memory."""
+
+    def __init__(self, paths: list[Path], masks: list[bytes], transform: Transform) -> None:
+        """Keep what to read."""
+        self._paths, self._masks, self._transform = paths, masks, transform
+
+    def __len__(self) -> int:
+        """Pictures."""
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """A picture and its hole."""
+        return self._transform(self._paths[index].read_bytes(), self._masks[index])
+
+
+def file_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> Iterator[Any]:
+    """torch's DataLoader over files, epoch after epoch."""
+    folder.mkdir()
+    paths = []
+    for number, (jpeg, _) in enumerate(stored):
+        paths.append(folder / f"{number:07d}.jpg")
+        paths[-1].write_bytes(jpeg)
+    files = Files(paths, [mask for _, mask in stored], Transform(plan.side))
+    loader = DataLoader(
+        files, plan.batch_size, shuffle=True, num_workers=cores, drop_last=True,
+        persistent_workers=True,
+    )  # fmt: skip
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def tar_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> Iterator[Any]:
+    """WebDataset over tar shards; batches are made in the workers, as its manual says."""
+    import webdataset
+
+    folder.mkdir()
+    with webdataset.ShardWriter(
+        str(folder / "%06d.tar"), maxcount=SHARD_PICTURES, verbose=0
+    ) as writer:
+        for number, (jpeg, mask) in enumerate(stored):
+            writer.write({"__key__": f"{number:07d}", "jpg": jpeg, "mask": mask})
+    transform = Transform(plan.side)
+
+    def one(sample: dict[str, bytes]) -> Sample:
+        return transform(sample["jpg"], sample["mask"])
+
+    shards = sorted(str(path) for path in folder.glob("*.tar"))
+    samples = (
+        webdataset.WebDataset(shards, resampled=True)
+        .shuffle(SHUFFLE_BUFFER)
+        .map(one)
+        .batched(plan.batch_size, partial=False)
+    )
+    loader = webdataset.WebLoader(
+        samples, batch_size=None, num_workers=cores, persistent_workers=True
+    )
+    return iter(loader)
+
+
+def mds_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> Iterator[Any]:
+    """MosaicML Streaming over MDS shards, epoch after epoch."""
+    streaming = streaming_base()
+    columns = {"image": "bytes", "mask": "bytes"}
+    with streaming.MDSWriter(out=str(folder), columns=columns) as writer:
+        for jpeg, mask in stored:
+            writer.write({"image": jpeg, "mask": mask})
+    transform = Transform(plan.side)
+
+    class Shards(streaming.StreamingDataset):  # type: ignore[name-defined,misc]
+        def __getitem__(self, at: int) -> Sample:
+            sample = super().__getitem__(at)
+            return transform(sample["image"], sample["mask"])
+
+    loader: DataLoader[Any] = DataLoader(
+        Shards(local=str(folder), shuffle=True, batch_size=plan.batch_size),
+        plan.batch_size, num_workers=cores, drop_last=True, persistent_workers=True,
+    )  # fmt: skip
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def streaming_base() -> types.ModuleType:
+    """`streaming.base`, without `streaming` itself, which imports torchvision first of all."""
+    found = importlib.util.find_spec("streaming")
+    if found is None or found.submodule_search_locations is None:
+        sys.exit("MosaicML Streaming is not installed: pip install -e '.[bench]'")
+    package = types.ModuleType("streaming")
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules["streaming"] = package
+    return importlib.import_module("streaming.base")
+
+
+def peer(batches: Iterator[Any], plan: StreamPlan) -> Rate:
+    """As many batches as ours; the worker processes and their queues are warm."""
+
+    def measure() -> float:
+        counted = (len(image) for image, _ in itertools.islice(batches, plan.steps))
+        return rate(counted, skip=plan.window_batches)
+
+    return measure
+
+
+def bare_cpu(plan: StreamPlan) -> float:
+    """Processor seconds per picture of the bare loop."""
+    began = time.process_time()
+    bare_loop(plan)
+    return (time.process_time() - began) / (plan.steps * plan.batch_size)
+
+
+def task_cpu(plan: StreamPlan) -> float:
+    """Processor seconds per picture of what a data task does: windows read, shuffled, decoded."""
+    began = time.process_time()
+    count = 0
+    for window in stream.windows(plan):
+        for batch in stream.read_window(plan, window):
+            count += len(batch["row"])
+    return (time.process_time() - began) / count
+
+
+class CpuByProcess:
+    """Processor time of this process and of all its children, by kind, while a block runs."""
+
+    def __enter__(self) -> "CpuByProcess":
+        """Start looking, once a second."""
+        self.shares: Counter[str] = Counter()  # cores in use
+        self._seconds: dict[int, tuple[float, float]] = {}
+        self._titles: dict[int, str] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._began = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Sum up."""
+        self._stop.set()
+        self._thread.join()
+        elapsed = time.perf_counter() - self._began
+        for process, (first, last) in self._seconds.items():
+            share = (last - first) / elapsed
+            if share > 0.005:
+                self.shares.update({self._titles[process]: share})
+
+    def _look(self) -> None:
+        me = psutil.Process()
+        while True:
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    times, title = process.cpu_times(), _title(process)
+                except psutil.Error:
+                    continue  # it has ended meanwhile
+                seconds = times.user + times.system
+                first = self._seconds.get(process.pid, (seconds, seconds))[0]
+                self._seconds[process.pid] = (first, seconds)
+                if process.pid not in self._titles or "IDLE" not in title:
+                    self._titles[process.pid] = title
+            if self._stop.wait(1.0):
+                return
+
+
+def _title(process: psutil.Process) -> str:
+    words: list[str] = process.cmdline() or [process.name()]
+    if words[0].startswith("ray::"):
+        return words[0].removeprefix("ray::").split("(")[0].split(" ")[0]
+    if process.pid == os.getpid():
+        return "driver"
+    scripts = [Path(word).name for word in words[:4] if not word.startswith("-")]
+    return scripts[1] if len(scripts) > 1 and scripts[0].startswith("python") else scripts[0]
+
+
+if __name__ == "__main__":
+    main()
