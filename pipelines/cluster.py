@@ -50,6 +50,11 @@ def resources() -> Resources:
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
 
 
+def has_dashboard() -> bool:
+    """Whether the cluster we are in answers questions about its state."""
+    return bool(ray._private.worker.get_dashboard_url())
+
+
 def quieten() -> None:
     """Only Ray's errors are shown; what our own stages warn of goes through their reports."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")

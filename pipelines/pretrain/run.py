@@ -16,6 +16,7 @@ import ray.train
 import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from rich.console import Console
 from rich.table import Table
 
@@ -213,7 +214,7 @@ def _train(
 
 def _fit(config: PretrainConfig, task: worker.Task, scaling: ScalingConfig, mailbox: Any) -> None:
     filesystem, path = storage.arrow_filesystem(storage.join(task.stage_uri, "ray"))
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker.train,
         train_loop_config={"task": task, "mailbox": mailbox},
         scaling_config=scaling,
@@ -228,6 +229,20 @@ def _fit(config: PretrainConfig, task: worker.Task, scaling: ScalingConfig, mail
         dataset_config=DataConfig(execution_options=stream.execution_options()),
     )
     trainer.fit()
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Does not wait 12 s at its end for a dashboard that is not there.
+
+    Ray's cleaner of placement groups asks the dashboard whether the controller still lives. A
+    cluster without one is ours alone and ends with this process, so there is nothing to clean.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if cluster.has_dashboard():
+            return callbacks
+        return [x for x in callbacks if not isinstance(x, PlacementGroupCleanerCallback)]
 
 
 class _Watch:
