@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ce_model import masks
+from ce_model import mask_tensors
 from pipelines import cluster, dataset, images, stream
 from pipelines.stream import StreamPlan
 
@@ -141,7 +141,7 @@ def ours(plan: StreamPlan, consumers: int) -> float:
         began, count = 0.0, 0
         for number, batch in enumerate(stream.batches(shard, shared)):
             image = torch.tensor(batch["image"])
-            masks.unpack(torch.tensor(batch["mask"]), shared.side)
+            mask_tensors.unpack(torch.tensor(batch["mask"]), shared.side)
             if number == skip:
                 began = time.time()
             elif number > skip:

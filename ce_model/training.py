@@ -30,7 +30,8 @@ from ce_model.losses import (
     joint_loss,
     reconstruction_loss,
 )
-from ce_model.masks import Strategy, shrink
+from ce_model.mask_tensors import shrink
+from ce_model.masks import Strategy
 from ce_model.networks import NetworkConfig, input_side, output_side
 
 Precision = Literal["auto", "bf16", "fp32"]

@@ -26,7 +26,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 
 from ce_model import training
-from ce_model.masks import Strategy, mask_for, shrink
+from ce_model.mask_tensors import shrink
+from ce_model.masks import Strategy, mask_for
 from ce_model.networks import output_side
 from pipelines import cluster, storage, tracking, weights
 from pipelines.errors import UserError

@@ -98,3 +98,12 @@ def test_ce_model_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
         "import ce_model.training, ce_model.masks, ce_model.metrics, ce_model.transfer\n"
     )
     in_fresh_process(program, tmp_path)
+
+
+@pytest.mark.parametrize("module", ["pipelines.prepare", "pipelines.stream"])
+def test_data_tasks_start_without_torch_and_mlflow(module: str, tmp_path: Path) -> None:
+    program = (
+        f"import sys, {module}\n"
+        "assert not {'torch', 'mlflow', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+    )
+    in_fresh_process(program, tmp_path)

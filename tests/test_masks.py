@@ -8,19 +8,17 @@ import torch
 from matplotlib.path import Path as Outline
 
 from ce_model import masks
+from ce_model.mask_tensors import apply_symmetry, shrink, unpack
 from ce_model.masks import (
     MAX_HIDDEN,
     STRATEGIES,
     Strategy,
-    apply_symmetry,
     central,
     make_mask,
     mask_for,
     mask_seed,
     pack,
     random_region,
-    shrink,
-    unpack,
 )
 
 RANDOM = [strategy for strategy in STRATEGIES if strategy != "central"]

@@ -30,7 +30,7 @@ def config(pictures: Path, **options: object) -> WorkflowConfig:
         "tasks": ("inpainting",),
         "inpainting": InpaintingSettings(strategies=("central",), pictures=8, database=8, panel=2),
         "pretrain": PretrainConfig(
-            preset="inpaint", bottleneck=8, steps=2, batch_size=4, validation_images=4
+            preset="inpaint", bottleneck=32, steps=24, batch_size=8, validation_images=4
         ),
     }
     return WorkflowConfig(**{**usual, **options})  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from ce_model import training
-from ce_model.masks import STRATEGIES, Strategy, mask_for, shrink
+from ce_model.mask_tensors import shrink
+from ce_model.masks import STRATEGIES, Strategy, mask_for
 from ce_model.metrics import hole_errors, ssim
 from ce_model.networks import NetworkConfig, input_side, output_side
 from pipelines.evaluation import fills, models

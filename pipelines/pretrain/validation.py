@@ -9,7 +9,7 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ce_model import masks
+from ce_model import mask_tensors
 from ce_model.metrics import hole_errors
 from ce_model.networks import NetworkConfig
 from ce_model.training import Objective, fill, predict
@@ -38,7 +38,7 @@ class Look(NamedTuple):
 
 def to_device(image: NDArray[np.uint8], bits: NDArray[np.uint8], device: torch.device) -> Pictures:
     """Pictures and packed masks of the stream -> tensors."""
-    hidden = masks.unpack(torch.from_numpy(bits).to(device), image.shape[1])
+    hidden = mask_tensors.unpack(torch.from_numpy(bits).to(device), image.shape[1])
     return Pictures(torch.from_numpy(image).to(device), hidden)
 
 
@@ -89,7 +89,7 @@ def _hole_colour(picture: Tensor, hole: Tensor) -> Tensor:
 def panel(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, Any]:
     """Input, hole, output and target of the first pictures: uint8 (N, S, S, 3), hole (N, S, S)."""
     image, hidden = pictures.image[:PANEL_PICTURES], pictures.hidden[:PANEL_PICTURES]
-    hole = masks.shrink(hidden, look.objective.overlap)
+    hole = mask_tensors.shrink(hidden, look.objective.overlap)
     colour = torch.tensor(look.objective.fill, device=image.device).round().to(torch.uint8)
     output = fill(generator, image, hidden, **look._asdict())
     shown = {

@@ -19,7 +19,7 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ce_model import masks, training
+from ce_model import mask_tensors, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
 from ce_model.training import Networks, Objective, Optimizers, Precision
 from pipelines import stream
@@ -188,8 +188,8 @@ def on_device(batch: stream.Batch, device: torch.device) -> tuple[Tensor, Tensor
     image = torch.tensor(batch["image"]).to(device, non_blocking=True)
     bits = torch.tensor(batch["mask"]).to(device, non_blocking=True)
     augment = torch.tensor(batch["augment"]).to(device, non_blocking=True)
-    hidden = masks.unpack(bits, image.shape[1])
-    hidden = masks.apply_symmetry(hidden, augment % stream.FLIP)
+    hidden = mask_tensors.unpack(bits, image.shape[1])
+    hidden = mask_tensors.apply_symmetry(hidden, augment % stream.FLIP)
     flip = (augment >= stream.FLIP).view(-1, 1, 1, 1)
     return torch.where(flip, image.flip(2), image), hidden
 

@@ -1,0 +1,120 @@
+"""Promotion against server processes: SQLite, and PostgreSQL where it is installed. Slow."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import test_promotion as promotion
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def postgres_folder() -> Path | None:
+    """Where `postgres` and `initdb` are: on the path, or where Debian puts them."""
+    found = shutil.which("postgres")
+    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return folders[-1] if folders else None
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
+    """A tracking server of this test alone; ended by its id."""
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    log = (folder / "server.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
+         "--artifacts-destination", str(folder / "mlartifacts"), "--host", "127.0.0.1",
+         "--port", str(port), "--workers", "1"],
+        cwd=folder, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        log.close()
+
+
+def walk_through(uri: str, folder: Path) -> None:
+    """Promote, refuse, roll back."""
+    home = promotion.make_home(uri, folder)
+    good = promotion.log_run(home, "good", 0, 15.0)
+    promotion.log_run(home, "good", 1, 15.1)
+    better = promotion.log_run(home, "better", 0, 16.0)
+    promotion.log_run(home, "better", 1, 16.1)
+    assert promotion.ask(home, good, "served").promoted
+    assert promotion.ask(home, better, "served").promoted
+    refused = promotion.ask(home, good, "served")
+    assert not refused.promoted and "worse" in refused.text
+    promotion.roll_back(uri, "served", str(folder))
+    assert promotion.aliases(home, "served")["champion"] == "1"
+    assert good in promotion.explain.explain(uri, "models:/served@champion")
+
+
+def test_promotion_through_a_server_with_sqlite(tmp_path: Path) -> None:
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/server.db") as uri:
+        walk_through(uri, tmp_path)
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL of this test alone, as a user without rights (it refuses to run as root)."""
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
+    programs = postgres_folder()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    # Not under tmp_path, which other users cannot enter.
+    home, port = Path(tempfile.mkdtemp(prefix="ce-postgres-")), free_port()
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        os.chown(home, pwd.getpwnam(user).pw_uid, -1)
+    data = home / "data"
+    usual = {"check": True, "user": user, "cwd": home, "capture_output": True}
+    subprocess.run([programs / "initdb", "-D", data, "-U", "mlflow", "--auth=trust", "-N"], **usual)  # type: ignore[call-overload]
+    process = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-p", str(port), "-k", home, "-h", "127.0.0.1"],
+        user=user, cwd=home, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+        deadline = time.monotonic() + 60
+        while subprocess.run(ready, capture_output=True).returncode:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.3)
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        shutil.rmtree(home)
+
+
+def test_promotion_through_a_server_with_postgresql(tmp_path: Path) -> None:
+    with postgres(tmp_path) as backend, mlflow_server(tmp_path, backend) as uri:
+        walk_through(uri, tmp_path)
