@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster for this process alone, on loopback
@@ -34,6 +35,13 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def end_orphans(processes: list[psutil.Process]) -> None:
+    """End what a killed driver leaves behind: Ray's agents notice its death after a minute."""
+    for process in psutil.wait_procs(processes, timeout=3)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def draw_picture(number: int, height: int, width: int) -> np.ndarray:

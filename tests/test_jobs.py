@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import end_orphans
 
 from pipelines.pretrain import checkpoint
 
@@ -76,7 +77,7 @@ def test_twenty_steps_equal_ten_a_killed_job_and_ten(tmp_path: Path) -> None:
     job.send_signal(signal.SIGKILL)
     job.communicate()
     assert not list(interrupted.glob("pretrain/*/commit.json"))
-    psutil.wait_procs(children, timeout=60)
+    end_orphans(children)
     resumed, screen = pretrain(interrupted)
     assert "resumed at step 10" in screen
     assert resumed["restarts"] == 1
