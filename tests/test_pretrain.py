@@ -266,6 +266,7 @@ def test_ranks_that_drift_apart_are_noticed(drift: float, noticed: int, tmp_path
     assert list(failures) == [noticed, noticed]
 
 
+@pytest.mark.slow  # half a minute; the step without a discriminator is in test_training.py
 def test_without_an_adversarial_weight_there_is_no_discriminator(
     dataset_uri: str, tmp_path: Path
 ) -> None:
