@@ -3,7 +3,6 @@
 import gzip
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -113,7 +112,7 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
             yield _File(sample, member._replace(fault=refused))
         elif name.lower().endswith(ARCHIVE_SUFFIXES) and depth == 0:
             stem = path.name.split(".")[0]
-            inner = replace(piece, key=f"{piece.key}{stem}/", class_name=stem, begin=0)
+            inner = piece._replace(key=f"{piece.key}{stem}/", class_name=stem, begin=0)
             yield from _archive(entry.content, inner, depth=1)
         elif path.suffix.lower() == ".cls" and entry.size <= MAX_LABEL_BYTES:
             yield _File(sample, None, entry.content.read().decode("utf-8", "replace").strip())

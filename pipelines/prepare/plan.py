@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import IO
 
 from pipelines import storage
@@ -53,8 +53,8 @@ def listing(pieces: Iterable[Piece]) -> Iterator[Listing]:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryFile("w+", prefix="listing-") as spool:
         for piece in pieces:
-            spool.write(json.dumps(astuple(piece)) + "\n")
-            identity = {name: value for name, value in asdict(piece).items() if name != "uri"}
+            spool.write(json.dumps(piece) + "\n")
+            identity = {name: value for name, value in piece._asdict().items() if name != "uri"}
             digest.update(json.dumps(identity, sort_keys=True).encode())
             counts["pieces"] += 1
             counts["bytes"] += weight(piece)
@@ -109,7 +109,7 @@ def make(found: Listing, work: str) -> Plan:
         return Plan(**storage.read_json(uri))
     num_units = 0
     for unit in cut(found):
-        text = "".join(json.dumps(astuple(piece)) + "\n" for piece in unit)
+        text = "".join(json.dumps(piece) + "\n" for piece in unit)
         storage.publish(unit_uri(work, num_units), text.encode())
         num_units += 1
     smallest, largest = BUCKETS
@@ -134,4 +134,4 @@ def read_unit(work: str, unit: int, *, keep_splits: bool) -> list[Piece]:
     """The pieces of a unit; without their splits where the source has train but no val."""
     lines = storage.read_bytes(unit_uri(work, unit)).splitlines()
     pieces = [Piece(*json.loads(line)) for line in lines]
-    return pieces if keep_splits else [replace(piece, split=None) for piece in pieces]
+    return pieces if keep_splits else [piece._replace(split=None) for piece in pieces]

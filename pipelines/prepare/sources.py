@@ -16,9 +16,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pipelines import storage
 from pipelines.errors import UserError
@@ -41,9 +40,8 @@ RANGE_BYTES = 64 << 20  # of a tar or a Parquet file; less where a single row gr
 SCAN_BYTES = 1 << 16  # headers of a nested tar lie far apart
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a source that one task reads."""
+class Piece(NamedTuple):
+    """A part of a source that one task reads. There are millions: a tuple is quick to store."""
 
     kind: Literal["file", "tar", "parquet"]
     uri: str
@@ -103,7 +101,7 @@ def _of_single(source: str, others: Counter[str]) -> Iterator[Piece]:
         for piece in _of_file(source, name, storage.size(source), None, others):
             # An archive alone needs no name before the names inside it.
             inside = piece.key.partition("/")[2]
-            yield replace(piece, key=inside) if piece.kind == "tar" else piece
+            yield piece._replace(key=inside) if piece.kind == "tar" else piece
 
 
 def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Piece]:
@@ -166,10 +164,9 @@ def _of_archive(uri: str, path: str, size: int, split: str | None) -> Iterator[P
             here = stream.tell()
             if entry.name.lower().endswith(ARCHIVE_SUFFIXES):
                 if end > begin:
-                    yield replace(whole, begin=begin, bytes=end - begin)
+                    yield whole._replace(begin=begin, bytes=end - begin)
                 inner = PurePosixPath(entry.name).name.split(".")[0]
-                yield replace(
-                    whole,
+                yield whole._replace(
                     key=f"{stem}/{inner}/",
                     class_name=inner,
                     begin=here,
@@ -177,13 +174,13 @@ def _of_archive(uri: str, path: str, size: int, split: str | None) -> Iterator[P
                 )
                 begin = here + tars.padded(entry.size)
             elif end - begin >= RANGE_BYTES:
-                yield replace(whole, begin=begin, bytes=entry.begin - begin)
+                yield whole._replace(begin=begin, bytes=entry.begin - begin)
                 begin = entry.begin
             end = here + tars.padded(entry.size)
     except tars.BrokenArchive:
         end = size  # whoever reads the last range meets the damage again and reports it
     if begin < min(end, size):
-        yield replace(whole, begin=begin, bytes=min(end, size) - begin)
+        yield whole._replace(begin=begin, bytes=min(end, size) - begin)
 
 
 def _begins_with_archive(uri: str) -> bool:
