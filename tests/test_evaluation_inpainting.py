@@ -1,5 +1,6 @@
 """Filling holes: what the classical methods may see, and how fills are scored."""
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,7 +8,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from ce_model.masks import central
 from pipelines.evaluation import fills, inpainting
-from pipelines.evaluation.inpainting import Holes
+from pipelines.evaluation.inpainting import Holes, InpaintingSettings
+from pipelines.evaluation.pictures import Pictures
 
 
 def photographs(count: int, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
@@ -96,3 +98,12 @@ def test_scores_are_grouped_by_hidden_share() -> None:
     assert share["10% to 20%"]["L1"] is None
     l1 = share["20% to 100%"]["L1"]
     assert isinstance(l1, float) and l1 > 0
+
+
+def test_only_the_baselines_asked_for_are_measured() -> None:
+    encoded = tuple(cv2.imencode(".png", p)[1].tobytes() for p in photographs(2))
+    pictures = Pictures(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
+    settings = InpaintingSettings(baselines=("Telea", "mean colour"), panel=1)
+    kinds = [Holes(64, "central", 0)]
+    measured = inpainting.measure_classical(kinds, pictures, None, settings)
+    assert {row["method"] for row in measured.rows} == {"Telea", "mean colour"}

@@ -5,6 +5,7 @@ pixels only, and returns the filled picture.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,6 +16,9 @@ from skimage.restoration import inpaint_biharmonic
 from ce_model.scores import nearest
 from pipelines.images import Picture
 
+Baseline = Literal[
+    "mean colour", "Telea", "Navier-Stokes", "biharmonic", "shift-map (patches)", "FSR"
+]
 Hole = NDArray[np.bool_]
 Fill = Callable[[Picture, Hole], Picture]
 
@@ -58,7 +62,7 @@ def frequency_selective(picture: Picture, hole: Hole) -> Picture:
     return _inside(filled, picture, hole)
 
 
-FILLS: dict[str, Fill] = {
+FILLS: dict[Baseline, Fill] = {
     "mean colour": mean_colour,
     "Telea": telea,
     "Navier-Stokes": navier_stokes,
