@@ -5,7 +5,7 @@ ports (a 4x4 convolution as bottleneck, unfused Adam, a value read back for ever
 is given to it as floats with the hole already filled, while ours starts from uint8 pictures and
 masks. Rounds of the two alternate in one process; the rate of a plain matrix product, measured
 between them, is the limit. On a busy machine the ratio of processor time is the steadier one. At
-the end both train on the same batches, and their losses have to agree.
+the end both train on the same batches without discriminator, and their losses have to agree.
 
 $ python -m benchmarks.train_step --preset inpaint --rounds 5
 $ python -m benchmarks.train_step --preset alexnet --device cuda --batch-size 512
@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="ours, with torch.compile")
     parser.add_argument("--loss-steps", type=int, default=50, help="0 skips the comparison")
     parser.add_argument("--loss-batch-size", type=int, default=16)
-    parser.add_argument("--loss-starts", type=int, default=4)
+    parser.add_argument("--loss-starts", type=int, default=2)
     return parser.parse_args()
 
 
@@ -99,6 +100,17 @@ def _setting(preset: str) -> Setting:
     return Setting(network, objective, strategy, rates)
 
 
+def _without_discriminator(setting: Setting) -> Setting:
+    """For the comparison of losses: a game between two networks parts ways from equal starts.
+
+    Measured with the joint loss: after 50 steps two fp32 loops that differ in the order of their
+    sums end up to 5.7 % apart, in bf16 up to 10 % and in either direction.
+    """
+    objective = replace(setting.objective, adversarial=0.0)
+    rates = training.default_learning_rates(setting.network, setting.strategy, 0.0)
+    return setting._replace(objective=objective, rates=rates)
+
+
 def _compare(
     preset: str, device: torch.device, dtype: torch.dtype, args: argparse.Namespace
 ) -> bool:
@@ -112,7 +124,7 @@ def _compare(
     del ours, peer
     gflop = _gflop_per_image(start, batches[0], setting)
     _print_speeds(preset, rounds, gflop, args, dtype)
-    return not args.loss_steps or _same_loss(setting, dtype, device, args)
+    return not args.loss_steps or _same_loss(_without_discriminator(setting), dtype, device, args)
 
 
 class Round(NamedTuple):
@@ -199,7 +211,7 @@ def _gflop_per_image(start: Networks, batch: Batch, setting: Setting) -> float:
 def _same_loss(
     setting: Setting, dtype: torch.dtype, device: torch.device, args: argparse.Namespace
 ) -> bool:
-    """Mean over several starts: from one start two fp32 loops may end 5 % apart (joint loss)."""
+    """Whether the reconstruction losses end within the tolerance, in the mean over the starts."""
     pairs = [_losses(setting, dtype, device, args, seed) for seed in range(args.loss_starts)]
     first, second = np.mean(pairs, axis=0)
     difference = abs(first / second - 1)
