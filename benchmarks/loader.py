@@ -19,7 +19,6 @@ where the processor time of ours goes, by kind of process.
 
 import argparse
 import importlib.util
-import itertools
 import os
 import statistics
 import sys
@@ -29,62 +28,54 @@ import time
 import types
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.stream import Rate, bare_loop, ours, rate
-from pipelines import cluster, dataset, images, stream
+from benchmarks.stream import (
+    Rate,
+    Sample,
+    Stored,
+    Transform,
+    add_plan_arguments,
+    bare_loop,
+    endless,
+    file_loader,
+    ours,
+    peer,
+    plan_of,
+    read_stored,
+    unpacked,
+)
+from pipelines import cluster, images, stream
 from pipelines.stream import StreamPlan
 
 SHARD_PICTURES = 1000
 SHUFFLE_BUFFER = 1000
 OF_DATALOADER, OF_BARE_CPU = 0.9, 1.15
 
-Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-Stored = list[tuple[bytes, bytes]]
-
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--dataset", required=True, help="URI of a prepared dataset")
-    parser.add_argument("--side", type=int, default=227, choices=(128, 227))
-    parser.add_argument("--strategy", default="random_region")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=48_000, help="pictures per measurement")
+    add_plan_arguments(parser, side=227, images=48_000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    plan = StreamPlan(
-        uri=args.dataset,
-        manifest=dataset.read_manifest(args.dataset),
-        strategy=args.strategy,
-        side=args.side,
-        shorter=0,
-        batch_size=args.batch_size,
-        num_workers=1,
-        steps=args.images // args.batch_size,
-        seed=0,
-    )
+    plan = plan_of(args)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, cluster.connected():
-        stored = read_stored(plan)
-        peers = {
-            "DataLoader": file_loader(stored, Path(folder) / "files", plan, cores),
-            "WebDataset": tar_loader(stored, Path(folder) / "tars", plan, cores),
-            "Streaming": mds_loader(stored, Path(folder) / "mds", plan, cores),
-        }
+        stored, crop = read_stored(plan), partial(fast_crop, plan.side)
         contenders: dict[str, Rate] = {
-            "bare loop": lambda: bare_loop(plan),
-            "ours": lambda: ours(plan, 1),
+            "bare loop": partial(bare_loop, plan),
+            "ours": partial(ours, plan, 1),
         }
-        for name, batches in peers.items():
-            contenders[name] = peer(batches, plan)
+        for name, make in PEERS.items():
+            place = Path(folder) / name
+            place.mkdir()
+            contenders[name] = partial(peer, make(stored, place, plan, cores, crop), plan)
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(args.rounds):
             for name, measure in contenders.items():
@@ -128,74 +119,24 @@ def report_cpu(bare: list[float], task: list[float]) -> None:
     )
 
 
-def read_stored(plan: StreamPlan) -> Stored:
-    """JPEG and packed hole of every training picture."""
-    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
-    stored = []
-    for group in dataset.row_groups(plan.manifest, "train"):
-        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
-        for row in table.to_pylist():
-            stored.append((row["image"], row[spec.column][: spec.bytes_per_mask]))
-    return stored
+def fast_crop(side: int, jpeg: bytes, mask: bytes) -> Sample:
+    """Decode as ours does, crop anywhere, unpack."""
+    down, across = torch.rand(2).tolist()
+    picture = images.square(images.decode(jpeg), side, 0, down, across)
+    return picture, unpacked(mask, side)
 
 
-class Transform:
-    """JPEG and packed hole -> crop uint8 (S, S, 3) and hole uint8 (S, S)."""
-
-    def __init__(self, side: int) -> None:
-        """Crops of that side."""
-        self._side = side
-
-    def __call__(self, jpeg: bytes, mask: bytes) -> Sample:
-        """Decode, crop anywhere, unpack."""
-        down, across = torch.rand(2).tolist()
-        picture = images.square(images.decode(jpeg), self._side, 0, down, across)
-        bits = np.frombuffer(mask, np.uint8)
-        return picture, np.unpackbits(bits, count=self._side**2).reshape(self._side, self._side)
-
-
-class Files(Dataset[Sample]):
-    """JPEG files; the masks are in memory."""
-
-    def __init__(self, paths: list[Path], masks: list[bytes], transform: Transform) -> None:
-        """Keep what to read."""
-        self._paths, self._masks, self._transform = paths, masks, transform
-
-    def __len__(self) -> int:
-        """Pictures."""
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Sample:
-        """A picture and its hole."""
-        return self._transform(self._paths[index].read_bytes(), self._masks[index])
-
-
-def file_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> Iterator[Any]:
-    """torch's DataLoader over files, epoch after epoch."""
-    folder.mkdir()
-    paths = []
-    for number, (jpeg, _) in enumerate(stored):
-        paths.append(folder / f"{number:07d}.jpg")
-        paths[-1].write_bytes(jpeg)
-    files = Files(paths, [mask for _, mask in stored], Transform(plan.side))
-    loader = DataLoader(
-        files, plan.batch_size, shuffle=True, num_workers=cores, drop_last=True,
-        persistent_workers=True,
-    )  # fmt: skip
-    return itertools.chain.from_iterable(itertools.repeat(loader))
-
-
-def tar_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> Iterator[Any]:
+def tar_loader(
+    stored: Stored, folder: Path, plan: StreamPlan, cores: int, transform: Transform
+) -> Iterator[Any]:
     """WebDataset over tar shards; batches are made in the workers, as its manual says."""
     import webdataset
 
-    folder.mkdir()
     with webdataset.ShardWriter(
         str(folder / "%06d.tar"), maxcount=SHARD_PICTURES, verbose=0
     ) as writer:
         for number, (jpeg, mask) in enumerate(stored):
             writer.write({"__key__": f"{number:07d}", "jpg": jpeg, "mask": mask})
-    transform = Transform(plan.side)
 
     def one(sample: dict[str, bytes]) -> Sample:
         return transform(sample["jpg"], sample["mask"])
@@ -213,25 +154,23 @@ def tar_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> It
     return iter(loader)
 
 
-def mds_loader(stored: Stored, folder: Path, plan: StreamPlan, cores: int) -> Iterator[Any]:
+def mds_loader(
+    stored: Stored, folder: Path, plan: StreamPlan, cores: int, transform: Transform
+) -> Iterator[Any]:
     """MosaicML Streaming over MDS shards, epoch after epoch."""
     streaming = streaming_base()
     columns = {"image": "bytes", "mask": "bytes"}
     with streaming.MDSWriter(out=str(folder), columns=columns) as writer:
         for jpeg, mask in stored:
             writer.write({"image": jpeg, "mask": mask})
-    transform = Transform(plan.side)
 
     class Shards(streaming.StreamingDataset):  # type: ignore[name-defined,misc]
         def __getitem__(self, at: int) -> Sample:
             sample = super().__getitem__(at)
             return transform(sample["image"], sample["mask"])
 
-    loader: DataLoader[Any] = DataLoader(
-        Shards(local=str(folder), shuffle=True, batch_size=plan.batch_size),
-        plan.batch_size, num_workers=cores, drop_last=True, persistent_workers=True,
-    )  # fmt: skip
-    return itertools.chain.from_iterable(itertools.repeat(loader))
+    shards = Shards(local=str(folder), shuffle=True, batch_size=plan.batch_size)
+    return endless(shards, plan, cores)
 
 
 def streaming_base() -> types.ModuleType:
@@ -245,14 +184,7 @@ def streaming_base() -> types.ModuleType:
     return importlib.import_module("streaming.base")
 
 
-def peer(batches: Iterator[Any], plan: StreamPlan) -> Rate:
-    """As many batches as ours; the worker processes and their queues are warm."""
-
-    def measure() -> float:
-        counted = (len(image) for image, _ in itertools.islice(batches, plan.steps))
-        return rate(counted, skip=plan.window_batches)
-
-    return measure
+PEERS = {"DataLoader": file_loader, "WebDataset": tar_loader, "Streaming": mds_loader}
 
 
 def bare_cpu(plan: StreamPlan) -> float:

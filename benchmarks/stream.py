@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ce_model import mask_tensors
@@ -36,21 +36,48 @@ from pipelines import cluster, dataset, images, stream
 from pipelines.stream import StreamPlan
 
 Rate = Callable[[], float]
+Stored = list[tuple[bytes, bytes]]
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Transform = Callable[[bytes, bytes], Sample]
 
 
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True, help="URI of a prepared dataset")
-    parser.add_argument("--side", type=int, default=128, choices=(128, 227))
-    parser.add_argument("--strategy", default="random_region")
-    parser.add_argument("--batch-size", type=int, default=64)
+    add_plan_arguments(parser, side=128, images=12_800)
     parser.add_argument("--consumers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--images", type=int, default=12_800, help="pictures per measurement")
-    parser.add_argument("--window-rows", type=int, default=stream.WINDOW_ROWS)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    plan = StreamPlan(
+    plan = plan_of(args)
+    cores = len(os.sched_getaffinity(0))
+    with cluster.connected(), tempfile.TemporaryDirectory() as folder:
+        loader = file_loader(
+            read_stored(plan), Path(folder), plan, cores, partial(pillow_crop, plan.side)
+        )
+        contenders: dict[str, Rate] = {"bare loop, 1 process": lambda: bare_loop(plan)}
+        for consumers in args.consumers:
+            contenders[f"ours, {consumers} consumers"] = partial(ours, plan, consumers)
+        contenders[f"DataLoader, Pillow, {cores} workers"] = partial(peer, loader, plan)
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(args.rounds):
+            for name, measure in contenders.items():
+                rates[name].append(measure())
+    report(rates, cores, plan)
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser, *, side: int, images: int) -> None:
+    """What is read, and how."""
+    parser.add_argument("--dataset", required=True, help="URI of a prepared dataset")
+    parser.add_argument("--side", type=int, default=side, choices=(128, 227))
+    parser.add_argument("--strategy", default="random_region")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--images", type=int, default=images, help="pictures per measurement")
+    parser.add_argument("--window-rows", type=int, default=stream.WINDOW_ROWS)
+
+
+def plan_of(args: argparse.Namespace) -> StreamPlan:
+    """The stream that the arguments ask for, to one consumer."""
+    return StreamPlan(
         uri=args.dataset,
         manifest=dataset.read_manifest(args.dataset),
         strategy=args.strategy,
@@ -62,18 +89,6 @@ def main() -> None:
         seed=0,
         window_rows=args.window_rows,
     )
-    cores = len(os.sched_getaffinity(0))
-    with cluster.connected(), tempfile.TemporaryDirectory() as folder:
-        loader = make_loader(plan, Path(folder), cores)
-        contenders: dict[str, Rate] = {"bare loop, 1 process": lambda: bare_loop(plan)}
-        for consumers in args.consumers:
-            contenders[f"ours, {consumers} consumers"] = partial(ours, plan, consumers)
-        contenders[f"DataLoader, Pillow, {cores} workers"] = lambda: torch_loader(loader, plan)
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(args.rounds):
-            for name, measure in contenders.items():
-                rates[name].append(measure())
-    report(rates, cores, plan)
 
 
 def report(rates: dict[str, list[float]], cores: int, plan: StreamPlan) -> None:
@@ -156,58 +171,82 @@ def ours(plan: StreamPlan, consumers: int) -> float:
     return float(sum(s[2] for s in seen) / (ended - began))
 
 
-class Files(Dataset[tuple[Tensor, Tensor]]):
-    """JPEG files read with Pillow, a random crop and a hole, as the public ports do."""
+def read_stored(plan: StreamPlan) -> Stored:
+    """JPEG and packed hole of every training picture."""
+    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+    stored = []
+    for group in dataset.row_groups(plan.manifest, "train"):
+        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
+        for row in table.to_pylist():
+            stored.append((row["image"], row[spec.column][: spec.bytes_per_mask]))
+    return stored
 
-    def __init__(self, paths: list[Path], masks: list[bytes], plan: StreamPlan) -> None:
-        """Keep the paths and the packed masks."""
-        self._paths, self._masks, self._side = paths, masks, plan.side
-        self._passes = -(-plan.steps * plan.batch_size // len(paths))
+
+def pillow_crop(side: int, jpeg: bytes, mask: bytes) -> Sample:
+    """Decode with Pillow, crop anywhere, unpack, as the public ports do."""
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        picture = opened.convert("RGB")
+    if min(picture.size) < side:
+        scale = side / min(picture.size)
+        width, height = (max(side, round(n * scale)) for n in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left = int(torch.randint(picture.width - side + 1, ()))
+    top = int(torch.randint(picture.height - side + 1, ()))
+    return np.array(picture.crop((left, top, left + side, top + side))), unpacked(mask, side)
+
+
+def unpacked(mask: bytes, side: int) -> NDArray[np.uint8]:
+    """The hole as one byte per pixel: uint8 (S, S)."""
+    return np.unpackbits(np.frombuffer(mask, np.uint8), count=side**2).reshape(side, side)
+
+
+class Files(Dataset[Sample]):
+    """JPEG files, several passes long, so that no epoch's end interrupts; masks in memory."""
+
+    def __init__(
+        self, paths: list[Path], masks: list[bytes], passes: int, transform: Transform
+    ) -> None:
+        """Keep what to read."""
+        self._paths, self._masks = paths, masks
+        self._passes, self._transform = passes, transform
 
     def __len__(self) -> int:
         """Pictures over all passes."""
         return len(self._paths) * self._passes
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         """Picture uint8 (S, S, 3) and hole uint8 (S, S)."""
         at = index % len(self._paths)
-        with Image.open(self._paths[at]) as opened:
-            picture = opened.convert("RGB")
-        if min(picture.size) < self._side:
-            scale = self._side / min(picture.size)
-            width, height = (max(self._side, round(n * scale)) for n in picture.size)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        left = int(torch.randint(picture.width - self._side + 1, ()))
-        top = int(torch.randint(picture.height - self._side + 1, ()))
-        picture = picture.crop((left, top, left + self._side, top + self._side))
-        bits = np.frombuffer(self._masks[at], np.uint8)
-        hole = np.unpackbits(bits, count=self._side**2).reshape(self._side, self._side)
-        return torch.from_numpy(np.array(picture)), torch.from_numpy(hole)
+        return self._transform(self._paths[at].read_bytes(), self._masks[at])
 
 
-def make_loader(plan: StreamPlan, folder: Path, cores: int) -> Iterator[Any]:
-    """The stored JPEGs as files, and a loader over them that never ends."""
-    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
-    paths: list[Path] = []
-    masks: list[bytes] = []
-    for group in dataset.row_groups(plan.manifest, "train"):
-        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
-        for row in table.to_pylist():
-            paths.append(folder / f"{len(paths):07d}.jpg")
-            paths[-1].write_bytes(io.BytesIO(row["image"]).getvalue())
-            masks.append(row[spec.column][: spec.bytes_per_mask])
-    files = Files(paths, masks, plan)
+def file_loader(
+    stored: Stored, folder: Path, plan: StreamPlan, cores: int, transform: Transform
+) -> Iterator[Any]:
+    """The JPEGs as files, and a torch DataLoader over them that never ends."""
+    paths = [folder / f"{number:07d}.jpg" for number in range(len(stored))]
+    for path, (jpeg, _) in zip(paths, stored, strict=True):
+        path.write_bytes(jpeg)
+    passes = -(-plan.steps * plan.batch_size // len(stored))
+    files = Files(paths, [mask for _, mask in stored], passes, transform)
+    return endless(files, plan, cores, shuffle=True)
+
+
+def endless(
+    samples: Dataset[Sample], plan: StreamPlan, cores: int, *, shuffle: bool = False
+) -> Iterator[Any]:
+    """Batches of a torch DataLoader, epoch after epoch, from the same worker processes."""
     loader = DataLoader(
-        files, plan.batch_size, shuffle=True, num_workers=cores, drop_last=True,
+        samples, plan.batch_size, shuffle=shuffle, num_workers=cores, drop_last=True,
         persistent_workers=True,
     )  # fmt: skip
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def torch_loader(loader: Iterator[Any], plan: StreamPlan) -> float:
+def peer(batches: Iterator[Any], plan: StreamPlan) -> float:
     """As many batches as ours; the worker processes and their queues are warm."""
-    batches = (len(image) for image, _ in itertools.islice(loader, plan.steps))
-    return rate(batches, skip=4 * plan.window_batches)
+    counted = (len(image) for image, _ in itertools.islice(batches, plan.steps))
+    return rate(counted, skip=4 * plan.window_batches)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ arXiv:1604.07379, sections 3.2 and 5; train.lua and train_random.lua for the ste
 overlap ring and the learning rates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -299,25 +300,22 @@ def estimate_statistics(
     They become the plain average over batches of 32 of these pictures; weights and mode stay.
     Shapes as in `train_step`.
     """
-    encoder = bare(generator)
-    was_training = encoder.training
-    norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    encoder.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    try:
-        for start in range(0, len(image), STATISTICS_BATCH):
-            part = slice(start, start + STATISTICS_BATCH)
-            views = make_views(image[part], hidden[part], network, objective)
-            with _autocast(image.device, dtype):
-                encoder(views.context)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        encoder.train(was_training)
+    with _evaluating(generator) as encoder:
+        norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average
+        try:
+            for start in range(0, len(image), STATISTICS_BATCH):
+                part = slice(start, start + STATISTICS_BATCH)
+                views = make_views(image[part], hidden[part], network, objective)
+                with _autocast(image.device, dtype):
+                    encoder(views.context)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 @torch.no_grad()
@@ -332,14 +330,8 @@ def predict(
 ) -> Prediction:
     """Predict in evaluation mode, for the metrics. Shapes as in `train_step`."""
     views = make_views(image, hidden, network, objective)
-    encoder = bare(generator)
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with _autocast(image.device, dtype):
-            prediction = encoder(views.context)
-    finally:
-        encoder.train(was_training)
+    with _evaluating(generator) as encoder, _autocast(image.device, dtype):
+        prediction = encoder(views.context)
     prediction = prediction.float().add(1).div(2).clamp(0, 1)
     return Prediction(prediction, views.target.add(1).div(2), views.hole)
 
@@ -401,6 +393,18 @@ def bare(network: nn.Module) -> nn.Module:
         module: nn.Module = network.module
         return module
     return network
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network without its wrapper, in evaluation mode for the block."""
+    module = bare(network)
+    was_training = module.training
+    module.eval()
+    try:
+        yield module
+    finally:
+        module.train(was_training)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -1,6 +1,11 @@
 """Fixtures that cost seconds and are shared by the whole session."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -42,6 +47,32 @@ def end_orphans(processes: list[psutil.Process]) -> None:
     for process in psutil.wait_procs(processes, timeout=3)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def mlflow_server_command(folder: Path, backend: str, port: int) -> list[str]:
+    return [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", backend,
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+
+
+def wait_until_serving(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"nobody answers at {url}: {log.read_text()}"
+            time.sleep(0.5)
 
 
 def draw_picture(number: int, height: int, width: int) -> np.ndarray:

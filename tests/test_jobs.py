@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import end_orphans
+from conftest import end_orphans, free_port, wait_until_serving
 
 from pipelines.pretrain import checkpoint
 
@@ -124,9 +123,7 @@ def test_a_mistake_is_one_message_and_nothing_half_written(
 
 def test_the_model_is_served_over_http(tmp_path: Path) -> None:
     summary, _ = pretrain(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {
         **os.environ,
         "MLFLOW_TRACKING_URI": summary["tracking_uri"],
@@ -140,15 +137,7 @@ def test_the_model_is_served_over_http(tmp_path: Path) -> None:
     with (tmp_path / "serve.log").open("wb") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "serve.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.5)
+        wait_until_serving(f"http://127.0.0.1:{port}/ping", server, tmp_path / "serve.log")
         image = [[[[200, 10, 10]] * 128] * 128]
         mask = [[[int(32 <= r < 96 and 32 <= c < 96) for c in range(128)] for r in range(128)]]
         request = urllib.request.Request(

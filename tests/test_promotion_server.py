@@ -4,18 +4,16 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import test_promotion as promotion
+from conftest import free_port, mlflow_server_command, wait_until_serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,18 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def postgres_folder() -> Path | None:
     """Where `postgres` and `initdb` are: on the path, or where Debian puts them."""
     found = shutil.which("postgres")
-    folders = (
-        [Path(found).resolve().parent]
-        if found
-        else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    )
-    return folders[-1] if folders else None
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    if found:
+        return Path(found).resolve().parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 
 
 @contextmanager
@@ -42,25 +31,13 @@ def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
     """A tracking server of this test alone; ended by its id."""
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
-        "--artifacts-destination", str(folder / "mlartifacts"), "--host", "127.0.0.1",
-        "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    with (folder / "server.log").open("w") as log:
+    command = mlflow_server_command(folder, backend, port)
+    with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            deadline = time.monotonic() + 180
-            while True:
-                try:
-                    urllib.request.urlopen(f"{uri}/health", timeout=5).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "server.log").read_text()
-                    assert time.monotonic() < deadline, "the server did not start"
-                    time.sleep(0.5)
+            wait_until_serving(f"{uri}/health", process, folder / "server.log")
             yield uri
         finally:
             if process.poll() is None:

@@ -1,14 +1,13 @@
 """The recorder: an absent server delays the curves and costs nothing else."""
 
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import free_port, mlflow_server_command
 
 from pipelines import tracking
 from pipelines.errors import UserError
@@ -69,12 +68,6 @@ def test_a_replayed_history_adds_only_what_is_missing(sqlite: str, tmp_path: Pat
     assert points(sqlite, run_id, "a") == [(step, step) for step in range(7)]
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator["Relay"]:
     relay = Relay(tmp_path)
@@ -92,12 +85,8 @@ class Relay:
         self.server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-            "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-            "--artifacts-destination", str(self.folder / "artifacts"),
-        ]  # fmt: skip
+        backend = f"sqlite:///{self.folder}/server.db"
+        command = mlflow_server_command(self.folder, backend, self.port)
         with (self.folder / "server.log").open("wb") as log:
             self.server = subprocess.Popen(command, stdout=log, stderr=log)
 
