@@ -196,6 +196,7 @@ def _evaluation(config: AblateConfig, cell: Cell, data: str) -> EvaluateConfig:
         model=(str(cell.arm),),  # the reference is known once the cell is trained
         data=(data, *config.data),
         tasks=config.tasks,
+        seeds=(cell.seed,),
         store=config.store,
         precision=config.pretrain.precision,
         tracking_uri=config.tracking_uri,
