@@ -2,7 +2,8 @@
 
 A name is the task, what was measured, and the score: `inpainting/random_region/hole/128/PSNR`,
 `linear/conv5/100%/accuracy`. Beside each stands a key of how it was measured (task settings, data,
-precision): scores of two models may be compared only when these are equal.
+precision, number of seeds): scores of two models may be compared only when these are equal. Which
+seeds they were does not matter: a sweep measures every training with the seed of its own.
 """
 
 from collections.abc import Iterable
@@ -52,7 +53,7 @@ def _take(section: dict[str, Any], rows: set[str], report: dict[str, Any], score
             "task": section["task"],
             "data": section["data"].rstrip("/").rsplit("/", 1)[-1],
             "settings": [note.get("settings") for note in section["notes"].values()][:1],
-            "seeds": report["seeds"],
+            "seeds": len(report["seeds"]),
             "precision": report["precision"],
         }
     )

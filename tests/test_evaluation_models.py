@@ -9,10 +9,17 @@ import torch
 from test_evaluation_run import SMALL, save
 
 from ce_model.networks import NetworkConfig, build_generator
-from ce_model.training import Networks, default_objective, make_optimizers, state_tensors
+from ce_model.training import (
+    Networks,
+    Objective,
+    default_objective,
+    estimate_statistics,
+    make_optimizers,
+    state_tensors,
+)
 from pipelines import dataset, storage, stream, tracking, weights
 from pipelines.errors import UserError
-from pipelines.evaluation import baselines, models
+from pipelines.evaluation import baselines, models, room
 from pipelines.evaluation.baselines import BaselineSettings
 from pipelines.evaluation.models import resolve
 from pipelines.pretrain import checkpoint
@@ -112,6 +119,41 @@ def test_a_baseline_is_the_same_whenever_it_is_trained(
     changed = [key for key in fresh if not torch.equal(fresh[key], trained[key])]
     assert "encoder.e1.0.weight" in changed
     assert ("decoder.d2.0.weight" in changed) == (kind == "autoencoder")
+
+
+def test_a_row_of_several_trainings_gives_each_of_them_one_seed() -> None:
+    network = NetworkConfig(preset="alexnet", output="full")
+    alone, *others = (
+        models.Subject(
+            name=name, kind="model", uri=name, sha256="", identity=number, network=network
+        )
+        for name, number in (("alone", "0"), ("row", "1"), ("row", "2"), ("row", "3"))
+    )
+    found = room.paired([alone, *others], (7, 8, 9))
+    assert [(s.identity, seed) for s, seed in found] == [
+        ("0", 7), ("0", 8), ("0", 9), ("1", 7), ("2", 8), ("3", 9),
+    ]  # fmt: skip
+    assert [seed for _, seed in room.paired(others, (7,))] == [7, 7, 7]
+
+
+def test_an_autoencoder_ends_with_statistics_without_dropout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = NetworkConfig(preset="alexnet", output="full")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 227, 227, 3)).astype(np.uint8)
+    read = [{"image": image, "augment": np.zeros(4, np.int64)} for image in pixels]
+    monkeypatch.setattr(baselines, "batches", lambda plan: iter(read))
+    objective = Objective(adversarial=0.0, overlap=0, region="image", fill=(0.0, 0.0, 0.0))
+    generator = build_generator(network, generator=torch.Generator().manual_seed(0))
+    settings = BaselineSettings(steps=2, batch_size=4)
+    baselines._reconstruct(generator, None, objective, network, settings, torch.float32)  # type: ignore[arg-type]
+    found = {name: value.clone() for name, value in generator.named_buffers()}
+    image = torch.from_numpy(pixels.reshape(8, 227, 227, 3))
+    estimate_statistics(
+        generator, image, torch.zeros(image.shape[:3], dtype=torch.bool),
+        network=network, objective=objective, dtype=torch.float32,
+    )  # fmt: skip
+    assert all(torch.equal(value, found[name]) for name, value in generator.named_buffers())
 
 
 def test_baselines_read_the_batches_of_pretraining(dataset_uri: str) -> None:

@@ -23,6 +23,8 @@ from pipelines.errors import UserError
 from pipelines.evaluation import models
 from pipelines.stream import StreamPlan
 
+VERSION = 2  # part of every key: raise it when the same settings train differently
+STATISTICS_PICTURES = 256  # as in pretraining: see `training.estimate_statistics`
 Kind = Literal["autoencoder", "supervised"]
 Batch = dict[str, NDArray[Any]]
 
@@ -102,13 +104,26 @@ def _reconstruct(
 ) -> None:
     networks = Networks(generator.train(), None)
     optimizers = training.make_optimizers(networks, settings.learning_rate, 0.0)
+    place = next(generator.parameters()).device
+    typical: list[Tensor] = []
     for batch in batches(plan):
-        image = _image(batch).to(next(generator.parameters()).device)
-        hidden = torch.zeros(image.shape[:3], dtype=torch.bool, device=image.device)
+        image = _image(batch)
+        if len(typical) * settings.batch_size < STATISTICS_PICTURES:
+            typical.append(image)
         training.train_step(
-            networks, optimizers, image, hidden,
+            networks, optimizers, image.to(place), _nothing_hidden(image).to(place),
             network=network, objective=objective, dtype=dtype,
         )  # fmt: skip
+    if training.dropout_shifts_statistics(generator):
+        image = torch.cat(typical)[:STATISTICS_PICTURES]
+        training.estimate_statistics(
+            generator, image.to(place), _nothing_hidden(image).to(place),
+            network=network, objective=objective, dtype=dtype,
+        )  # fmt: skip
+
+
+def _nothing_hidden(image: Tensor) -> Tensor:
+    return torch.zeros(image.shape[:3], dtype=torch.bool)
 
 
 def _classify(

@@ -38,7 +38,7 @@ class EvaluateConfig:
     model: tuple[str, ...]
     """Models to compare: model folder, stage, MLflow run id, models:/name@alias, random,
     random-kmeans, autoencoder, supervised; label=REF names a row, and equal labels are repetitions
-    of one row."""
+    of one row (trainings of other seeds), each measured with one of the seeds in turn."""
     data: tuple[str, ...]
     """Prepared datasets, class folders, folders of pictures, VOC or CamVid folders; a task runs on
     those it can use."""

@@ -1,5 +1,6 @@
 """Where measurements run: Ray tasks, as many at once as the cluster has room for."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipelines import dataset, storage, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import baselines, models, proposals, results, work
-from pipelines.evaluation.config import KEY_VERSION, EvaluateConfig
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.models import Subject
 from pipelines.evaluation.pictures import Layout, Pictures
 from pipelines.evaluation.plan import title
@@ -117,7 +118,7 @@ def with_baselines(
     room: Room,
 ) -> list[tuple[Subject, int]]:
     """Every subject with the seeds it is measured with; baselines are trained once per seed."""
-    found = [(s, seed) for s in given.values() if s is not None for seed in config.seeds]
+    found = paired([s for s in given.values() if s is not None], config.seeds)
     wanted: dict[str, tuple[Any, ...]] = {}
     names: dict[str, tuple[str, baselines.Kind, int]] = {}
     for ref in (ref for ref, subject in given.items() if subject is None):
@@ -139,11 +140,28 @@ def with_baselines(
     return found
 
 
+def paired(subjects: Sequence[Subject], seeds: Sequence[int]) -> list[tuple[Subject, int]]:
+    """Subjects with the seeds they are measured with.
+
+    A row of one model is measured with every seed. In a row of several (trainings of different
+    seeds) each model takes one seed, in turn, so that they stay independent repetitions.
+    """
+    rows: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        rows.setdefault(subject.name, []).append(subject)
+    return [
+        (subject, seed)
+        for row in rows.values()
+        for at, subject in enumerate(row)
+        for seed in (seeds if len(row) == 1 else [seeds[at % len(seeds)]])
+    ]
+
+
 def _baseline_uri(kind: str, data: str, seed: int, config: EvaluateConfig) -> str:
     key = storage.content_key(
         {
             "stage": "baseline",
-            "version": KEY_VERSION,
+            "version": baselines.VERSION,
             "kind": kind,
             "network": asdict(config.network),
             "settings": asdict(config.baseline),
