@@ -135,9 +135,10 @@ def random_region(size: int, generator: np.random.Generator, *, share: float = M
     num_hidden = round(share * size**2)
     values = field.ravel().astype(np.int32)  # exact, and NumPy partitions integers faster
     quantile = np.partition(values, num_hidden - 1)[num_hidden - 1]
-    mask = values < quantile
-    ties = np.flatnonzero(values == quantile)
-    mask[ties[: num_hidden - np.count_nonzero(mask)]] = True
+    mask = values <= quantile
+    surplus = int(np.count_nonzero(mask)) - num_hidden
+    if surplus:
+        mask[np.flatnonzero(values == quantile)[-surplus:]] = False
     hidden: Mask = mask.reshape(size, size)
     return hidden
 

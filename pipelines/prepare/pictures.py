@@ -48,7 +48,9 @@ SIGNATURES = {
     b"%PDF": "PDF",
     b"\0\0\1\0": "ICO",
 }
-EXIF_HEAD_BYTES = 1 << 16  # an EXIF block is one JPEG segment near the start
+EXIF_BYTES = 1 << 16  # an EXIF block is one JPEG segment near the start
+EXIF_MARK = b"Exif\0\0"
+START_OF_SCAN = b"\xff\xda"
 ORIENTATION_TAG = 0x0112
 
 
@@ -199,11 +201,10 @@ def shrink(pixels: Pixels, side: int) -> Pixels:
 
 def _orientation(data: bytes) -> int:
     """EXIF orientation 1..8; 1 where there is none or it cannot be read."""
-    start = data.find(b"Exif\0\0", 0, EXIF_HEAD_BYTES)
-    start = start + 6 if start >= 0 else data.find(b"eXIf", 0, EXIF_HEAD_BYTES) + 4
-    if start < 6:
+    start = _exif_start(data)
+    if start is None:
         return 1
-    block = data[start : start + EXIF_HEAD_BYTES]
+    block = data[start : start + EXIF_BYTES]
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return 1
@@ -217,6 +218,26 @@ def _orientation(data: bytes) -> int:
     except struct.error:
         pass  # a cut EXIF block says nothing about orientation
     return 1
+
+
+def _exif_start(data: bytes) -> int | None:
+    """Where the EXIF block begins: in a segment before the image data of a JPEG, a chunk of a PNG.
+
+    The segments of a JPEG are walked, since a search takes a twentieth of the picture's whole time;
+    where stray bytes stand between them, it has to be searched after all.
+    """
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        while data[at : at + 1] == b"\xff" and data[at : at + 2] != START_OF_SCAN:
+            if data[at + 4 : at + 10] == EXIF_MARK:
+                return at + 10
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at : at + 2] == START_OF_SCAN:
+            return None
+    for mark in (EXIF_MARK, b"eXIf"):
+        if (start := data.find(mark, 0, EXIF_BYTES)) >= 0:
+            return start + len(mark)
+    return None
 
 
 def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
