@@ -101,7 +101,8 @@ def _write_sidecar(row: dict[str, Any], addition: Addition, old: Manifest) -> di
     schema = pa.schema(
         pa.field(spec.column, pa.large_binary(), nullable=False) for spec in addition.masks
     )
-    options = dataset.parquet_options(addition.masks) | {"compression": "zstd"}
+    options = dataset.parquet_options(addition.masks)
+    options |= {"compression": "zstd", "compression_level": dataset.ZSTD_LEVEL}
     with storage.staged_file(storage.join(addition.uri, path)) as staged:
         with pq.ParquetWriter(staged, schema, **options) as writer:
             for keys in _keys(addition.uri, file):
