@@ -32,6 +32,8 @@ from pipelines import storage
 from pipelines.errors import UserError
 
 KEY_TAG = "pipeline_key"
+COMMIT_TAG = "mlflow.source.git.commit"
+UNKNOWN = "unknown"
 MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
 MAX_DIGEST = 36  # characters, likewise
 RETRY_WAIT_S = 5.0
@@ -119,10 +121,13 @@ def ensure_run(spec: RunSpec) -> str:
     """Find the run of the key and set it running again, or create it; returns the run id."""
     server = client(spec.uri)
     experiment = experiment_id(server, spec.experiment, spec.store)
+    commit = git_commit()
     if run := find_run(server, experiment, spec.key):
         server.update_run(run.info.run_id, status="RUNNING")
+        if run.data.tags.get(COMMIT_TAG, UNKNOWN) == UNKNOWN:
+            server.set_tag(run.info.run_id, COMMIT_TAG, commit)
         return str(run.info.run_id)
-    tags = {**spec.tags, KEY_TAG: spec.key, "mlflow.source.git.commit": git_commit()}
+    tags = {**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: commit}
     run = server.create_run(experiment, run_name=spec.name, tags=tags)
     run_id = str(run.info.run_id)
     params = [Param(name, str(value)[:6000]) for name, value in sorted(spec.params.items())]
@@ -161,7 +166,7 @@ def git_commit() -> str:
             [*command, "--abbrev=40", "--match="], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("GIT_COMMIT", "unknown")
+        return os.environ.get("GIT_COMMIT", UNKNOWN)
     return found.stdout.strip()
 
 

@@ -18,7 +18,7 @@ from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
 from pipelines import cli, registry, storage, tracking, weights
 from pipelines.errors import UserError
-from pipelines.promotion import dossier, explain
+from pipelines.promotion import explain
 from pipelines.promotion.gates import Gates, read_gates
 from pipelines.promotion.run import Decision, PromoteConfig, promote, roll_back, run
 
@@ -71,7 +71,7 @@ def log_run(
     )  # fmt: skip
     run_id = tracking.ensure_run(spec)
     server = tracking.client(home.uri)
-    server.set_tag(run_id, dossier.COMMIT_TAG, "c" * 40)
+    server.set_tag(run_id, tracking.COMMIT_TAG, "c" * 40)
     folder = home.store / f"model-{run_id}"
     shutil.copytree(home.folder, folder)
     with warnings.catch_warnings():

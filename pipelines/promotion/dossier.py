@@ -11,7 +11,6 @@ from pipelines.evidence import Scores
 from pipelines.promotion.gates import ALARM, Dossier
 from pipelines.registry import RunFacts
 
-COMMIT_TAG = "mlflow.source.git.commit"
 # Formats that are, or may hold, pickles: loading one can run anything.
 PICKLE_SUFFIXES = {
     ".pkl", ".pickle", ".dill", ".joblib", ".pt", ".pth", ".pt2", ".ckpt", ".bin", ".npy", ".npz",
@@ -67,7 +66,7 @@ def collect(uri: str, run_id: str, source: str) -> Dossier:
             name.removeprefix(ALARM): v for name, v in facts.tags.items() if name.startswith(ALARM)
         },
         dataset_fingerprint=facts.tags.get("dataset_fingerprint", ""),
-        code=facts.tags.get(COMMIT_TAG, ""),
+        code=facts.tags.get(tracking.COMMIT_TAG, ""),
         unsafe_files=unsafe,
     )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from pipelines import dataset, evidence, registry, tracking, weights
 from pipelines.errors import UserError
-from pipelines.promotion.dossier import COMMIT_TAG
 from pipelines.registry import RunFacts, Version
 
 # Where and how a run was carried out, not what it computed.
@@ -53,7 +52,7 @@ def explain(uri: str, reference: str) -> str:
         "training run": f"{version.run_id} ({facts.status})",
         "dataset": f"fingerprint {facts.tags.get('dataset_fingerprint', 'not recorded')}",
         "masks": _masks(summary),
-        "code": facts.tags.get(COMMIT_TAG, "not recorded"),
+        "code": facts.tags.get(tracking.COMMIT_TAG, "not recorded"),
         "seed": facts.params.get("seed", "not recorded"),
         "steps": str(summary.get("steps", "not recorded")),
         "faults survived": f"{summary.get('restarts', '?')} restarts of workers or of the job, "
