@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import end_orphans, write_pictures
+from ray.cluster_utils import Cluster
 from test_prepare import files_of
 
 from pipelines import dataset
@@ -141,6 +142,44 @@ def test_a_driver_killed_again_and_again_ends_with_the_same_dataset(
     assert start_job(pictures, output).wait(600) == 0
     assert files_of(output) == files_of(unbroken)
     assert not (output / "_work").exists()
+
+
+def test_a_killed_raylet_takes_nothing_with_it(
+    pictures: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """Two nodes with work; one is killed at a random instant, another one joins. Three times."""
+    rng = random.Random(2)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        kills = 0
+        for attempt in range(3):
+            output = tmp_path / str(attempt)
+            job = subprocess.Popen(
+                [sys.executable, "jobs/prepare.py", "--source", str(pictures), "--output",
+                 str(output), *FLAGS],
+                cwd=ROOT,
+                env={**os.environ, "RAY_ADDRESS": cluster.address},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )  # fmt: skip
+            wanted = rng.randint(1, 12)
+            while job.poll() is None and count_files(output) < wanted:
+                time.sleep(0.002)
+            if job.poll() is None:
+                (raylet,) = nodes.pop(0).all_processes["raylet"]
+                os.kill(raylet.process.pid, signal.SIGKILL)
+                nodes.append(cluster.add_node(num_cpus=1))
+                kills += 1
+            _, errors = job.communicate(timeout=600)
+            assert job.returncode == 0, errors
+            assert files_of(output) == files_of(unbroken)
+        assert kills >= 2
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.parametrize("workers", [1, 8])

@@ -363,7 +363,7 @@ def _export(
         "train_seconds": totals["train_s"],
         "restarts": totals["restarts"],
         "updates_skipped": totals["skipped"],
-        "peak_memory_bytes": watch.peak_memory_bytes or int(last["memory/rank_0_peak_bytes"]),
+        "peak_memory_bytes": max(watch.peak_memory_bytes, int(last["memory/rank_0_peak_bytes"])),
         "losses": {name: last[name] for name in last if name.startswith("loss/")},
         "validation": validation,
         "tracking_uri": spec.uri,
