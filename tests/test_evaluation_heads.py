@@ -231,15 +231,14 @@ def test_the_inpaint_preset_is_refused_where_convolutions_are_needed() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @needs_voc
-@pytest.mark.xfail(reason="the bar is not reached yet: 0.72 after 300 steps at 256 px")
 def test_segmentation_overfits_twenty_voc_pictures() -> None:
     whole = voc.read_mapped(str(VOC_MINI), "train")
     split = Mapped(whole.pictures.take(range(20)), whole.maps[:20])
     settings = SegmentationSettings(
         tuning=tuning.TuningSettings(
-            steps=600, batch_size=4, learning_rates=(3e-4,), width=512, dropout=0.0
+            steps=500, batch_size=4, learning_rates=(1e-3,), width=512, dropout=0.0
         ),
-        side=256, flip=False,
+        side=500, flip=False,  # their full size: thin objects vanish between cells of 32 px in less
     )  # fmt: skip
     (row,) = segmentation.measure(RANDOM, 0, split, split, settings, torch.bfloat16).rows
     assert isinstance(row["mIoU"], float) and row["mIoU"] > 0.8
