@@ -66,9 +66,10 @@ def test_label_maps_keep_palette_numbers_and_void(tmp_path: Path) -> None:
     assert set(np.unique(found.maps[0])) == {0, 8, 255}
 
 
-def test_camvid_folders_are_read_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_camvid_folders_are_read_by_name(suffix: str, tmp_path: Path) -> None:
     for split in ("train", "val"):
-        picture(tmp_path / split / "x.png")
+        picture(tmp_path / split / f"x.{suffix}")
         (tmp_path / f"{split}annot").mkdir()
         Image.fromarray(np.full((30, 40), 10, np.uint8)).save(tmp_path / f"{split}annot" / "x.png")
     assert layout_of(str(tmp_path)) == "camvid"

@@ -40,15 +40,25 @@ def data_for(task: TaskName, layouts: dict[str, Layout]) -> list[str]:
     return suited
 
 
-def jobs_of(
-    subjects: list[tuple[Subject, int]], config: EvaluateConfig, layouts: dict[str, Layout]
-) -> list[Job]:
-    """All measurements; filling does not depend on the seed."""
-    fingerprints = {
+Fingerprints = dict[tuple[TaskName, str], str]
+
+
+def fingerprints_of(config: EvaluateConfig, layouts: dict[str, Layout]) -> Fingerprints:
+    """Fingerprint of the data of every task; also finds what is wrong with the data."""
+    return {
         (task, uri): fingerprint(task, uri, layouts[uri], config)
         for task in config.tasks
         for uri in data_for(task, layouts)
     }
+
+
+def jobs_of(
+    subjects: list[tuple[Subject, int]],
+    config: EvaluateConfig,
+    layouts: dict[str, Layout],
+    fingerprints: Fingerprints,
+) -> list[Job]:
+    """All measurements; filling does not depend on the seed."""
     database = next((u for u, layout in layouts.items() if layout in ("prepared", "classes")), None)
     jobs: list[Job] = []
     for task in config.tasks:
@@ -86,7 +96,7 @@ def _job(
     database: str | None,
     seed: int,
     config: EvaluateConfig,
-    fingerprints: dict[tuple[TaskName, str], str],
+    fingerprints: Fingerprints,
 ) -> Job:
     key = storage.content_key(
         {

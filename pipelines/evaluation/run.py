@@ -36,12 +36,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     layouts = plan.layouts_of(config)
+    fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     given = {ref: _subject(ref, config, uri) for ref in config.model}
     with cluster.connected() as resources:
         _check_precision(config, resources)
         room = Room(config, resources, console)
         subjects = with_baselines(given, config, layouts, room)
-        jobs = plan.jobs_of(subjects, config, layouts)
+        jobs = plan.jobs_of(subjects, config, layouts, fingerprints)
         room.search(plan.to_search(config, layouts))
         room.perform(jobs)
     found = _gather(jobs, subjects, config)

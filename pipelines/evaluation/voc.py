@@ -1,9 +1,9 @@
 """PASCAL VOC and CamVid folders: boxes, label maps, and several classes per picture.
 
 VOC: JPEGImages, Annotations (XML, corners counted from 1), SegmentationClass (palette PNG, 255 is
-void), ImageSets/Main and ImageSets/Segmentation. CamVid: <split> and <split>annot with PNG labels.
-Here corners count from 0 and both lie inside the box, and class 0 of a label map is a class like
-any other (the background in VOC).
+void), ImageSets/Main and ImageSets/Segmentation. CamVid: <split> with JPEG or PNG pictures and
+<split>annot with PNG labels. Here corners count from 0 and both lie inside the box, and class 0 of
+a label map is a class like any other (the background in VOC).
 """
 
 import io
@@ -19,7 +19,7 @@ from ce_model.scores import VOID
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation.finetune import IGNORED, Task
-from pipelines.evaluation.pictures import Pictures, layout_of, size_of, voc_root
+from pipelines.evaluation.pictures import SUFFIXES, Pictures, layout_of, size_of, voc_root
 
 VOC_CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
@@ -105,9 +105,14 @@ def read_mapped(uri: str, split: str) -> Mapped:
         UserError: an empty split, a missing picture, a map of another size or with unknown classes.
     """
     if layout_of(uri) == "camvid":
-        names = [n[:-4] for n in storage.children(storage.join(uri, split)) if n.endswith(".png")]
-        _refuse_empty(names, split, storage.join(uri, split))
-        paths = [(f"{split}/{name}.png", f"{split}annot/{name}.png") for name in names]
+        files = storage.children(storage.join(uri, split))
+        files = [file for file in files if file.lower().endswith(SUFFIXES)]
+        _refuse_empty(files, split, storage.join(uri, split))
+        names = [file.rsplit(".", 1)[0] for file in files]
+        paths = [
+            (f"{split}/{file}", f"{split}annot/{name}.png")
+            for file, name in zip(files, names, strict=True)
+        ]
         root, classes = uri, CAMVID_CLASSES
     else:
         root, classes = _root(uri), ("background", *VOC_CLASSES)
