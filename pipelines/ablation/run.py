@@ -51,7 +51,8 @@ def run(config: AblateConfig) -> None:
         period_s=config.every_hours * 3600,
     )
     missed = f"; it stands for {found.missed} missed before it" if found.missed else ""
-    text = f"tick {config.tick}, period {found.period}: {found.decision} {found.detail}{missed}"
+    told = f"{found.decision} {found.detail}".rstrip()
+    text = f"tick {config.tick}, period {found.period}: {told}{missed}"
     Console(stderr=True).print(text, highlight=False)
     if found.decision in ("incomplete", "lost"):
         raise UserError(f"tick {config.tick}: the sweep is {found.decision}; start it again")

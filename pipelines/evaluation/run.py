@@ -199,7 +199,8 @@ def _table(found: dict[str, Any], console: Console) -> None:
         grid = grids[-1 if section["task"] == "linear" else 0]
         table = Table(title=f"{section['title']}: {grid.caption}", title_justify="left")
         for name in grid.head:
-            table.add_column(name, justify="left" if name == "row" else "right")
+            label = name == "row"  # several rows begin alike, so their names are never cut
+            table.add_column(name, justify="left" if label else "right", no_wrap=label)
         for row in grid.cells:
             table.add_row(*row)
         console.print(table, highlight=False)
