@@ -51,7 +51,9 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
         report: what `report.json` holds.
         figures: PNG by title, for every task.
     """
-    parts = [_models(report["models"]), _table(overview(report["sections"])), _quoted_transfer()]
+    parts = [_models(report["models"])]
+    if (summary := overview(report["sections"])).cells:
+        parts += [_table(summary), _quoted_transfer()]
     for section in report["sections"]:
         parts.append(_section(section, figures.get(section["title"], {})))
     about = (
