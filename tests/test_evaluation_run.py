@@ -138,6 +138,12 @@ def test_names_of_rows() -> None:
     assert models.named("models:/ce@champion")[1] == "models:/ce@champion"
 
 
+def test_an_overview_stands_only_where_there_is_something_to_compare() -> None:
+    filling = {"title": "inpainting, x", "task": "inpainting", "about": "", "rows": [], "notes": {}}
+    page = report.page({"seeds": [0], "models": [], "sections": [filling]}, {})
+    assert "overview" not in page and "second table" not in page
+
+
 def test_repetitions_of_a_row_are_pooled() -> None:
     pooled = results.over_seeds([[{"model": "a", "x": 1.0}], [{"model": "a", "x": 3.0}]])
     (row,) = pooled

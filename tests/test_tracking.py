@@ -56,6 +56,17 @@ def test_everything_arrives_once(sqlite: str, tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_without_a_known_commit_gets_the_first_that_is_known(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for commit in ("unknown", "a" * 40, "b" * 40):
+        monkeypatch.setattr(tracking, "git_commit", lambda commit=commit: commit)
+        run_id = tracking.ensure_run(make_spec(sqlite, tmp_path))
+        found.append(tracking.client(sqlite).get_run(run_id).data.tags[tracking.COMMIT_TAG])
+    assert found == ["unknown", "a" * 40, "a" * 40]
+
+
 def test_a_replayed_history_adds_only_what_is_missing(sqlite: str, tmp_path: Path) -> None:
     ids = set()
     for last in (4, 7, 7):
