@@ -65,7 +65,6 @@ class PeakMemory:
 
 def bare_files(files: list[Path]) -> None:
     """One process of the bare loop."""
-    cv2.setNumThreads(1)
     for file in files:
         bare(file.read_bytes())
 
@@ -99,6 +98,7 @@ def main() -> None:
     parser.add_argument("--growth", type=int, default=GROWTH, help="size of the larger source")
     parser.add_argument("--resize-to", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     args = parser.parse_args()
+    cv2.setNumThreads(1)  # before a fork: a child that ends OpenCV's threads hangs
     cores = psutil.cpu_count() or 1
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
     with tempfile.TemporaryDirectory() as temporary:
