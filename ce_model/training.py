@@ -40,6 +40,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
 ADAM_BETAS = (0.5, 0.999)
 STATISTICS_BATCH = 32
+STATISTICS_PICTURES = 256  # that batch norm's statistics are estimated from
 
 
 @dataclass(frozen=True, kw_only=True)

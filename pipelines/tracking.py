@@ -121,13 +121,12 @@ def ensure_run(spec: RunSpec) -> str:
     """Find the run of the key and set it running again, or create it; returns the run id."""
     server = client(spec.uri)
     experiment = experiment_id(server, spec.experiment, spec.store)
-    commit = git_commit()
     if run := find_run(server, experiment, spec.key):
         server.update_run(run.info.run_id, status="RUNNING")
         if run.data.tags.get(COMMIT_TAG, UNKNOWN) == UNKNOWN:
-            server.set_tag(run.info.run_id, COMMIT_TAG, commit)
+            server.set_tag(run.info.run_id, COMMIT_TAG, git_commit())
         return str(run.info.run_id)
-    tags = {**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: commit}
+    tags = {**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: git_commit()}
     run = server.create_run(experiment, run_name=spec.name, tags=tags)
     run_id = str(run.info.run_id)
     params = [Param(name, str(value)[:6000]) for name, value in sorted(spec.params.items())]

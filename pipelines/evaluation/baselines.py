@@ -24,7 +24,6 @@ from pipelines.evaluation import models
 from pipelines.stream import StreamPlan
 
 VERSION = 2  # part of every key: raise it when the same settings train differently
-STATISTICS_PICTURES = 256  # as in pretraining: see `training.estimate_statistics`
 Kind = Literal["autoencoder", "supervised"]
 Batch = dict[str, NDArray[Any]]
 
@@ -108,14 +107,14 @@ def _reconstruct(
     typical: list[Tensor] = []
     for batch in batches(plan):
         image = _image(batch)
-        if len(typical) * settings.batch_size < STATISTICS_PICTURES:
+        if len(typical) * settings.batch_size < training.STATISTICS_PICTURES:
             typical.append(image)
         training.train_step(
             networks, optimizers, image.to(place), _nothing_hidden(image).to(place),
             network=network, objective=objective, dtype=dtype,
         )  # fmt: skip
     if training.dropout_shifts_statistics(generator):
-        image = torch.cat(typical)[:STATISTICS_PICTURES]
+        image = torch.cat(typical)[: training.STATISTICS_PICTURES]
         training.estimate_statistics(
             generator, image.to(place), _nothing_hidden(image).to(place),
             network=network, objective=objective, dtype=dtype,

@@ -27,7 +27,6 @@ from pipelines.pretrain import checkpoint, validation
 from pipelines.stream import StreamPlan
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-STATISTICS_PICTURES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,9 @@ def train(settings: dict[str, Any]) -> None:
     pictures = fixed_pictures(task, "val", task.validation_images, part, device)
     typical = None
     if training.dropout_shifts_statistics(networks.generator):
-        typical = fixed_pictures(task, "train", max(STATISTICS_PICTURES, ranks), part, device)
+        typical = fixed_pictures(
+            task, "train", max(training.STATISTICS_PICTURES, ranks), part, device
+        )
     reporter = Reporter(task, settings["mailbox"], rank, ranks, dtype, pictures, typical)
     if start == 0:
         reporter.begin(networks)
