@@ -14,7 +14,6 @@ Everything stays uint8; normalising, filling the hole and flipping happen on the
 """
 
 import hashlib
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from ce_model.masks import Strategy
 from pipelines import dataset, images
 from pipelines.dataset import Manifest, RowGroup
 from pipelines.errors import UserError
+from pipelines.execution_callbacks import Paced, Prompt
 
 WINDOW_ROWS = 4096  # pictures a task shuffles at once; 120 MB of JPEG at 30 kB each
 BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 25 ms of processor time, whatever its size
@@ -173,30 +173,6 @@ def execution_options() -> ray.data.ExecutionOptions:
     return ray.data.ExecutionOptions(preserve_order=True)
 
 
-class Paced:
-    """An execution callback of Ray Data: a short rest after each turn of its scheduler.
-
-    While the training is slower than the data, finished blocks wait in their tasks; Ray's
-    scheduler then finds them ready at every look and turns without a pause, which costs more than
-    half a core (measured with Ray 2.60 on 2 cores: 61 %, with the rest 6 %).
-    """
-
-    REST_S = 0.02  # far below the time of a batch; a turn handles all blocks that are ready
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Rest."""
-        time.sleep(self.REST_S)
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing to do."""
-
-
 def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
     """One yielded block stays one block, and Ray Data draws no bars of its own."""
     context = data.context
@@ -204,7 +180,7 @@ def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
     context.target_max_block_size = int(0.8 * block_bytes)
     context.execution_options = execution_options()
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [Paced]
+    context.custom_execution_callback_classes = [Prompt, Paced]
 
 
 def _read_items(
