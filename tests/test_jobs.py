@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import end_orphans, free_port, wait_until_serving
+from conftest import end_orphans, free_port, wait_until_serving, write_pictures
+from test_prepare import files_of
 
+from pipelines import dataset
+from pipelines.errors import UserError
 from pipelines.pretrain import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -156,31 +161,53 @@ def test_the_model_is_served_over_http(tmp_path: Path) -> None:
     assert answer["filled"][0][0][0] == [200, 10, 10]
 
 
-@pytest.fixture
-def cluster_with_token(tmp_path: Path) -> Iterator[dict[str, str]]:
+@contextmanager
+def head_node(folder: Path) -> Iterator[tuple[dict[str, str], psutil.Process]]:
     """A running Ray cluster on loopback that lets nobody in without its token."""
-    (tmp_path / "token").write_text("0123456789abcdef" * 4)
+    (folder / "token").write_text("0123456789abcdef" * 4)
+    dashboard = free_port()
     env = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = [
-        "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=6399",
-        "--dashboard-host=127.0.0.1", "--dashboard-port=8299", "--num-cpus=3",
+        "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=3",
         "--object-store-memory=500000000", "--include-dashboard=true",
     ]  # fmt: skip
-    with (tmp_path / "head.log").open("wb") as log:
+    with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     started = psutil.Process(head.pid)
-    yield {**env, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299"}
-    ours = [started, *started.children(recursive=True)]
-    for process in ours:
-        process.terminate()
-    for process in psutil.wait_procs(ours, timeout=20)[1]:
-        process.kill()
-    psutil.wait_procs(ours, timeout=20)
+    try:
+        _wait_until_jobs_are_taken(env)
+        yield env, started
+    finally:
+        ours = family(started)
+        for process in ours:
+            process.terminate()
+        end_orphans(ours)
+        head.wait(20)
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all that it started; none when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def _wait_until_jobs_are_taken(env: dict[str, str]) -> None:
+    deadline = time.monotonic() + 120
+    command = ["ray", "job", "list"]
+    while (
+        listed := subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    ).returncode != 0:
+        assert time.monotonic() < deadline, listed.stderr
+        time.sleep(1)
 
 
 def submit(env: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
@@ -190,23 +217,56 @@ def submit(env: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess
     )
 
 
-def test_a_submitted_job_trains_and_nobody_gets_in_without_the_token(
-    cluster_with_token: dict[str, str], tmp_path: Path
-) -> None:
-    env = cluster_with_token
-    deadline = time.monotonic() + 120
-    while (
-        listed := subprocess.run(
-            ["ray", "job", "list"], env=env, capture_output=True, text=True, check=False
-        )
-    ).returncode != 0:
-        assert time.monotonic() < deadline, listed.stderr
-        time.sleep(1)
-    intruder = submit({**env, "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
-    assert intruder.returncode != 0
+def test_a_submitted_job_trains_and_nobody_gets_in_without_the_token(tmp_path: Path) -> None:
     flags = ["--store", str(tmp_path / "store"), *TINY]
-    for entrypoint in (["python", "jobs/pretrain.py"], ["jobs/pretrain.py"]):
-        summary = tmp_path / f"{len(entrypoint)}.json"
-        done = submit(env, *entrypoint, *flags, "--summary", str(summary))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads(summary.read_text())["steps"] == 20
+    with head_node(tmp_path) as (env, _):
+        intruder = submit({**env, "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}, "true")
+        assert intruder.returncode != 0
+        for entrypoint in (["python", "jobs/pretrain.py"], ["jobs/pretrain.py"]):
+            summary = tmp_path / f"{len(entrypoint)}.json"
+            done = submit(env, *entrypoint, *flags, "--summary", str(summary))
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads(summary.read_text())["steps"] == 20
+
+
+def test_a_killed_head_loses_nothing_that_was_prepared(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The cluster's store of state dies under a submitted job; a new head, the same command."""
+    write_pictures(tmp_path / "pictures", {"apple": 1500, "pear": 1500})
+    prepare = [
+        "python", "jobs/prepare.py", "--source", str(tmp_path / "pictures"), "--sides", "64",
+        "--rows-per-shard", "64", "--row-group-rows", "32", "--output",
+    ]  # fmt: skip
+    output = tmp_path / "d"
+    with head_node(tmp_path) as (env, head):
+        unbroken = submit(env, *prepare, str(tmp_path / "unbroken"))
+        assert unbroken.returncode == 0, unbroken.stdout + unbroken.stderr
+        with ThreadPoolExecutor(1) as thread:
+            broken = thread.submit(submit, env, *prepare, str(output))
+            while len(list(output.glob("_work/*/shards/*.json"))) < 5:
+                assert not broken.done(), broken.result().stdout
+                time.sleep(0.002)
+            (store,) = (p for p in head.children(recursive=True) if "gcs_server" in p.name())
+            everything = family(head)
+            killed = time.monotonic()
+            store.kill()
+            assert broken.result().returncode != 0
+        _, alive = psutil.wait_procs(everything, timeout=120)
+        record_property("seconds until the old head was gone", time.monotonic() - killed)
+        record_property("processes that had to be ended", len(alive))
+        end_orphans(alive)
+    with pytest.raises(UserError, match="not a prepared dataset"):
+        dataset.read_manifest(str(output))
+    before = len(list(output.glob("_work/*/shards/*.json")))
+    again = tmp_path / "again"
+    again.mkdir()
+    with head_node(again) as (env, _):
+        record_property("seconds until a new head answered", time.monotonic() - killed)
+        resumed = submit(env, *prepare, str(output))
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert files_of(output) == files_of(tmp_path / "unbroken")
+    assert "reading pictures" not in resumed.stdout  # all units were done
+    (written,) = re.findall(r"writing shards +([\d,]+) images", resumed.stdout)
+    (all_of_them,) = re.findall(r"writing shards +([\d,]+) images", unbroken.stdout)
+    assert before >= 5 and int(written.replace(",", "")) < int(all_of_them.replace(",", ""))
