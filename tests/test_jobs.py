@@ -230,7 +230,7 @@ def test_a_submitted_job_trains_and_nobody_gets_in_without_the_token(tmp_path: P
 
 
 def test_a_killed_head_loses_nothing_that_was_prepared(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     """The cluster's store of state dies under a submitted job; a new head, the same command."""
     write_pictures(tmp_path / "pictures", {"apple": 1500, "pear": 1500})
@@ -253,8 +253,8 @@ def test_a_killed_head_loses_nothing_that_was_prepared(
             store.kill()
             assert broken.result().returncode != 0
         _, alive = psutil.wait_procs(everything, timeout=120)
-        record_property("seconds until the old head was gone", time.monotonic() - killed)
-        record_property("processes that had to be ended", len(alive))
+        record_testsuite_property("seconds until the old head was gone", time.monotonic() - killed)
+        record_testsuite_property("processes that had to be ended", len(alive))
         end_orphans(alive)
     with pytest.raises(UserError, match="not a prepared dataset"):
         dataset.read_manifest(str(output))
@@ -262,7 +262,7 @@ def test_a_killed_head_loses_nothing_that_was_prepared(
     again = tmp_path / "again"
     again.mkdir()
     with head_node(again) as (env, _):
-        record_property("seconds until a new head answered", time.monotonic() - killed)
+        record_testsuite_property("seconds until a new head answered", time.monotonic() - killed)
         resumed = submit(env, *prepare, str(output))
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert files_of(output) == files_of(tmp_path / "unbroken")

@@ -70,6 +70,14 @@ def count_files(folder: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
+def is_busy(process: psutil.Process) -> bool:
+    """Whether it runs a task of Ray Data right now."""
+    try:
+        return any(word.startswith("ray::Map") for word in process.cmdline()[:1])
+    except psutil.Error:  # it has ended meanwhile
+        return False
+
+
 @contextmanager
 def killing_workers(rng: random.Random, most: int) -> Iterator[list[int]]:
     """SIGKILL busy task processes of this cluster at random instants."""
@@ -78,11 +86,7 @@ def killing_workers(rng: random.Random, most: int) -> Iterator[list[int]]:
 
     def kill() -> None:
         while len(killed) < most and not over.wait(rng.uniform(0.02, 0.6)):
-            busy = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if any(word.startswith("ray::Map") for word in process.cmdline()[:1])
-            ]
+            busy = [p for p in psutil.Process().children(recursive=True) if is_busy(p)]
             if busy:
                 victim = rng.choice(busy)
                 victim.kill()
