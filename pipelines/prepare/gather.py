@@ -117,7 +117,7 @@ def gather(
     row: dict[str, Any], work: str, shuffle: Shuffle, limits: Limits, labels: Labels | None
 ) -> dict[str, int]:
     """Ray task: do one unit; returns what the progress display shows."""
-    cv2.setNumThreads(1)  # the task owns one core
+    cv2.setNumThreads(1)  # tasks fill the cores, not threads
     unit = int(row["unit"])
     known = read_known(work)
     spills = _Spills(work, unit, shuffle.num_buckets)
