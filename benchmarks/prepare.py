@@ -28,6 +28,7 @@ from pipelines import cluster
 from pipelines.prepare import PrepareConfig, run
 
 TARGET, GROWTH = 0.75, 4
+SETTLE_S = 5.0  # after a job Ray ends idle workers, which would slow the bare loop by a fifth
 WARM_UP = 1000  # pictures: several units, so that every worker gets one
 
 
@@ -110,6 +111,7 @@ def main() -> None:
         with cluster.connected():
             rounds = []
             for _ in range(args.rounds):
+                time.sleep(SETTLE_S)
                 bare_s = time_bare(files, cores)
                 time_job(sources[0], folder)
                 job_s, small = time_job(sources[1], folder)

@@ -3,24 +3,10 @@
 import time
 from typing import Any
 
-
-class _Callback:
-    """What Ray Data calls, with nothing to do."""
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing to do."""
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 
-class Prompt(_Callback):
+class Prompt(ExecutionCallback):  # type: ignore[misc]
     """The whole cluster from the first moment, instead of one task at a time for 1 to 2 s.
 
     The scheduler asks once a second what it may use, without waiting for the answer, and takes the
@@ -40,7 +26,7 @@ class Prompt(_Callback):
             manager._global_limits_last_update_time = 0.0
 
 
-class Paced(_Callback):
+class Paced(ExecutionCallback):  # type: ignore[misc]
     """A short rest after each turn of the scheduler.
 
     While the training is slower than the data, finished blocks wait in their tasks; Ray's

@@ -27,7 +27,7 @@ def fresh_look(limits: ExecutionResources, patience_s: float) -> bool:
     """Whether one step makes the scheduler ask again."""
     executor = SimpleNamespace(_resource_manager=Manager(limits))
     prompt = Prompt()
-    prompt.PATIENCE_S = patience_s  # type: ignore[misc]
+    prompt.PATIENCE_S = patience_s
     prompt.before_execution_starts(executor)
     prompt.on_execution_step(executor)
     return executor._resource_manager._global_limits_last_update_time == 0.0

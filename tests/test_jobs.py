@@ -153,8 +153,7 @@ def test_the_model_is_served_over_http(tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=120) as response:
             answer = json.loads(response.read())["predictions"]
     finally:
-        served = psutil.Process(server.pid)
-        for process in [*served.children(recursive=True), served]:
+        for process in family(psutil.Process(server.pid)):
             process.terminate()
         server.wait(30)
     assert len(answer["features"][0]) == 64
