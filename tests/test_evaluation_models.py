@@ -146,7 +146,15 @@ def test_an_autoencoder_ends_with_statistics_without_dropout(
     objective = Objective(adversarial=0.0, overlap=0, region="image", fill=(0.0, 0.0, 0.0))
     generator = build_generator(network, generator=torch.Generator().manual_seed(0))
     settings = BaselineSettings(steps=2, batch_size=4)
-    baselines._reconstruct(generator, None, objective, network, settings, torch.float32)  # type: ignore[arg-type]
+    baselines._reconstruct(
+        generator,
+        None,  # type: ignore[arg-type]
+        objective,
+        network,
+        settings,
+        torch.float32,
+        lambda steps: None,
+    )
     found = {name: value.clone() for name, value in generator.named_buffers()}
     image = torch.from_numpy(pixels.reshape(8, 227, 227, 3))
     estimate_statistics(

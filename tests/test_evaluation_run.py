@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_evaluation_pictures import class_folders, picture
 
-from ce_model.networks import NetworkConfig, build_generator
+from ce_model.networks import NetworkConfig, build_generator, layer_features
 from ce_model.training import default_objective
 from pipelines import storage, tracking, weights
 from pipelines.cli import parse
 from pipelines.errors import UserError
-from pipelines.evaluation import models, report, results, run, work
+from pipelines.evaluation import frozen, models, report, results, run, work
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.frozen import FrozenSettings
 from pipelines.evaluation.inpainting import InpaintingSettings
@@ -197,3 +197,43 @@ def test_the_voc_protocol_is_that_of_the_paper() -> None:
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluateConfig(**{"model": ("random",), "data": ("d",), **changes})
+
+
+ALEXNET = NetworkConfig(preset="alexnet", output="full")
+
+
+def probe(data: Path, network: NetworkConfig, **changes: Any) -> list[results.Row]:
+    settings = FrozenSettings(k=1, values=256, label_shares=(1.0,), **changes)
+    asked = EvaluateConfig(model=("random",), data=(str(data),), tasks=("knn",), frozen=settings)
+    subject = models.untrained("random", "random", network)
+    job = work.Job(
+        task="knn", subject=subject, holes=(), data_uri=str(data), database_uri=None, seed=0, uri=""
+    )
+    return work.measure(job, asked).rows
+
+
+def test_a_probe_reads_pictures_at_the_side_and_with_the_statistics_it_is_told(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[tuple[int, ...], float]] = []
+
+    def spied(encoder: torch.nn.Sequential, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = layer_features(encoder, x)
+        seen.append((tuple(x.shape[2:]), float(features["conv1"].std())))
+        return features
+
+    monkeypatch.setattr(frozen, "layer_features", spied)
+    data = evaluated / "data"
+    rows = probe(data, ALEXNET, side=frozen.SMALLEST_SIDE)
+    assert [row["layer"] for row in rows][-1] == "pool5" and seen[0][0] == (67, 67)
+    probe(data, ALEXNET, side=67, batch_norm="trained")
+    # The positive half of a normal variable of variance 1 has a deviation of 0.58.
+    assert seen[0][1] == pytest.approx(0.58, abs=0.1)
+    assert seen[-1][1] != pytest.approx(0.58, abs=0.1)
+
+
+def test_a_side_is_refused_where_nothing_would_be_left(evaluated: Path) -> None:
+    with pytest.raises(ValueError, match=r"frozen\.side is 66 px; it must be 67 or more"):
+        FrozenSettings(side=frozen.SMALLEST_SIDE - 1)
+    with pytest.raises(UserError, match=r"knn at frozen\.side 128.*needs an encoder of preset ale"):
+        probe(evaluated / "data", SMALL, side=128)

@@ -5,7 +5,7 @@ same encoder trained with the labels. Both read exactly the batches that pretrai
 dataset, seed, batch size and steps reads, and end as model folders like any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import models
 from pipelines.stream import StreamPlan
 
+STEPS_AT_ONCE = 10  # between two words to whoever shows the progress
 VERSION = 2  # part of every key: raise it when the same settings train differently
 Kind = Literal["autoencoder", "supervised"]
 Batch = dict[str, NDArray[Any]]
@@ -59,8 +60,12 @@ def train(
     seed: int,
     dtype: torch.dtype,
     output_uri: str,
+    done: Callable[[int], None] = lambda steps: None,
 ) -> str:
-    """Train a baseline and write its model folder; returns the sha256 of the weights."""
+    """Train a baseline and write its model folder; returns the sha256 of the weights.
+
+    `done` is told now and then how many steps were made since the last time.
+    """
     manifest = dataset.read_manifest(dataset_uri)
     plan = StreamPlan(
         uri=storage.absolute(dataset_uri),
@@ -80,10 +85,10 @@ def train(
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         if kind == "autoencoder":
-            _reconstruct(generator, plan, objective, network, settings, dtype)
+            _reconstruct(generator, plan, objective, network, settings, dtype, done)
         else:
             classes = len(manifest.classes)
-            _classify(generator.encoder, plan, classes, settings, dtype)
+            _classify(generator.encoder, plan, classes, settings, dtype, done)
     info = {
         "strategy": kind,
         "steps": settings.steps,
@@ -100,12 +105,13 @@ def _reconstruct(
     network: NetworkConfig,
     settings: BaselineSettings,
     dtype: torch.dtype,
+    done: Callable[[int], None],
 ) -> None:
     networks = Networks(generator.train(), None)
     optimizers = training.make_optimizers(networks, settings.learning_rate, 0.0)
     place = next(generator.parameters()).device
     typical: list[Tensor] = []
-    for batch in batches(plan):
+    for batch in _counted(batches(plan), done):
         image = _image(batch)
         if len(typical) * settings.batch_size < training.STATISTICS_PICTURES:
             typical.append(image)
@@ -131,6 +137,7 @@ def _classify(
     classes: int,
     settings: BaselineSettings,
     dtype: torch.dtype,
+    done: Callable[[int], None],
 ) -> None:
     if classes < 2:
         raise UserError(
@@ -145,7 +152,7 @@ def _classify(
     optimizer = torch.optim.Adam(
         parameters, settings.learning_rate, betas=training.ADAM_BETAS, fused=True
     )
-    for batch in batches(plan):
+    for batch in _counted(batches(plan), done):
         x = _image(batch).to(place).permute(0, 3, 1, 2).float() / 127.5 - 1
         labels = torch.from_numpy(batch["label"].astype(np.int64)).to(place)
         with torch.autocast(place.type, dtype, dtype != torch.float32):
@@ -159,6 +166,18 @@ def _classify(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+
+def _counted(read: Iterator[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches, each counted when the next one is asked for."""
+    made = 0
+    for batch in read:
+        yield batch
+        made += 1
+        if made == STEPS_AT_ONCE:
+            done(made)
+            made = 0
+    done(made)
 
 
 def batches(plan: StreamPlan) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ labels; nothing is fitted to the test split.
 """
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pipelines.evaluation.tuning import split_off
 
 CALIBRATION_PICTURES = 256
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
+SMALLEST_SIDE = 67  # px of which alexnet's pool5 still makes one cell
 
 Features = dict[str, NDArray[np.float32]]
 
@@ -42,6 +43,11 @@ class FrozenSettings:
     """At most so many training pictures; 0 takes all."""
     test_pictures: int = 0
     """At most so many test pictures; 0 takes all."""
+    batch_norm: Literal["calibrated", "trained"] = "calibrated"
+    """Statistics of batch norm: of 256 training pictures of the data, whole and unlabelled, or as
+    training left them (pictures with holes; mean 0 and variance 1 for the random rows)."""
+    side: int | None = None
+    """Side to which the pictures are brought, px; None: that of the network. alexnet only."""
 
     def __post_init__(self) -> None:
         """Refuse empty probes."""
@@ -52,6 +58,11 @@ class FrozenSettings:
         if self.k < 1 or self.values < 1:
             raise ValueError(
                 f"frozen.k is {self.k} and frozen.values {self.values}; both must be 1 or more"
+            )
+        if self.side is not None and self.side < SMALLEST_SIDE:
+            raise ValueError(
+                f"frozen.side is {self.side} px; it must be {SMALLEST_SIDE} or more, or there is "
+                "nothing left for pool5"
             )
 
 

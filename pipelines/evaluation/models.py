@@ -157,8 +157,10 @@ def network_of(subject: Subject, seed: int) -> ContextEncoder:
     return build_generator(subject.network, generator=torch.Generator().manual_seed(seed))
 
 
-def encoder_of(subject: Subject, seed: int, batches: Iterable[Tensor]) -> nn.Sequential:
-    """The encoder with its batch norm calibrated on these pictures and folded away.
+def encoder_of(
+    subject: Subject, seed: int, batches: Iterable[Tensor], *, calibrated: bool = True
+) -> nn.Sequential:
+    """The encoder with its batch norm calibrated on these pictures, or as trained, folded away.
 
     `random-kmeans` draws its filters from the same pictures.
     """
@@ -174,7 +176,8 @@ def encoder_of(subject: Subject, seed: int, batches: Iterable[Tensor]) -> nn.Seq
             generator=torch.Generator().manual_seed(seed),
         )
         return folded
-    rescaling.calibrate(encoder, kept)
+    if calibrated:
+        rescaling.calibrate(encoder, kept)
     return rescaling.fold(encoder)
 
 

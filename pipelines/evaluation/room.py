@@ -7,11 +7,10 @@ from typing import Any
 import ray
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ce_model import training
 from ce_model.networks import NetworkConfig
-from pipelines import dataset, storage, weights
+from pipelines import dataset, progress, storage, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import baselines, models, proposals, results, work
@@ -20,6 +19,9 @@ from pipelines.evaluation.models import Subject
 from pipelines.evaluation.pictures import Layout, Pictures
 from pipelines.evaluation.plan import title
 from pipelines.evaluation.work import Job
+from pipelines.progress import ProgressDisplay
+
+POLL_S = 1.0
 
 
 class Room:
@@ -62,28 +64,41 @@ class Room:
 
     def train(self, wanted: dict[str, tuple[Any, ...]]) -> None:
         """Train baselines that are not there yet, by the folder of the model."""
-        train_remotely = ray.remote(_train_baseline).options(**self._options)
-        names = {
-            train_remotely.remote(uri, *arguments, self._config.cpus_per_task): uri
+        missing = {
+            uri: arguments
             for uri, arguments in wanted.items()
             if not storage.exists(storage.join(uri, weights.MODEL))
         }
-        self._wait(names, "training baselines")
+        if not missing:
+            return
+        train_remotely = ray.remote(_train_baseline).options(**self._options)
+        steps = progress.mailbox()
+        names = {
+            train_remotely.remote(uri, *arguments, self._config.cpus_per_task, steps): uri
+            for uri, arguments in missing.items()
+        }
+        total = self._config.baseline.steps * len(missing)
+        try:
+            self._wait(names, f"training {len(missing)} baselines, step", total, steps)
+        finally:
+            ray.kill(steps)
 
-    def _wait(self, names: dict[Any, str], what: str) -> None:
+    def _wait(
+        self, names: dict[Any, str], what: str, total: int | None = None, steps: Any = None
+    ) -> None:
+        """Wait for tasks; progress counts them, or the steps that they post to a mailbox."""
         if not names:
             return
-        problems = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
-            bar = progress.add_task(what, total=len(names))
-            waiting = list(names)
+        problems, done, waiting = [], 0, list(names)
+        with ProgressDisplay(self._console, what, total or len(names)) as display:
             while waiting:
-                ready, waiting = ray.wait(waiting, num_returns=1)
+                ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
                 for reference in ready:
                     if message := ray.get(reference):
                         problems.append(f"{names[reference]}: {message}")
-                    progress.advance(bar)
+                posted = ray.get(steps.drain.remote()) if steps else []
+                done += sum(post["steps"] for post in posted) if steps else len(ready)
+                display.update(done)
         if problems:
             raise UserError("\n".join(dict.fromkeys(problems)))
 
@@ -101,11 +116,16 @@ def _train_baseline(
     seed: int,
     precision: training.Precision,
     threads: int,
+    steps: Any,
 ) -> str | None:
     torch.set_num_threads(threads)
     dtype = training.resolve_precision(precision, models.device())
+
+    def done(number: int) -> None:
+        steps.post.remote({"steps": number})
+
     try:
-        baselines.train(kind, network, data, settings, seed, dtype, uri)
+        baselines.train(kind, network, data, settings, seed, dtype, uri, done)
     except UserError as error:
         return str(error)
     return None

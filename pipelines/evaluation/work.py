@@ -87,15 +87,22 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
             finetune.single_label(train, classes), finetune.single_label(test, classes),
             side, config.finetune, dtype,
         )  # fmt: skip
-    train, test = _labelled(job, config.frozen.train_pictures, config.frozen.test_pictures)
-    encoder = models.encoder_of(subject, job.seed, frozen.calibration(train, side))
+    settings = config.frozen
+    if settings.side is not None:
+        models.require_alexnet(subject, f"{job.task} at frozen.side {settings.side}")
+        side = settings.side
+    train, test = _labelled(job, settings.train_pictures, settings.test_pictures)
+    calibrated = settings.batch_norm == "calibrated"
+    encoder = models.encoder_of(
+        subject, job.seed, frozen.calibration(train, side), calibrated=calibrated
+    )
     known, asked = (
-        frozen.Split(frozen.extract(encoder, part, side, config.frozen.values, dtype), part.labels)
+        frozen.Split(frozen.extract(encoder, part, side, settings.values, dtype), part.labels)
         for part in (train, test)
     )
     if job.task == "knn":
-        return frozen.neighbours(known, asked, config.frozen)
-    return frozen.linear(known, asked, len(train.classes), config.frozen, job.seed)
+        return frozen.neighbours(known, asked, settings)
+    return frozen.linear(known, asked, len(train.classes), settings, job.seed)
 
 
 def _detection(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:

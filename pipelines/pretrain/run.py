@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ce_model import training
 from ce_model.networks import ContextEncoder
-from pipelines import cluster, dataset, storage, stream, tracking, weights
+from pipelines import cluster, dataset, progress, storage, stream, tracking, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.pretrain import alarm, checkpoint, monitor, panel, worker
@@ -256,7 +256,7 @@ class _Watch:
         console: Console,
     ) -> None:
         self._config, self._task, self._recorder = config, task, recorder
-        self._progress = monitor.ProgressReport(console, task.plan.steps)
+        self._progress = monitor.TrainingProgress(console, task.plan.steps)
         self._stop = threading.Event()
         self.peak_memory_bytes = 0
         self.diverged_at: int | None = None
@@ -265,7 +265,7 @@ class _Watch:
     @contextmanager
     def running(self) -> Iterator[Any]:
         """Follow a mailbox from a thread while the block runs."""
-        mailbox = monitor.mailbox()
+        mailbox = progress.mailbox()
         thread = threading.Thread(target=self._follow, args=(mailbox,), daemon=True)
         thread.start()
         try:
@@ -296,7 +296,7 @@ class _Watch:
             if message["kind"] == "curves":
                 self._recorder.metrics(message["values"], step, message["time"])
                 if "images_per_second" in message["values"]:
-                    self._progress.update(step, message["values"])
+                    self._progress.record(step, message["values"])
             elif message["kind"] == "panel":
                 self._publish_panel(step, message["pictures"])
             elif message["kind"] == "resumed":

@@ -1,0 +1,115 @@
+"""What a person sees while a stage works: a bar on a terminal, a line now and then in a log.
+
+The work may be elsewhere in the cluster: it posts to a `Mailbox`, and the driver drains that.
+"""
+
+import time
+from types import TracebackType
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+LINE_EVERY_S = 15.0  # in a log
+
+
+class Mailbox:
+    """Holds what the workers posted until the driver takes it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._posted: list[dict[str, Any]] = []
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Add a message."""
+        self._posted.append(message)
+
+    def drain(self) -> list[dict[str, Any]]:
+        """All messages since the last call, in order."""
+        posted, self._posted = self._posted, []
+        return posted
+
+
+def mailbox() -> Any:
+    """The handle of a new mailbox actor."""
+    return ray.remote(num_cpus=0)(Mailbox).remote()
+
+
+class ProgressDisplay:
+    """How far some work is, at what rate, and how long it will take."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        """Show nothing until the first update."""
+        self._console, self._what, self._total = console, what, total
+        self._began = self._printed_at = time.monotonic()
+        self._printed: int | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> "ProgressDisplay":
+        """The work begins."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the bar as it is."""
+        self.close()
+
+    def update(self, done: int, text: str = "", *, left_s: float | None = None) -> None:
+        """Show that `done` of the total are done.
+
+        Args:
+            done: so far.
+            text: rates and losses, in the words of the work.
+            left_s: seconds that it will still take; left out, as long per item as so far.
+        """
+        now = time.monotonic()
+        if left_s is None and done:
+            left_s = (now - self._began) / done * (self._total - done)
+        left = "" if left_s is None or done >= self._total else f"{_duration(left_s)} left"
+        if self._console.is_terminal:
+            self._draw(done, text, left)
+        elif now - self._printed_at >= LINE_EVERY_S or (
+            done == self._total and self._printed != done
+        ):
+            self._printed_at, self._printed = now, done
+            words = (f"{self._what} {done}/{self._total}", text, left)
+            self._console.print("  ".join(filter(None, words)), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _draw(self, done: int, text: str, left: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, text="", left="")
+        self._bar.update(self._task, completed=done, text=text, left=left)
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

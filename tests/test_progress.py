@@ -1,0 +1,74 @@
+"""What a person sees while a stage works, on a terminal and in a log."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipelines import progress
+from pipelines.progress import ProgressDisplay
+
+
+class Clock:
+    """Time as the test says it is."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(progress, "time", found)
+    return found
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_time_left_and_one_at_the_end(clock: Clock) -> None:
+    out = io.StringIO()
+    with ProgressDisplay(Console(file=out, width=40), "measuring", 40) as display:
+        for done in range(1, 41):
+            clock.now = 10.0 * done
+            display.update(done, "3 images/s")
+            display.update(done, "3 images/s")  # nothing new: not printed again
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "measuring 2/40  3 images/s  6 min left"  # 38 more of 10 s
+    assert lines[1] == "measuring 4/40  3 images/s  6 min left"
+    assert lines[-1] == "measuring 40/40  3 images/s"
+    assert len(lines) == 20
+
+
+def test_who_knows_the_time_left_better_is_believed(clock: Clock) -> None:
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out), "step", 100)
+    clock.now = 20.0
+    display.update(80, left_s=7.0)  # a resumed run: 80 steps were not made in 20 s
+    assert out.getvalue() == "step 80/100  7 s left\n"
+
+
+def test_nothing_is_promised_before_anything_is_done(clock: Clock) -> None:
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out), "measuring", 5)
+    clock.now = 20.0
+    display.update(0)
+    assert out.getvalue() == "measuring 0/5\n"
+
+
+def test_a_terminal_gets_a_bar(clock: Clock) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with ProgressDisplay(console, "reading pictures", 4) as display:
+        clock.now = 30.0
+        display.update(1, "812 images/s")
+    last = out.getvalue()
+    assert "reading pictures" in last and "1/4" in last and "812 images/s" in last
+    assert "90 s left" in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (3570, "60 min"), (11100, "3 h 05 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert progress._duration(seconds) == text
