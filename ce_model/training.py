@@ -5,15 +5,16 @@ device of its images, reads nothing back to the host, and applies no update that
 Dropout draws from the global random state of torch by nature: the caller seeds it before a step.
 
 To compile, call `networks.generator.compile()`, which works in place. To train on several devices,
-wrap the networks in DistributedDataParallel, without the exchange of buffers in each forward pass:
-the discriminator runs forward twice before its backward pass, and nothing in training reads the
-running statistics.
+wrap the networks in DistributedDataParallel with `ddp_settings()`: without the exchange of buffers
+in each forward pass, because the discriminator runs forward twice before its backward pass, and
+nothing in training reads the running statistics.
 
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, sections 3.2 and 5; train.lua and train_random.lua for the step order, the
 overlap ring and the learning rates.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -386,6 +387,17 @@ def load_state_tensors(
             )
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
+
+
+def ddp_settings() -> dict[str, bool]:
+    """Arguments of DistributedDataParallel for these networks.
+
+    Running statistics stay each rank's own; torch 2.13 renamed that argument, and with the other
+    value torch 2.11 refuses the backward pass of the discriminator.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {buffers: False, "gradient_as_bucket_view": True}
 
 
 def bare(network: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from ce_model.training import (
     Networks,
     Objective,
     Optimizers,
+    ddp_settings,
     default_learning_rates,
     default_objective,
     dropout_shifts_statistics,
@@ -407,11 +408,16 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def _wrapped(networks: Networks) -> Networks:
+    settings = ddp_settings()
+    return Networks(*(DistributedDataParallel(n, **settings) for n in networks if n is not None))
+
+
 @pytest.mark.usefixtures("process_group")
 def test_wrapped_networks_take_the_same_steps_and_have_the_same_state() -> None:
     plain, plain_optimizers, settings = _setup(CENTER)
     inner, _, _ = _setup(CENTER)
-    wrapped = Networks(*(DistributedDataParallel(n) for n in inner if n is not None))
+    wrapped = _wrapped(inner)
     wrapped_optimizers = make_optimizers(wrapped, 2e-3, 2e-4)
     for seed in range(2):
         batch = _batch(CENTER, seed=seed)
@@ -426,7 +432,7 @@ def _bad_gradient_on_rank_1(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     inner, _, settings = _setup(CENTER)
-    wrapped = Networks(*(DistributedDataParallel(n) for n in inner if n is not None))
+    wrapped = _wrapped(inner)
     optimizers = make_optimizers(wrapped, 2e-3, 2e-4)
     batch = _batch(CENTER, seed=rank)
     train_step(wrapped, optimizers, *batch, **settings)

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import inspect
 import itertools
 import os
 import resource
@@ -17,7 +16,6 @@ import ray.train.torch
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from ce_model import mask_tensors, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
@@ -118,20 +116,14 @@ def distribute(networks: Networks, task: Task) -> Networks:
     """Wrap in DDP when there are several ranks, then compile when asked."""
 
     def wrap(module: torch.nn.Module) -> torch.nn.Module:
-        wrapped = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=_ddp_settings())
+        settings = training.ddp_settings()
+        wrapped = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=settings)
         if task.compile:
             wrapped.compile()
         return wrapped  # type: ignore[no-any-return]
 
     generator, discriminator = networks
     return Networks(wrap(generator), None if discriminator is None else wrap(discriminator))
-
-
-def _ddp_settings() -> dict[str, bool]:
-    """Running statistics stay each rank's own; torch 2.13 renamed that setting."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return {buffers: False, "gradient_as_bucket_view": True}
 
 
 def fixed_pictures(
