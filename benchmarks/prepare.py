@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole prepare job against the bare codec on as many cores, its growth, and its memory.
+"""The whole prepare job against the bare codec on as many cores, and its growth.
 
     bare    one process per core: read the file, libjpeg-turbo decode, OpenCV resize, encode
     job     `prepare` on a running local cluster: list, validate, shuffle, masks of three
@@ -15,10 +15,8 @@ import argparse
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import psutil
@@ -30,40 +28,6 @@ from pipelines.prepare import PrepareConfig, run
 TARGET, GROWTH = 0.75, 4
 SETTLE_S = 5.0  # after a job Ray ends idle workers, which would slow the bare loop by a fifth
 WARM_UP = 1000  # pictures: several units, so that every worker gets one
-
-
-class PeakMemory:
-    """Largest resident memory of this process and of all its children, while a block runs."""
-
-    def __enter__(self) -> "PeakMemory":
-        """Start looking, 5 times a second."""
-        self.driver = self.worker = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop looking."""
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.2):
-            self.driver = max(self.driver, me.memory_info().rss)
-            for child in me.children(recursive=True):
-                try:
-                    memory = child.memory_info()
-                    if any("ray::" in word for word in child.cmdline()[:1]):
-                        self.worker = max(self.worker, memory.rss - memory.shared)
-                except psutil.Error:
-                    continue  # it has ended meanwhile
 
 
 def bare_files(files: list[Path]) -> None:
@@ -84,12 +48,12 @@ def time_bare(files: list[Path], cores: int) -> float:
     return time.perf_counter() - began
 
 
-def time_job(source: Path, folder: Path) -> tuple[float, PeakMemory]:
-    """Seconds of the whole job, cluster start not counted, and its peak memory."""
-    with tempfile.TemporaryDirectory(dir=folder) as output, PeakMemory() as memory:
+def time_job(source: Path, folder: Path) -> float:
+    """Seconds of the whole job, cluster start not counted."""
+    with tempfile.TemporaryDirectory(dir=folder) as output:
         began = time.perf_counter()
         run(PrepareConfig(source=str(source), output=f"{output}/d", sides=(227,)))
-        return time.perf_counter() - began, memory
+        return time.perf_counter() - began
 
 
 def main() -> None:
@@ -114,15 +78,10 @@ def main() -> None:
                 time.sleep(SETTLE_S)
                 bare_s = time_bare(files, cores)
                 time_job(sources[0], folder)
-                job_s, small = time_job(sources[1], folder)
+                job_s = time_job(sources[1], folder)
                 rounds.append((bare_s, job_s))
-            large_s, large = time_job(sources[args.growth], folder)
+            large_s = time_job(sources[args.growth], folder)
     report(len(files), cores, rounds, large_s, args.growth)
-    print(
-        f"peak memory, 1x and {args.growth}x images: driver {small.driver / 1e6:,.0f} and "
-        f"{large.driver / 1e6:,.0f} MB, largest worker {small.worker / 1e6:,.0f} and "
-        f"{large.worker / 1e6:,.0f} MB"
-    )
 
 
 def write_sources(folder: Path, pictures: list[bytes], growth: int) -> dict[int, Path]:

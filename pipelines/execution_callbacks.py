@@ -10,20 +10,28 @@ class Prompt(ExecutionCallback):  # type: ignore[misc]
     """The whole cluster from the first moment, instead of one task at a time for 1 to 2 s.
 
     The scheduler asks once a second what it may use, without waiting for the answer, and takes the
-    missing one for "nothing". So it asks again at each step here, until it has been answered.
+    missing one for "nothing". So the answer is awaited here for a moment, since the next step may
+    take a tenth of a second, and after that asked for at each step.
     """
 
+    WAIT_S = 0.3  # for the answer, which takes 0.01 to 0.1 s once there is a coordinator
     PATIENCE_S = 5.0  # "nothing" may also be the answer, where training holds every CPU
+    POLL_S = 0.005
 
     def before_execution_starts(self, executor: Any) -> None:
         """The time from which the answer is awaited."""
-        self._end = time.monotonic() + self.PATIENCE_S
+        self._began = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
         """Let the next look at the limits be a fresh one."""
         manager = executor._resource_manager
-        if time.monotonic() < self._end and manager.get_global_limits().is_zero():
-            manager._global_limits_last_update_time = 0.0
+        while manager.get_global_limits().is_zero():
+            waited = time.monotonic() - self._began
+            if waited < self.PATIENCE_S:
+                manager._global_limits_last_update_time = 0.0
+            if waited >= self.WAIT_S:
+                return
+            time.sleep(self.POLL_S)
 
 
 class Paced(ExecutionCallback):  # type: ignore[misc]

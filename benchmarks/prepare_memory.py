@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Peak memory of `prepare`, of the driver and of the largest worker, for sources of several sizes.
+
+Every source is prepared by a process and a local cluster of its own, because a driver keeps about
+10 MB of each job that it ran before, whatever its size. Resident memory is looked at five times a
+second; the pages that a worker shares with others (the object store) are left out.
+
+$ python -m benchmarks.prepare_memory --sources photos_4000 photos_32000 --rounds 2
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from pipelines import cluster
+from pipelines.dataset import read_manifest
+from pipelines.prepare import PrepareConfig, run
+
+
+class PeakMemory:
+    """Largest resident memory of this process and of all its children, while a block runs."""
+
+    def __enter__(self) -> "PeakMemory":
+        """Start looking, 5 times a second."""
+        self.driver = self.worker = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop looking."""
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.2):
+            self.driver = max(self.driver, me.memory_info().rss)
+            for child in me.children(recursive=True):
+                try:
+                    memory = child.memory_info()
+                    if any("ray::" in word for word in child.cmdline()[:1]):
+                        self.worker = max(self.worker, memory.rss - memory.shared)
+                except psutil.Error:
+                    continue  # it has ended meanwhile
+
+
+def measure(source: str, folder: str, rows_per_shard: int) -> tuple[int, int, int]:
+    """Pictures, and bytes of the driver and of the largest worker; in a process of its own."""
+    with tempfile.TemporaryDirectory(dir=folder) as output, cluster.connected():
+        asked = PrepareConfig(
+            source=source, output=f"{output}/d", sides=(227,), rows_per_shard=rows_per_shard
+        )
+        with PeakMemory() as memory:
+            run(asked)
+        return read_manifest(asked.output or "").listed, memory.driver, memory.worker
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--sources", nargs="+", required=True, help="as for jobs/prepare.py")
+    parser.add_argument("--folder", type=Path, help="where the datasets go meanwhile")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rows-per-shard", type=int, default=PrepareConfig.rows_per_shard)
+    args = parser.parse_args()
+    folder = str(args.folder or tempfile.gettempdir())
+    context = multiprocessing.get_context("spawn")
+    lines = []
+    for _ in range(args.rounds):
+        for source in args.sources:
+            with context.Pool(1) as pool:
+                count, driver, worker = pool.apply(measure, (source, folder, args.rows_per_shard))
+            lines.append(
+                f"{count:9,} pictures: driver {driver / 1e6:4,.0f} MB, largest worker "
+                f"{worker / 1e6:4,.0f} MB"
+            )
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
