@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,10 @@ from typing import Any, NamedTuple
 import psutil
 import ray
 
+from pipelines.errors import UserError
+
 LOCAL_OBJECT_STORE_BYTES = 1 << 30  # the stream keeps a few batches in flight, not the dataset
+ANSWER_S = 10.0
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private", "ray.serve")
 
 
@@ -23,13 +28,20 @@ class Resources(NamedTuple):
 
 @contextmanager
 def connected() -> Iterator[Resources]:
-    """Join the cluster of RAY_ADDRESS (as in a submitted job), or start one here for the block."""
+    """Join the cluster of RAY_ADDRESS (as in a submitted job), or start one here for the block.
+
+    Raises:
+        UserError: it does not answer, or does not start.
+    """
     if ray.is_initialized():
         yield resources()
         return
     quieten()
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_ADDRESS" not in os.environ:
+    address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _require_answer(address)
+    else:
         available = psutil.virtual_memory().available
         # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
         options["address"] = "local"
@@ -37,11 +49,33 @@ def connected() -> Iterator[Resources]:
         options["object_store_memory"] = min(LOCAL_OBJECT_STORE_BYTES, available // 5)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except Exception as error:  # Ray raises it bare for a node that does not start
+            what = f"joining the cluster at {address}" if address else "starting Ray here"
+            raise UserError(
+                f"{what} failed: {str(error).strip().splitlines()[0]} Look whether the machine is "
+                "overloaded, whether RAY_AUTH_TOKEN_PATH holds this cluster's token, and into "
+                "/tmp/ray/session_latest/logs"
+            ) from error
     try:
         yield resources()
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Look whether anybody listens; Ray itself tries for more than five minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if found is None:
+        return  # such as "auto", which Ray answers at once
+    try:
+        socket.create_connection((found[1], int(found[2])), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS is '{address}', where no cluster answers ({error}); give the address "
+            "that `ray start --head` printed, or unset RAY_ADDRESS to start a cluster here"
+        ) from None
 
 
 def resources() -> Resources:

@@ -1,0 +1,36 @@
+"""Joining and starting clusters: what a person reads when it does not work."""
+
+import pytest
+import ray
+from conftest import free_port
+
+from pipelines import cluster
+from pipelines.errors import UserError
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
+def test_an_address_where_nobody_listens_is_refused_at_once(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = form.format(free_port())
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(UserError, match=r"RAY_ADDRESS is .* where no cluster answers .*ray start"),
+        cluster.connected(),
+    ):
+        pass
+
+
+def test_a_cluster_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nAnd more.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(UserError, match=r"starting Ray here failed: The current.*startup\. Look"),
+        cluster.connected(),
+    ):
+        pass
