@@ -48,7 +48,9 @@ class ProgressDisplay:
         self._task = TaskID(0)
 
     def __enter__(self) -> "ProgressDisplay":
-        """The work begins."""
+        """The work begins: an empty bar shows that, before anything is done."""
+        if self._console.is_terminal:
+            self._draw(0, "", "")
         return self
 
     def __exit__(

@@ -59,6 +59,7 @@ def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)
     with ProgressDisplay(console, "reading pictures", 4) as display:
+        assert "reading pictures" in out.getvalue() and "0/4" in out.getvalue()
         clock.now = 30.0
         display.update(1, "812 images/s")
     last = out.getvalue()

@@ -160,10 +160,13 @@ def _cell(value: Any) -> str:
 def show(uri: str, manifest: Manifest) -> None:
     """The closing table."""
     table = Table(title=f"dataset {uri}", title_justify="left", show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")  # a fingerprint that is cut cannot be compared
     for split, files in manifest.splits.items():
         size = sum(file.bytes + sum(s.bytes for s in file.sidecars) for file in files)
         count = f"{manifest.rows(split):,} pictures"
-        table.add_row(split, count, f"{len(files)} shards, {size / 1e6:,.1f} MB")
+        shards = f"{len(files)} shard{'' if len(files) == 1 else 's'}"
+        table.add_row(split, count, f"{shards}, {size / 1e6:,.1f} MB")
     table.add_row(
         "listed",
         f"{manifest.listed:,} pictures",
