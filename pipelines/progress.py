@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -32,8 +33,9 @@ class Mailbox:
 
 
 def mailbox() -> Any:
-    """The handle of a new mailbox actor."""
-    return ray.remote(num_cpus=0)(Mailbox).remote()
+    """The handle of a new mailbox actor, beside the driver: no other node's loss takes it away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
 
 class ProgressDisplay:
@@ -71,6 +73,7 @@ class ProgressDisplay:
             left_s: seconds that it will still take; left out, as long per item as so far.
         """
         now = time.monotonic()
+        done = min(done, self._total)  # a task that Ray runs again counts its steps again
         if left_s is None and done:
             left_s = (now - self._began) / done * (self._total - done)
         left = "" if left_s is None or done >= self._total else f"{_duration(left_s)} left"

@@ -1,11 +1,13 @@
 """Names of models: folders, stages, checkpoints, runs, registered models; and trained baselines."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from test_evaluation_run import SMALL, save
 
 from ce_model.networks import NetworkConfig, build_generator
@@ -17,10 +19,11 @@ from ce_model.training import (
     make_optimizers,
     state_tensors,
 )
-from pipelines import dataset, storage, stream, tracking, weights
+from pipelines import cluster, dataset, progress, storage, stream, tracking, weights
 from pipelines.errors import UserError
 from pipelines.evaluation import baselines, models, room
 from pipelines.evaluation.baselines import BaselineSettings
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.models import resolve
 from pipelines.pretrain import checkpoint
 from pipelines.stream import StreamPlan
@@ -119,6 +122,25 @@ def test_a_baseline_is_the_same_whenever_it_is_trained(
     changed = [key for key in fresh if not torch.equal(fresh[key], trained[key])]
     assert "encoder.e1.0.weight" in changed
     assert ("decoder.d2.0.weight" in changed) == (kind == "autoencoder")
+
+
+def test_baselines_show_their_steps_while_they_train(
+    dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    settings = BaselineSettings(steps=25, batch_size=4, shorter=144)
+    config = EvaluateConfig(model=("autoencoder",), data=(dataset_uri,), baseline=settings)
+    out = io.StringIO()
+    uri = str(tmp_path / "model")
+    asked = ("autoencoder", SMALL, dataset_uri, settings, 0, "fp32")
+    evaluation = room.Room(config, cluster.resources(), Console(file=out))
+    evaluation.train({uri: asked})
+    assert storage.exists(storage.join(uri, weights.MODEL))
+    shown = [int(line.split()[4].split("/")[0]) for line in out.getvalue().splitlines()]
+    assert shown == sorted(shown) and {10, 20, 25} & set(shown)
+    assert "training baselines (1), step" in out.getvalue() and "/25" in out.getvalue()
+    evaluation.train({uri: asked})  # it is there: nothing is trained and nothing is said
+    assert len(out.getvalue().splitlines()) == len(shown)
 
 
 def test_a_row_of_several_trainings_gives_each_of_them_one_seed() -> None:

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import ray
 from rich.console import Console
 
 from pipelines import progress
@@ -65,6 +66,21 @@ def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     last = out.getvalue()
     assert "reading pictures" in last and "1/4" in last and "812 images/s" in last
     assert "90 s left" in last
+
+
+def test_steps_that_a_lost_worker_made_twice_do_not_pass_the_end(clock: Clock) -> None:
+    out = io.StringIO()
+    ProgressDisplay(Console(file=out), "step", 100).update(130)
+    assert out.getvalue() == "step 100/100\n"
+
+
+def test_a_mailbox_gives_every_message_once_in_order(ray_cluster: None) -> None:
+    box = progress.mailbox()
+    for number in range(3):
+        box.post.remote({"steps": number})
+    assert ray.get(box.drain.remote()) == [{"steps": 0}, {"steps": 1}, {"steps": 2}]
+    assert ray.get(box.drain.remote()) == []
+    ray.kill(box)
 
 
 @pytest.mark.parametrize(

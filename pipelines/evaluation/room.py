@@ -79,7 +79,7 @@ class Room:
         }
         total = self._config.baseline.steps * len(missing)
         try:
-            self._wait(names, f"training {len(missing)} baselines, step", total, steps)
+            self._wait(names, f"training baselines ({len(missing)}), step", total, steps)
         finally:
             ray.kill(steps)
 
