@@ -10,28 +10,20 @@ class Prompt(ExecutionCallback):  # type: ignore[misc]
     """The whole cluster from the first moment, instead of one task at a time for 1 to 2 s.
 
     The scheduler asks once a second what it may use, without waiting for the answer, and takes the
-    missing one for "nothing". So the answer is awaited here for a moment, since the next step may
-    take a tenth of a second, and after that asked for at each step.
+    missing one for "nothing". So it asks again at each step here, until it has been answered.
     """
 
-    WAIT_S = 0.3  # for the answer, which takes 0.01 to 0.1 s once there is a coordinator
     PATIENCE_S = 5.0  # "nothing" may also be the answer, where training holds every CPU
-    POLL_S = 0.005
 
     def before_execution_starts(self, executor: Any) -> None:
         """The time from which the answer is awaited."""
-        self._began = time.monotonic()
+        self._end = time.monotonic() + self.PATIENCE_S
 
     def on_execution_step(self, executor: Any) -> None:
         """Let the next look at the limits be a fresh one."""
         manager = executor._resource_manager
-        while manager.get_global_limits().is_zero():
-            waited = time.monotonic() - self._began
-            if waited < self.PATIENCE_S:
-                manager._global_limits_last_update_time = 0.0
-            if waited >= self.WAIT_S:
-                return
-            time.sleep(self.POLL_S)
+        if time.monotonic() < self._end and manager.get_global_limits().is_zero():
+            manager._global_limits_last_update_time = 0.0
 
 
 class Paced(ExecutionCallback):  # type: ignore[misc]
