@@ -3,7 +3,8 @@
 
 Every source is prepared by a process and a local cluster of its own, because a driver keeps about
 10 MB of each job that it ran before, whatever its size. Resident memory is looked at five times a
-second; the pages that a worker shares with others (the object store) are left out.
+second, without the pages that belong to files and to the object store: a reader maps shards into
+its memory, and the system takes those pages back when it needs them.
 
 $ python -m benchmarks.prepare_memory --sources photos_4000 photos_32000 --rounds 2
 """
@@ -23,7 +24,7 @@ from pipelines.prepare import PrepareConfig, run
 
 
 class PeakMemory:
-    """Largest resident memory of this process and of all its children, while a block runs."""
+    """Largest memory of this process and of any of its Ray workers, while a block runs."""
 
     def __enter__(self) -> "PeakMemory":
         """Start looking, 5 times a second."""
@@ -46,14 +47,18 @@ class PeakMemory:
     def _look(self) -> None:
         me = psutil.Process()
         while not self._stop.wait(0.2):
-            self.driver = max(self.driver, me.memory_info().rss)
+            self.driver = max(self.driver, _own(me))
             for child in me.children(recursive=True):
                 try:
-                    memory = child.memory_info()
                     if any("ray::" in word for word in child.cmdline()[:1]):
-                        self.worker = max(self.worker, memory.rss - memory.shared)
+                        self.worker = max(self.worker, _own(child))
                 except psutil.Error:
                     continue  # it has ended meanwhile
+
+
+def _own(process: psutil.Process) -> int:
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def measure(source: str, folder: str, rows_per_shard: int) -> tuple[int, int, int]:
