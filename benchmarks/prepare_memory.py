@@ -13,8 +13,10 @@ import argparse
 import multiprocessing
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -23,37 +25,37 @@ from pipelines.dataset import read_manifest
 from pipelines.prepare import PrepareConfig, run
 
 
-class PeakMemory:
-    """Largest memory of this process and of any of its Ray workers, while a block runs."""
+@dataclass
+class Peak:
+    """Largest memory, bytes."""
 
-    def __enter__(self) -> "PeakMemory":
-        """Start looking, 5 times a second."""
-        self.driver = self.worker = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
+    driver: int = 0
+    worker: int = 0
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop looking."""
-        self._stop.set()
-        self._thread.join()
 
-    def _look(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.2):
-            self.driver = max(self.driver, _own(me))
-            for child in me.children(recursive=True):
-                try:
-                    if any("ray::" in word for word in child.cmdline()[:1]):
-                        self.worker = max(self.worker, _own(child))
-                except psutil.Error:
-                    continue  # it has ended meanwhile
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Largest memory of this process and of any of its Ray workers, while the block runs."""
+    peak, stop = Peak(), threading.Event()
+    thread = threading.Thread(target=_look, args=(peak, stop))
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _look(peak: Peak, stop: threading.Event) -> None:
+    me = psutil.Process()
+    while not stop.wait(0.2):
+        peak.driver = max(peak.driver, _own(me))
+        for child in me.children(recursive=True):
+            try:
+                if any("ray::" in word for word in child.cmdline()[:1]):
+                    peak.worker = max(peak.worker, _own(child))
+            except psutil.Error:
+                continue  # it has ended meanwhile
 
 
 def _own(process: psutil.Process) -> int:
@@ -67,9 +69,9 @@ def measure(source: str, folder: str, rows_per_shard: int) -> tuple[int, int, in
         asked = PrepareConfig(
             source=source, output=f"{output}/d", sides=(227,), rows_per_shard=rows_per_shard
         )
-        with PeakMemory() as memory:
-            run(asked)
-        return read_manifest(asked.output or "").listed, memory.driver, memory.worker
+        with peak_memory() as peak:
+            uri = run(asked)
+        return read_manifest(uri).listed, peak.driver, peak.worker
 
 
 def main() -> None:

@@ -53,9 +53,10 @@ def connected() -> Iterator[Resources]:
             ray.init(**options)
         except Exception as error:  # Ray raises it bare for a node that does not start
             what = f"joining the cluster at {address}" if address else "starting Ray here"
+            reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{what} failed: {str(error).strip().splitlines()[0]} Look whether the machine is "
-                "overloaded, whether RAY_AUTH_TOKEN_PATH holds this cluster's token, and into "
+                f"{what} failed: {reason} Look whether the machine is overloaded, "
+                "whether RAY_AUTH_TOKEN_PATH holds this cluster's token, and into "
                 "/tmp/ray/session_latest/logs"
             ) from error
     try:
