@@ -8,6 +8,7 @@
 Every form is compared with the original, batch norm and all, before anything is published.
 """
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -152,6 +153,8 @@ def _write(
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    # It warns of every operator of torchvision, which no encoder has.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         exported = torch.onnx.export(
             program, dynamo=True, input_names=["picture"], output_names=["features"], verbose=False
