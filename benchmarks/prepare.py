@@ -70,7 +70,8 @@ def main() -> None:
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sources = write_sources(folder, load(args.pictures, args.count, size), args.growth)
+        pictures = load(args.pictures, args.count, size)
+        sources = write_sources(folder, pictures, args.count, args.growth)
         files = sorted(sources[1].rglob("*.jpg"))
         with cluster.connected():
             rounds = []
@@ -84,9 +85,11 @@ def main() -> None:
     report(len(files), cores, rounds, large_s, args.growth)
 
 
-def write_sources(folder: Path, pictures: list[bytes], growth: int) -> dict[int, Path]:
-    """Flat folders of a few of the pictures (0), of all (1), of `growth` times as many."""
-    count = len(pictures)
+def write_sources(folder: Path, pictures: list[bytes], count: int, growth: int) -> dict[int, Path]:
+    """Flat folders of WARM_UP (0), `count` (1) and `growth` times as many pictures.
+
+    Where there are fewer, the same come again, each time with other bytes.
+    """
     sizes = {0: WARM_UP, 1: count, growth: growth * count}
     places = {times: folder / f"x{times}" for times in sizes}
     for times, place in places.items():

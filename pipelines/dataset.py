@@ -20,6 +20,7 @@ variant) alone. A column may stand in the shard itself or in a sidecar file with
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -172,6 +173,14 @@ def arrow_schema(masks: tuple[MaskSpec, ...]) -> pa.Schema:
             *(pa.field(spec.column, pa.large_binary(), nullable=False) for spec in masks),
         ]
     )
+
+
+def large_binary(cells: Sequence[bytes | memoryview]) -> pa.LargeBinaryArray:
+    """A column of bytes, copied once; Arrow's builder copies again whenever it grows."""
+    offsets = np.zeros(len(cells) + 1, np.int64)
+    np.cumsum([len(cell) for cell in cells], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(cells))]
+    return pa.Array.from_buffers(pa.large_binary(), len(cells), buffers)
 
 
 def parquet_options(masks: tuple[MaskSpec, ...]) -> dict[str, Any]:

@@ -239,6 +239,11 @@ def read_json(uri: str) -> Any:
 
 def children(uri: str) -> list[str]:
     """Names directly under a folder, sorted; none when it does not exist."""
+    if is_local(uri):
+        try:
+            return sorted(os.listdir(local_path(absolute(uri))))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:

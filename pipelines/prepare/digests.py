@@ -30,6 +30,8 @@ def sorted_set(found: Iterable[bytes]) -> Digests:
 
 def contains(known: Digests, digest: bytes) -> bool:
     """Whether a sorted set holds a digest."""
+    if not len(known):  # of a new dataset
+        return False
     at = int(np.searchsorted(known, np.bytes_(digest)))
     return at < len(known) and bool(known[at] == digest.rstrip(b"\0"))  # as numpy gives them back
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import storage
+from pipelines import memory, storage
 from pipelines.errors import UserError
 from pipelines.prepare import digests, plan, spill
 from pipelines.prepare.digests import Digests
@@ -118,6 +118,7 @@ def gather(
 ) -> dict[str, int]:
     """Ray task: do one unit; returns what the progress display shows."""
     cv2.setNumThreads(1)  # tasks fill the cores, not threads
+    memory.keep_freed_memory()
     unit = int(row["unit"])
     known = read_known(work)
     spills = _Spills(work, unit, shuffle.num_buckets)
@@ -175,12 +176,16 @@ class _Spills:
 
     def _flush(self) -> None:
         for split, rows in sorted(self._rows.items()):
-            data, offsets = spill.pack(rows, self._num_buckets)
             path = f"units/{self._unit:06}-{len(self._files):03}.spill"
-            storage.publish(storage.join(self._work, path), data)
+            with storage.staged_file(storage.join(self._work, path)) as staged:
+                offsets = spill.write(staged, rows, self._num_buckets)
             self._files.append(
                 SpillFile(
-                    path=path, split=split, rows=len(rows), bytes=len(data), offsets=tuple(offsets)
+                    path=path,
+                    split=split,
+                    rows=len(rows),
+                    bytes=offsets[-1],
+                    offsets=tuple(offsets),
                 )
             )
         self._rows, self._held_bytes = {}, 0

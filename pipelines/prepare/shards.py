@@ -7,7 +7,7 @@ the one with the smallest key stays, and a picture that is also in val leaves tr
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ce_model import masks
-from pipelines import dataset, storage
+from pipelines import dataset, memory, storage
 from pipelines.dataset import MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
 from pipelines.prepare.gather import SetAside
@@ -101,6 +101,7 @@ def items(
 
 def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     """Ray task: write one shard and its record; returns what the progress display shows."""
+    memory.keep_freed_memory()
     split, shard = str(row["split"]), int(row["shard"])
     first, last = int(row["first_bucket"]), int(row["last_bucket"])
     rows = sorted(_rows(work.work, split, first, last), key=lambda row: (row.order, row.key))
@@ -178,7 +179,7 @@ def _rows(work: str, split: str, first: int, last: int) -> Iterator[Row]:
         uri = storage.join(work, path)
         yield from storage.retrying(
             lambda uri=uri, begin=begin, end=end: list(  # type: ignore[misc]
-                spill.unpack(storage.read_range(uri, begin, end))
+                spill.read(storage.read_range(uri, begin, end))
             ),
             f"reading {uri}",
         )
@@ -221,20 +222,29 @@ def _table(rows: Sequence[Row], labels: dict[str, int], work: Work, schema: pa.S
     columns = {
         "key": keys,
         "label": [None if row.class_name is None else labels[row.class_name] for row in rows],
-        "image": [row.jpeg for row in rows],
+        "image": dataset.large_binary([row.jpeg for row in rows]),
         "sha256": [bytes.fromhex(row.sha256) for row in rows],
     }
     for spec in work.masks:
-        columns[spec.column] = [mask_cell(work.seed, spec, key) for key in keys]
+        cells = [mask_cell(work.seed, spec, key) for key in keys]
+        columns[spec.column] = dataset.large_binary(cells)
     return pa.Table.from_pydict(columns, schema)
 
 
 def mask_cell(seed: int, spec: MaskSpec, key: str) -> bytes:
     """All masks of one picture in one column."""
+    if spec.strategy == "central":
+        return _central_cell(spec.side, spec.variants)
     return b"".join(
         masks.pack(masks.mask_for(seed, spec.strategy, spec.side, key, variant))
         for variant in range(spec.variants)
     )
+
+
+@cache
+def _central_cell(side: int, variants: int) -> bytes:
+    """The same for every picture."""
+    return masks.pack(masks.central(side)) * variants
 
 
 def _record(file: ShardFile, rows: Sequence[Row], set_aside: Sequence[SetAside]) -> ShardRecord:

@@ -107,7 +107,9 @@ def _write_sidecar(row: dict[str, Any], addition: Addition, old: Manifest) -> di
         with pq.ParquetWriter(staged, schema, **options) as writer:
             for keys in _keys(addition.uri, file):
                 columns = {
-                    spec.column: [mask_cell(addition.seed, spec, key) for key in keys]
+                    spec.column: dataset.large_binary(
+                        [mask_cell(addition.seed, spec, key) for key in keys]
+                    )
                     for spec in addition.masks
                 }
                 writer.write_table(pa.Table.from_pydict(columns, schema), row_group_size=len(keys))

@@ -8,13 +8,14 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
 
 _HEAD = struct.Struct("<III")  # bytes of the fields, bytes of the JPEG, crc32 of both
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A picture between the passes."""
 
     order: int
@@ -26,7 +27,7 @@ class Row:
     pixels: int
     rgb_sums: tuple[int, int, int]
     conversions: tuple[str, ...]
-    jpeg: bytes
+    jpeg: bytes | memoryview
 
 
 def bucket_of(order: int, num_buckets: int) -> int:
@@ -34,48 +35,34 @@ def bucket_of(order: int, num_buckets: int) -> int:
     return order * num_buckets >> 64
 
 
-def pack(rows: Iterable[Row], num_buckets: int) -> tuple[bytes, list[int]]:
-    """All rows as bytes, and where each bucket begins (and the last one ends)."""
-    pieces: list[bytes] = []
-    offsets = [0] * (num_buckets + 1)
-    for row in sorted(rows, key=lambda row: (row.order, row.key)):
-        piece = _pack(row)
-        pieces.append(piece)
-        offsets[bucket_of(row.order, num_buckets) + 1] += len(piece)
-    for bucket in range(num_buckets):
-        offsets[bucket + 1] += offsets[bucket]
-    return b"".join(pieces), offsets
+def write(path: Path, rows: Iterable[Row], num_buckets: int) -> list[int]:
+    """Write all rows; returns where each bucket begins (and the last one ends)."""
+    sizes = [0] * num_buckets
+    with path.open("wb") as file:
+        for row in sorted(rows, key=lambda row: (row.order, row.key)):
+            text = json.dumps(row[:-1]).encode()
+            check = zlib.crc32(row.jpeg, zlib.crc32(text))
+            head = _HEAD.pack(len(text), len(row.jpeg), check) + text
+            file.write(head)
+            file.write(row.jpeg)
+            sizes[bucket_of(row.order, num_buckets)] += len(head) + len(row.jpeg)
+    return list(accumulate(sizes, initial=0))
 
 
-def _pack(row: Row) -> bytes:
-    fields = (
-        row.order,
-        row.key,
-        row.class_name,
-        row.sha256,
-        row.pixels,
-        row.rgb_sums,
-        row.conversions,
-    )
-    text = json.dumps(fields).encode()
-    check = zlib.crc32(row.jpeg, zlib.crc32(text))
-    return _HEAD.pack(len(text), len(row.jpeg), check) + text + row.jpeg
-
-
-def unpack(data: bytes) -> Iterator[Row]:
-    """The rows of one range of buckets.
+def read(data: bytes) -> Iterator[Row]:
+    """The rows of one range of buckets; their JPEGs are views of `data`.
 
     Raises:
         OSError: the bytes are not those that were written; reading again may help.
     """
-    at = 0
+    whole, at = memoryview(data), 0
     while at < len(data):
         if at + _HEAD.size > len(data):
             raise OSError("a spilled row is cut short")
         text_bytes, jpeg_bytes, check = _HEAD.unpack_from(data, at)
         at += _HEAD.size
         text = data[at : at + text_bytes]
-        jpeg = data[at + text_bytes : at + text_bytes + jpeg_bytes]
+        jpeg = whole[at + text_bytes : at + text_bytes + jpeg_bytes]
         at += text_bytes + jpeg_bytes
         if at > len(data) or zlib.crc32(jpeg, zlib.crc32(text)) != check:
             raise OSError("a spilled row does not match its checksum")

@@ -1,6 +1,5 @@
 """What each training process does: take batches from the stream, step, report, checkpoint."""
 
-import ctypes
 import hashlib
 import itertools
 import os
@@ -20,11 +19,9 @@ from torch import Tensor
 from ce_model import mask_tensors, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
 from ce_model.training import Networks, Objective, Optimizers, Precision
-from pipelines import stream
+from pipelines import memory, stream
 from pipelines.pretrain import checkpoint, validation
 from pipelines.stream import StreamPlan
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ def train(settings: dict[str, Any]) -> None:
     torch.set_num_threads(task.threads or share)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        keep_freed_memory()
+        memory.keep_freed_memory()
     dtype = training.resolve_precision(task.precision, device)
 
     batches = stream.batches(ray.train.get_dataset_shard("train"), task.plan)
@@ -88,17 +85,6 @@ def train(settings: dict[str, Any]) -> None:
     networks = distribute(networks, task)
     batches = itertools.chain([first], batches)
     run(task, networks, optimizers, batches, reporter, device, dtype, start)
-
-
-def keep_freed_memory() -> None:
-    """Large tensors reuse the memory of earlier ones; else glibc maps and zeroes it at every step.
-
-    Worth about 15 % of a step on a CPU; elsewhere than under glibc it does nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            mallopt(parameter, 2**31 - 1)
 
 
 def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
