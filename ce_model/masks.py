@@ -16,6 +16,7 @@ arXiv:1604.07379, section 3.3. `random_region` is the noise family of the author
 
 import hashlib
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Literal, get_args
 
@@ -26,7 +27,7 @@ Strategy = Literal["central", "random_block", "random_region", "random_region_sh
 Mask = NDArray[np.bool_]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-MASK_VERSION = 1  # part of dataset keys: raise it whenever a bit of any mask changes
+MASK_VERSION = 2  # part of dataset keys: raise it whenever a bit of any mask changes
 MAX_HIDDEN = 1 / 4  # share of the image that random blocks and shapes may hide, section 3.3
 MIN_SIZE = 32  # pixels; in less, a shape of an eighth may hide no pixel centre
 
@@ -84,9 +85,33 @@ def mask_for(
     *,
     share: float = MAX_HIDDEN,
 ) -> Mask:
-    """Mask number `variant` of the image called `key`: bool (size, size)."""
-    bits = np.random.PCG64(mask_seed(seed, strategy, size, key, variant))
-    return make_mask(strategy, size, np.random.Generator(bits), share=share)
+    """Mask number `variant` of the image called `key`: bool (size, size).
+
+    Variants 2n and 2n + 1 of `random_region` hide the darkest and the brightest pixels of the same
+    noise, so they never overlap and are drawn together at little more than the price of one.
+    """
+    if strategy == "random_region" and variant % 2:
+        generator = _generator(seed, strategy, size, key, variant - 1)
+        return _darkest(-_noise(size, generator), size, share)
+    return make_mask(strategy, size, _generator(seed, strategy, size, key, variant), share=share)
+
+
+def masks_for(seed: int, strategy: Strategy, size: int, key: str, variants: int) -> Iterator[Mask]:
+    """Masks 0 .. variants - 1 of one image, as `mask_for` gives them, each bool (size, size)."""
+    if strategy != "random_region":
+        yield from (mask_for(seed, strategy, size, key, variant) for variant in range(variants))
+        return
+    for variant in range(0, variants, 2):
+        values = _noise(size, _generator(seed, strategy, size, key, variant))
+        yield _darkest(values, size)
+        if variant + 1 < variants:
+            yield _darkest(np.negative(values, out=values), size)
+
+
+def _generator(
+    seed: int, strategy: Strategy, size: int, key: str, variant: int
+) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(mask_seed(seed, strategy, size, key, variant)))
 
 
 def central(size: int) -> Mask:
@@ -123,8 +148,11 @@ def random_region(size: int, generator: np.random.Generator, *, share: float = M
     of the large canvas in train_random.lua, and cut at its exact quantile instead of drawing crops
     until one fits. Pixels equal to the quantile are hidden in row-major order.
     """
-    if not 0.20 <= share <= 0.30:
-        raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
+    return _darkest(_noise(size, generator), size, share)
+
+
+def _noise(size: int, generator: np.random.Generator) -> NDArray[np.int32]:
+    """Smooth noise, one value per pixel, row-major."""
     weights = _noise_weights(size)
     period, cells = CELL_PX[0], weights.shape[1]
     draws = _raw(generator, 2 + math.ceil(cells**2 / 4))
@@ -132,8 +160,14 @@ def random_region(size: int, generator: np.random.Generator, *, share: float = M
     low = draws[2:].astype("<u8").view("<u2")[: cells**2] % (2 * NOISE_HALF_RANGE)
     noise = low.astype(np.float32).reshape(cells, cells) - NOISE_HALF_RANGE
     field = weights[row : row + size] @ noise @ weights[column : column + size].T
+    return field.ravel().astype(np.int32)  # exact, and NumPy partitions integers faster
+
+
+def _darkest(values: NDArray[np.int32], size: int, share: float = MAX_HIDDEN) -> Mask:
+    """Hide the smallest values, exactly round(share * size^2) of them."""
+    if not 0.20 <= share <= 0.30:
+        raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
     num_hidden = round(share * size**2)
-    values = field.ravel().astype(np.int32)  # exact, and NumPy partitions integers faster
     quantile = np.partition(values, num_hidden - 1)[num_hidden - 1]
     mask = values <= quantile
     surplus = int(np.count_nonzero(mask)) - num_hidden

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 
+from ce_model.masks import MASK_VERSION
 from pipelines import dataset, storage
 from pipelines.dataset import SPLITS, Manifest
 from pipelines.errors import UserError
@@ -38,9 +39,10 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
                 "added pictures must be like those in it. Use that, or another output"
             )
     if set(old.masks) != set(config.masks):
-        held = ", ".join(f"{spec.column} x {spec.variants}" for spec in old.masks)
+        held = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
         raise UserError(
-            f"the masks asked for differ from those of the dataset in '{uri}', which are {held}. "
+            f"the masks asked for (of version {MASK_VERSION}) differ from those of the dataset in "
+            f"'{uri}', which are {held}. "
             f"Use the same, or first add masks: python jobs/prepare.py --source {uri}"
         )
     gather.write_known(work, Known(_keys(uri, old), _contents(uri, old)))

@@ -235,10 +235,8 @@ def mask_cell(seed: int, spec: MaskSpec, key: str) -> bytes:
     """All masks of one picture in one column."""
     if spec.strategy == "central":
         return _central_cell(spec.side, spec.variants)
-    return b"".join(
-        masks.pack(masks.mask_for(seed, spec.strategy, spec.side, key, variant))
-        for variant in range(spec.variants)
-    )
+    drawn = masks.masks_for(seed, spec.strategy, spec.side, key, spec.variants)
+    return b"".join(map(masks.pack, drawn))
 
 
 @cache
