@@ -1,9 +1,8 @@
-"""Callbacks that mend three habits of Ray Data's scheduler; both were measured with Ray 2.60."""
+"""Callbacks that mend two habits of Ray Data's scheduler; both were measured with Ray 2.60."""
 
 import time
 from typing import Any
 
-from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 
@@ -25,28 +24,6 @@ class Prompt(ExecutionCallback):  # type: ignore[misc]
         manager = executor._resource_manager
         if time.monotonic() < self._end and manager.get_global_limits().is_zero():
             manager._global_limits_last_update_time = 0.0
-
-
-class Attentive(ExecutionCallback):  # type: ignore[misc]
-    """The next task follows the last one within 0.03 s; Ray looks every 0.1 s.
-
-    Worth it where tasks take a fraction of a second. Each look costs the driver some 3 ms.
-    """
-
-    WAIT_S = 0.03
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Wait less in this process."""
-        self._rays_own = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = self.WAIT_S
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Wait as before."""
-        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = self._rays_own
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Wait as before."""
-        self.after_execution_succeeds(executor)
 
 
 class Paced(ExecutionCallback):  # type: ignore[misc]

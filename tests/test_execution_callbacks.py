@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import ray
 from ray.data import ExecutionResources
-from ray.data._internal.execution import streaming_executor_state
-from ray.exceptions import RayTaskError
 
-from pipelines.execution_callbacks import Attentive, Prompt
+from pipelines.execution_callbacks import Prompt
 
 
 class Manager:
@@ -68,33 +66,3 @@ def test_ray_knows_its_cluster_soon(ray_cluster: None) -> None:
         work.context.custom_execution_callback_classes = [Watching]
         list(work.iter_rows())
     assert known.index(True) <= 4
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_ray_waits_less_only_during_the_execution(ray_cluster: None, fails: bool) -> None:
-    """Shorter while tasks run; as Ray has it afterwards, also after a task that failed."""
-    before = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-    waits: list[float] = []
-
-    class Watching(Attentive):
-        """Notes at each step how long the scheduler waits."""
-
-        def on_execution_step(self, executor: Any) -> None:
-            """Note it."""
-            waits.append(streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S)
-
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        if fails:
-            raise OSError("no storage")
-        return row
-
-    work = ray.data.range(2, override_num_blocks=2).map(task)
-    work.context.custom_execution_callback_classes = [Watching]
-    try:
-        list(work.iter_rows())
-        assert not fails
-    except RayTaskError:
-        assert fails
-    assert set(waits) == {Attentive.WAIT_S}
-    assert Attentive.WAIT_S < before
-    assert before == streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from pipelines.errors import UserError
-from pipelines.execution_callbacks import Attentive, Prompt
+from pipelines.execution_callbacks import Prompt
 from pipelines.prepare.progress import progress
 
 # Two tasks share a core: one works while the other waits, for storage or for the next item, which
@@ -27,7 +27,7 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
         return
     work = ray.data.from_items(list(items), override_num_blocks=len(items))
     work = work.map(task, num_cpus=CPUS_PER_TASK)
-    work.context.custom_execution_callback_classes = [Prompt, Attentive]
+    work.context.custom_execution_callback_classes = [Prompt]
     with progress(what, len(items)) as advance:
         try:
             for result in work.iter_rows():
