@@ -154,6 +154,26 @@ def test_a_passing_fault_of_any_verb_is_outlasted(
         assert storage.read_bytes(place("d")) == (tmp_path / "large").read_bytes()
 
 
+def test_a_listing_of_many_pages_names_everything_once(
+    s3: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "S3_PAGE", 3)
+    names = [f"flat {number}.jpg" for number in range(10)]
+    names += ["a.jpg", "a/1.jpg", "a/b/2.jpg", "a//3.jpg", "ä/4.jpg", "z/5.jpg"]
+    for name in names:
+        storage.publish(place(name), name.encode())
+    fs, root = storage.filesystem(place(""))
+    fs.touch(f"{root.rstrip('/')}/a/")  # the marker that consoles leave for a folder
+    s3.requests = []
+    s3.faults = [Fault("503", "GET", times=2), Fault("reset", "GET", times=2)]
+    found = list(storage.walk(place("")))
+    assert sorted(found) == sorted((name, len(name.encode())) for name in names)
+    assert len(s3.requests) > len(names) / 3
+    assert storage.children(place("")) == sorted({name.partition("/")[0] for name in names})
+    assert storage.children(place("nothing")) == []
+    assert storage.children("s3://no-such-bucket/x") == []
+
+
 def put_file(path: Path, uri: str) -> None:
     with storage.staged_file(uri) as staged:
         staged.write_bytes(path.read_bytes())

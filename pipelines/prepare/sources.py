@@ -112,11 +112,7 @@ def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Pi
 
 
 def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
-    names = storage.children(source)
-    if not names:
-        raise UserError(f"source is '{source}'; that folder is empty")
-    splits = [name for name in names if name.lower() in SPLIT_NAMES]
-    for name in splits or [""]:
+    for name in _splits(source) or [""]:
         folder = storage.join(source, name) if name else source
         for below, size in storage.walk(folder):
             if any(part.startswith(".") for part in below.split("/")):
@@ -124,6 +120,13 @@ def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
             path = f"{name}/{below}" if name else below
             uri = storage.join(source, path)
             yield from _of_file(uri, path, size, SPLIT_NAMES.get(name.lower()), others)
+
+
+def _splits(source: str) -> list[str]:
+    names = storage.children(source)
+    if not names:
+        raise UserError(f"source is '{source}'; that folder is empty")
+    return [name for name in names if name.lower() in SPLIT_NAMES]
 
 
 def _of_file(
