@@ -256,8 +256,8 @@ def children(uri: str) -> list[str]:
 def walk(uri: str) -> Iterator[tuple[str, int]]:
     """Relative name and bytes of every file below a folder, sorted within each folder.
 
-    At most the names of one folder are held in memory, of a bucket one page of its listing. Links
-    to files are followed, and links to folders unless they lead back to a folder above.
+    At most the names of one folder are held in memory, of an S3 bucket one page of its listing.
+    Links to files are followed, and links to folders unless they lead back to a folder above.
     """
     if is_local(uri):
         yield from _walk_local(local_path(absolute(uri)), "", frozenset())

@@ -142,8 +142,8 @@ def _of_file(
         for first, last, held in columns.row_group_runs(uri, RANGE_BYTES):
             named = split or split_in_name(path)
             yield Piece("parquet", uri, f"{stem}/", held, named, None, first, last)
-    elif suffix in IMAGE_SUFFIXES or not suffix:
-        inside = path.split("/")[:-1]
+    elif suffix in IMAGE_SUFFIXES or suffix in ("", "."):
+        inside = [part for part in path.split("/")[:-1] if part]
         folders = inside[1:] if split else inside
         class_name = printable(folders[0]) if folders else None
         yield Piece("file", uri, printable(path), size, split, class_name)
