@@ -18,6 +18,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -90,10 +91,11 @@ def mask_for(
     Variants 2n and 2n + 1 of `random_region` hide the darkest and the brightest pixels of the same
     noise, so they never overlap and are drawn together at little more than the price of one.
     """
-    if strategy == "random_region" and variant % 2:
-        generator = _generator(seed, strategy, size, key, variant - 1)
-        return _darkest(-_noise(size, generator), size, share)
-    return make_mask(strategy, size, _generator(seed, strategy, size, key, variant), share=share)
+    if strategy != "random_region":
+        generator = _generator(seed, strategy, size, key, variant)
+        return make_mask(strategy, size, generator, share=share)
+    pair = _region_pair(size, _generator(seed, strategy, size, key, variant // 2 * 2), share)
+    return next(islice(pair, variant % 2, None))
 
 
 def masks_for(seed: int, strategy: Strategy, size: int, key: str, variants: int) -> Iterator[Mask]:
@@ -101,11 +103,9 @@ def masks_for(seed: int, strategy: Strategy, size: int, key: str, variants: int)
     if strategy != "random_region":
         yield from (mask_for(seed, strategy, size, key, variant) for variant in range(variants))
         return
-    for variant in range(0, variants, 2):
-        values = _noise(size, _generator(seed, strategy, size, key, variant))
-        yield _darkest(values, size)
-        if variant + 1 < variants:
-            yield _darkest(np.negative(values, out=values), size)
+    for first in range(0, variants, 2):
+        pair = _region_pair(size, _generator(seed, strategy, size, key, first))
+        yield from islice(pair, variants - first)
 
 
 def _generator(
@@ -148,7 +148,19 @@ def random_region(size: int, generator: np.random.Generator, *, share: float = M
     of the large canvas in train_random.lua, and cut at its exact quantile instead of drawing crops
     until one fits. Pixels equal to the quantile are hidden in row-major order.
     """
-    return _darkest(_noise(size, generator), size, share)
+    return next(_region_pair(size, generator, share))
+
+
+def _region_pair(
+    size: int, generator: np.random.Generator, share: float = MAX_HIDDEN
+) -> Iterator[Mask]:
+    """The darkest and the brightest pixels of one noise."""
+    if not 0.20 <= share <= 0.30:
+        raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
+    num_hidden = round(share * size**2)
+    values = _noise(size, generator)
+    yield _smallest(values, num_hidden).reshape(size, size)
+    yield _smallest(-values, num_hidden).reshape(size, size)
 
 
 def _noise(size: int, generator: np.random.Generator) -> NDArray[np.int32]:
@@ -163,18 +175,14 @@ def _noise(size: int, generator: np.random.Generator) -> NDArray[np.int32]:
     return field.ravel().astype(np.int32)  # exact, and NumPy partitions integers faster
 
 
-def _darkest(values: NDArray[np.int32], size: int, share: float = MAX_HIDDEN) -> Mask:
-    """Hide the smallest values, exactly round(share * size^2) of them."""
-    if not 0.20 <= share <= 0.30:
-        raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
-    num_hidden = round(share * size**2)
-    quantile = np.partition(values, num_hidden - 1)[num_hidden - 1]
-    mask = values <= quantile
-    surplus = int(np.count_nonzero(mask)) - num_hidden
+def _smallest(values: NDArray[np.int32], count: int) -> Mask:
+    """Exactly `count` of the values, the smallest; of equal ones the first."""
+    quantile = np.partition(values, count - 1)[count - 1]
+    chosen: Mask = values <= quantile
+    surplus = int(np.count_nonzero(chosen)) - count
     if surplus:
-        mask[np.flatnonzero(values == quantile)[-surplus:]] = False
-    hidden: Mask = mask.reshape(size, size)
-    return hidden
+        chosen[np.flatnonzero(values == quantile)[-surplus:]] = False
+    return chosen
 
 
 def random_region_shapes(size: int, generator: np.random.Generator) -> Mask:

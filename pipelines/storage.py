@@ -300,8 +300,7 @@ def _entries(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[tuple[str, 
     Sorted, each name once. fsspec would hold 1 kB for every object that lies directly in it.
     """
     if "s3" in fs.protocol:
-        for page in _s3_pages(fs, folder):
-            yield from page
+        yield from _s3_entries(fs, folder)
         return
     fs.invalidate_cache()
     found = retrying(lambda: fs.ls(folder.rstrip("/"), detail=True), f"listing {folder}")
@@ -313,20 +312,21 @@ def _entries(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[tuple[str, 
             yield name.rsplit("/", 1)[-1], int(entry["size"] or 0)
 
 
-def _s3_pages(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[list[tuple[str, int | None]]]:
-    """The pages of a listing, each sorted, as a bucket gives them in the order of their keys."""
+def _s3_entries(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[tuple[str, int | None]]:
+    """The same of a bucket, page by page; pages follow each other in the order of the keys."""
     bucket, _, prefix = folder.partition("/")
     request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/", "MaxKeys": S3_PAGE}
-    more = True
-    while more:
+    while True:
         page = retrying(lambda: fs.call_s3("list_objects_v2", **request), f"listing s3://{folder}")
-        found: list[tuple[str, int | None]] = [
-            *((entry["Key"], int(entry["Size"])) for entry in page.get("Contents", ())),
-            *((entry["Prefix"], None) for entry in page.get("CommonPrefixes", ())),
-        ]
-        yield [(key[len(prefix) :].removesuffix("/"), size) for key, size in sorted(found)]
-        more = bool(page.get("IsTruncated"))
-        request["ContinuationToken"] = page.get("NextContinuationToken", "")
+        found: dict[str, int | None] = {
+            entry["Key"]: entry["Size"] for entry in page.get("Contents", ())
+        }
+        found |= {entry["Prefix"]: None for entry in page.get("CommonPrefixes", ())}
+        for key in sorted(found):
+            yield key[len(prefix) :].removesuffix("/"), found[key]
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def remove(uri: str) -> None:

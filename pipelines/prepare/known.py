@@ -41,9 +41,9 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
     if set(old.masks) != set(config.masks):
         held = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
         raise UserError(
-            f"the masks asked for (of version {MASK_VERSION}) differ from those of the dataset in "
-            f"'{uri}', which are {held}. "
-            f"Use the same, or first add masks: python jobs/prepare.py --source {uri}"
+            f"the masks asked for differ from those of the dataset in '{uri}', which are {held} "
+            f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
+            f"python jobs/prepare.py --source {uri}"
         )
     gather.write_known(work, Known(_keys(uri, old), _contents(uri, old)))
 

@@ -134,7 +134,7 @@ def _of_file(
 ) -> Iterator[Piece]:
     """The pieces of one file; `path` is its place in the source."""
     lower = path.lower()
-    suffix = os.path.splitext(lower)[1]  # a PurePosixPath takes a fifth of the listing's time
+    suffix = PurePosixPath(lower).suffix
     if lower.endswith(ARCHIVE_SUFFIXES):
         yield from _of_archive(uri, path, size, split or split_in_name(path))
     elif suffix == ".parquet":
@@ -142,8 +142,8 @@ def _of_file(
         for first, last, held in columns.row_group_runs(uri, RANGE_BYTES):
             named = split or split_in_name(path)
             yield Piece("parquet", uri, f"{stem}/", held, named, None, first, last)
-    elif suffix in IMAGE_SUFFIXES or suffix in ("", "."):
-        inside = [part for part in path.split("/")[:-1] if part]
+    elif suffix in IMAGE_SUFFIXES or not suffix:
+        inside = PurePosixPath(path).parts[:-1]
         folders = inside[1:] if split else inside
         class_name = printable(folders[0]) if folders else None
         yield Piece("file", uri, printable(path), size, split, class_name)
