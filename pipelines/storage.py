@@ -8,6 +8,7 @@ exactly one of several writers win.
 
 import errno
 import hashlib
+import heapq
 import io
 import json
 import os
@@ -17,8 +18,9 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -39,6 +41,7 @@ S3_OPTIONS = {
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
 }
+NAMES_AT_ONCE = 100_000  # of one local folder, about 13 MB
 S3_PAGE = 1000  # entries of a listing per request, the most that S3 gives
 # Clients raise errors of their own for connections that break; OSError they are not.
 CLIENT_PACKAGES = frozenset(("aiohttp", "aiobotocore", "botocore", "http", "urllib3"))
@@ -130,9 +133,22 @@ def exists(uri: str) -> bool:
 
 def is_folder(uri: str) -> bool:
     """Whether the URI is a folder (or a prefix with objects under it)."""
+    if is_local(uri):
+        return local_path(absolute(uri)).is_dir()
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    return retrying(lambda: bool(fs.isdir(path)), f"looking for {uri}")
+    with suppress(FileNotFoundError):
+        # fs.isdir of s3fs would list, and hold, everything that lies directly in it.
+        return retrying(lambda: bool(fs.info(path)["type"] == "directory"), f"looking for {uri}")
+    return False
+
+
+def folders_among(uri: str, names: Collection[str]) -> list[str]:
+    """Which of these names are folders directly below a folder, sorted."""
+    if is_local(uri):
+        with os.scandir(local_path(absolute(uri))) as entries:
+            return sorted(e.name for e in entries if e.name in names and e.is_dir())
+    return sorted(name for name in names if is_folder(join(uri, name)))
 
 
 def open_input(uri: str) -> BinaryIO:
@@ -256,7 +272,7 @@ def children(uri: str) -> list[str]:
 def walk(uri: str) -> Iterator[tuple[str, int]]:
     """Relative name and bytes of every file below a folder, sorted within each folder.
 
-    At most the names of one folder are held in memory, of an S3 bucket one page of its listing.
+    At most NAMES_AT_ONCE names are held in memory, of an S3 bucket one page of its listing.
     Links to files are followed, and links to folders unless they lead back to a folder above.
     """
     if is_local(uri):
@@ -270,8 +286,7 @@ def _walk_local(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[t
     here = folder.resolve()
     if here in above:
         return
-    # Names alone: os.scandir's entries of a flat folder take seven times as much.
-    for name in sorted(os.listdir(folder), key=os.fsencode):
+    for name in _names(folder):
         path = os.path.join(folder, name)
         try:
             found = os.stat(path)
@@ -282,6 +297,22 @@ def _walk_local(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[t
             yield from _walk_local(Path(path), f"{prefix}{name}/", above | {here})
         elif stat.S_ISREG(found.st_mode):
             yield prefix + name, found.st_size
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Names in a local folder, sorted by their bytes; many in runs on disk that are merged."""
+    with ExitStack() as spools, os.scandir(folder) as entries:
+        names = (entry.name for entry in entries)  # an entry takes seven times as much
+        runs: list[Iterator[str]] = []
+        while run := sorted(islice(names, NAMES_AT_ONCE), key=os.fsencode):
+            if not runs and len(run) < NAMES_AT_ONCE:
+                yield from run
+                return
+            spool = spools.enter_context(tempfile.TemporaryFile("w+", prefix="names-"))
+            spool.writelines(json.dumps(name) + "\n" for name in run)
+            spool.seek(0)
+            runs.append(map(json.loads, spool))
+        yield from heapq.merge(*runs, key=os.fsencode)
 
 
 def _walk_remote(

@@ -4,18 +4,20 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 from conftest import write_pictures
 from test_prepare import config, quarantine_of, rows_of
 
 from pipelines import dataset, storage
 from pipelines.errors import UserError
-from pipelines.prepare import inspection, run
+from pipelines.prepare import inspection, run, sources
 
 pytestmark = pytest.mark.s3
 BUCKET = "pictures"
@@ -172,6 +174,29 @@ def test_a_listing_of_many_pages_names_everything_once(
     assert storage.children(place("")) == sorted({name.partition("/")[0] for name in names})
     assert storage.children(place("nothing")) == []
     assert storage.children("s3://no-such-bucket/x") == []
+
+
+def test_a_prefix_of_any_size_is_listed_without_holding_it(
+    s3: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hold(*args: object, **kwargs: object) -> None:
+        raise AssertionError("s3fs holds every object that it lists")
+
+    for name in ("flat/1.jpg", "flat/train.jpg", "split/Train/cat/1.jpg", "split/val/2.jpg"):
+        storage.publish(place(name), b"x")
+    storage.publish(f"s3://{BUCKET}/3.jpg", b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr(s3fs.S3FileSystem, "_lsdir", hold)
+        assert splits_of(place("flat")) == {"1.jpg": None, "train.jpg": None}
+        assert splits_of(place("split")) == {"Train/cat/1.jpg": "train", "val/2.jpg": "val"}
+        assert splits_of(f"s3://{BUCKET}")["3.jpg"] is None
+        assert not storage.is_folder(place("flat/1.jpg"))
+        assert not storage.is_folder(place("fla"))
+        assert not storage.is_folder("s3://no-such-bucket")
+
+
+def splits_of(source: str) -> dict[str, str | None]:
+    return {piece.key: piece.split for piece in sources.pieces(source, Counter())}
 
 
 def put_file(path: Path, uri: str) -> None:

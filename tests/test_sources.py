@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare import members as members_module
 from pipelines.prepare import sources, tars
@@ -114,6 +115,20 @@ def test_names_that_are_not_utf8_and_twins_in_unicode_stay_apart(folder: Path) -
     assert len(keys) == 4
     assert "caf\\xe9.jpg" in keys
     assert all(key.encode() for key in keys)
+
+
+def test_a_large_folder_is_sorted_in_runs_as_a_small_one_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.jpg".encode() for number in range(17)]
+    names += [b"two\nlines.jpg", b"caf\xe9.jpg", "caf\u00e9.jpg".encode(), b'"\\.jpg', b"deep"]
+    for name in names[:-1]:
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"x")
+    put(folder / "deep" / "1.jpg")
+    small = found(folder)
+    monkeypatch.setattr(storage, "NAMES_AT_ONCE", 4)
+    assert found(folder) == small
+    assert len(small) == len(names)
 
 
 def test_a_file_that_vanishes_is_reported_and_one_that_changes_fails_the_job(folder: Path) -> None:

@@ -112,21 +112,19 @@ def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Pi
 
 
 def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
-    for name in _splits(source) or [""]:
+    spellings = {spelt for n in SPLIT_NAMES for spelt in (n, n.capitalize(), n.upper())}
+    empty = True
+    for name in storage.folders_among(source, spellings) or [""]:
         folder = storage.join(source, name) if name else source
         for below, size in storage.walk(folder):
+            empty = False
             if any(part.startswith(".") for part in below.split("/")):
                 continue
             path = f"{name}/{below}" if name else below
             uri = storage.join(source, path)
             yield from _of_file(uri, path, size, SPLIT_NAMES.get(name.lower()), others)
-
-
-def _splits(source: str) -> list[str]:
-    names = storage.children(source)
-    if not names:
+    if empty:
         raise UserError(f"source is '{source}'; that folder is empty")
-    return [name for name in names if name.lower() in SPLIT_NAMES]
 
 
 def _of_file(
