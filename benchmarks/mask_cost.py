@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.decode_core import LIMITS, load
-from pipelines import dataset
+from pipelines import dataset, memory
 from pipelines.prepare import gather, plan, shards, sources, totals
 from pipelines.prepare.gather import Known, Shuffle
 
@@ -74,6 +74,7 @@ def main() -> None:
 def prepare_here(source: Path, uri: str, masks: tuple[dataset.MaskSpec, ...]) -> float:
     """Both passes in this process; returns their processor time, s."""
     cv2.setNumThreads(1)
+    memory.keep_freed_memory()  # as in a worker
     work = f"{uri}/_work"
     empty = np.empty(0, "S16")
     with plan.listing(sources.pieces(str(source), Counter())) as found:

@@ -41,7 +41,7 @@ S3_OPTIONS = {
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
 }
-NAMES_AT_ONCE = 100_000  # of one local folder, about 13 MB
+NAMES_AT_ONCE = 50_000  # of one local folder
 S3_PAGE = 1000  # entries of a listing per request, the most that S3 gives
 # Clients raise errors of their own for connections that break; OSError they are not.
 CLIENT_PACKAGES = frozenset(("aiohttp", "aiobotocore", "botocore", "http", "urllib3"))

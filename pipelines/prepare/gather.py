@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import memory, storage
+from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare import digests, plan, spill
 from pipelines.prepare.digests import Digests
@@ -118,7 +118,6 @@ def gather(
 ) -> dict[str, int]:
     """Ray task: do one unit; returns what the progress display shows."""
     cv2.setNumThreads(1)  # tasks fill the cores, not threads
-    memory.keep_freed_memory()
     unit = int(row["unit"])
     known = read_known(work)
     spills = _Spills(work, unit, shuffle.num_buckets)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ce_model import masks
-from pipelines import dataset, memory, storage
+from pipelines import dataset, storage
 from pipelines.dataset import MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
 from pipelines.prepare.gather import SetAside
@@ -101,7 +101,6 @@ def items(
 
 def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     """Ray task: write one shard and its record; returns what the progress display shows."""
-    memory.keep_freed_memory()
     split, shard = str(row["split"]), int(row["shard"])
     first, last = int(row["first_bucket"]), int(row["last_bucket"])
     rows = sorted(_rows(work.work, split, first, last), key=lambda row: (row.order, row.key))

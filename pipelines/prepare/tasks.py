@@ -1,11 +1,13 @@
 """One Ray Data task per item, with progress, and failures in the user's words."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from pipelines import memory
 from pipelines.errors import UserError
 from pipelines.execution_callbacks import Prompt
 from pipelines.prepare.progress import progress
@@ -26,7 +28,7 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
     if not items:
         return
     work = ray.data.from_items(list(items), override_num_blocks=len(items))
-    work = work.map(task, num_cpus=CPUS_PER_TASK)
+    work = work.map(partial(_in_worker, task=task), num_cpus=CPUS_PER_TASK)
     work.context.custom_execution_callback_classes = [Prompt]
     with progress(what, len(items)) as advance:
         try:
@@ -41,3 +43,8 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
                     "kept, and the same command goes on from there"
                 ) from None
             raise
+
+
+def _in_worker(item: dict[str, Any], task: Task) -> dict[str, int]:
+    memory.keep_freed_memory()
+    return task(item)
