@@ -159,7 +159,8 @@ def _cell(value: Any) -> str:
 
 def show(uri: str, manifest: Manifest) -> None:
     """The closing table."""
-    table = Table(title=f"dataset {uri}", title_justify="left", show_header=False)
+    console.print(f"dataset {uri}", soft_wrap=True, highlight=False)
+    table = Table(show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")  # a fingerprint that is cut cannot be compared
     for split, files in manifest.splits.items():

@@ -399,12 +399,15 @@ def _table(summary: dict[str, Any], console: Console) -> None:
         "L1, L2 of the hole": f"{measured['l1_hole']:.2%}, {measured['l2_hole']:.2%}",
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
         f"{summary['data_wait_share']:.1%} of the time, peak memory {memory:.1f} GB",
-        "panel": summary["panel"],
-        "model": summary["model"],
-        "MLflow": f"run {summary['tracking_run_id']} of {summary['tracking_uri']}",
     }
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table, highlight=False)
+    for name, place in (
+        ("panel", summary["panel"]),
+        ("model", summary["model"]),
+        ("MLflow", f"run {summary['tracking_run_id']} of {summary['tracking_uri']}"),
+    ):  # below the table, where a long path stays whole
+        console.print(f"{name:6}  {place}", highlight=False, soft_wrap=True)
