@@ -140,6 +140,8 @@ def test_a_driver_killed_again_and_again_ends_with_the_same_dataset(
         job.wait()
         kills += 1
         end_orphans(children)
+        if dataset.is_dataset(str(output)):
+            break  # the file it waited for was the manifest: what stands there is compared below
         with pytest.raises(UserError, match="not a prepared dataset"):
             dataset.read_manifest(str(output))
     assert kills >= 3
