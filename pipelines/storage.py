@@ -272,7 +272,7 @@ def children(uri: str) -> list[str]:
 def walk(uri: str) -> Iterator[tuple[str, int]]:
     """Relative name and bytes of every file below a folder, sorted within each folder.
 
-    At most NAMES_AT_ONCE names are held in memory, of an S3 bucket one page of its listing.
+    Of a local folder at most NAMES_AT_ONCE names are held in memory, of a bucket's one page.
     Links to files are followed, and links to folders unless they lead back to a folder above.
     """
     if is_local(uri):

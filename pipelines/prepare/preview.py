@@ -47,7 +47,8 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     expected = found.pieces if is_files else round(found.bytes * pictures / max(read_bytes, 1))
     mask_bytes = sum(spec.bytes_per_mask * spec.variants for spec in config.masks)
     cores = psutil.cpu_count(logical=False) or 1
-    table = Table(title=f"would prepare {config.source}", title_justify="left", show_header=False)
+    console.print(f"would prepare {config.source}", soft_wrap=True, highlight=False)
+    table = Table(show_header=False)
     about = "" if is_files else "about "
     table.add_row("pictures", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
     table.add_row("sampled", f"{pictures} pictures of {len(classes)} classes")

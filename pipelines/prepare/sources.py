@@ -8,8 +8,8 @@ A source is any URI of
     a list      .txt, .csv, .tsv with `URI [LABEL]` per line, or Parquet with a URI column
 
 A piece is a file, a byte range of a tar between two members, a tar inside a tar, a compressed
-archive, or a run of row groups. Listing reads names, sizes and headers only and holds one folder
-at a time, so that its memory does not grow with the number of pictures.
+archive, or a run of row groups. Listing reads names, sizes and headers only and holds a part of
+them (see `storage.walk`), so that its memory does not grow with the number of pictures.
 """
 
 import os
