@@ -10,6 +10,8 @@ table { border-collapse: collapse; margin: .7em 0 1.6em; font-variant-numeric: t
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #555; }
+tr.facts td:first-child { white-space: nowrap; }
+tr.facts td:last-child { text-align: left; overflow-wrap: anywhere; }
 tr.quoted td { color: #666; font-style: italic; }
 caption { text-align: left; font-weight: 600; padding: .3em 0; }
 figure { margin: .4em 0; } figcaption { font-size: 13px; color: #444; }

@@ -230,6 +230,8 @@ def test_bad_pictures_are_set_aside_with_a_reason_and_every_one_is_counted(
     assert manifest.listed == 76 == manifest.written + 4 + 1
     assert (manifest.quarantined, manifest.duplicates) == (4, 1)
     assert manifest.quarantine == {"truncated": 1, "unidentified": 3}
+    page = (tmp_path / "d" / "card.html").read_text()
+    assert "<td>set aside</td><td>unidentified</td><td>3</td>" in page
     assert manifest.converted == {"grey": 1}
     assert quarantine_of(tmp_path / "d") == {
         **{f"apple/bad{number}.jpg": "unidentified" for number in range(3)},
@@ -462,7 +464,11 @@ def test_the_closing_word_is_the_card_in_the_dataset(
     }  # fmt: skip
     sheet = cv2.imread(str(tmp_path / "d" / "card.png"))
     assert sheet.shape == (card.CAPTION_PX + 8 * card.TILE_PX, 4 * card.TILE_PX, 3)
-    assert manifest.fingerprint in (tmp_path / "d" / "card.html").read_text()
+    page = (tmp_path / "d" / "card.html").read_text()
+    assert manifest.fingerprint in page
+    for name in manifest.classes:
+        counts = "".join(f"<td>{classes[split].get(name, 0)}</td>" for split in manifest.splits)
+        assert f"<td>{name}</td>{counts}" in page
 
 
 def test_mlflow_gets_the_dataset_with_its_digest_and_the_card(

@@ -1,10 +1,9 @@
 """The card of a dataset: what a person wants to know of it, with a sheet of pictures and masks."""
 
-import base64
-import html
 import json
 import os
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipelines import dataset, images, storage
+from pipelines import dataset, html_page, images, storage
 from pipelines.dataset import Manifest, MaskSpec
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.progress import console
@@ -21,8 +20,6 @@ from pipelines.prepare.progress import console
 CARD_JSON, CARD_HTML, SHEET = "card.json", "card.html", "card.png"
 SHEET_ROWS, TILE_PX, CAPTION_PX = 8, 128, 18
 TRACKING_WAIT_S = 60.0
-STYLE = """body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em 1em;
-text-align:left;border-bottom:1px solid #ddd;vertical-align:top}img{max-width:100%}"""
 
 
 def write(uri: str, manifest: Manifest) -> None:
@@ -131,30 +128,70 @@ def _caption(words: list[str]) -> NDArray[np.uint8]:
 
 
 def _page(facts: dict[str, Any], sheet: bytes) -> str:
-    rows = "".join(
-        f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{_cell(value)}</td></tr>"
-        for name, value in facts.items()
+    parts = [
+        html_page.table("", ["dataset", ""], _summary(facts), "facts"),
+        html_page.image(
+            "pictures as stored; each with its first hole of every strategy, in the mean colour",
+            sheet,
+        ),
+        _splits(facts),
+        _remarks(facts),
+        _columns(facts),
+        _classes(facts),
+    ]
+    return html_page.document("Dataset card", "".join(parts))
+
+
+def _summary(facts: dict[str, Any]) -> list[list[str]]:
+    sums = (
+        f"{facts['listed']:,} listed = {facts['written']:,} written + {facts['quarantined']:,} set "
+        f"aside + {facts['duplicates']:,} duplicates"
     )
-    picture = base64.b64encode(sheet).decode()
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Dataset card</title>'
-        f"<style>{STYLE}</style><h1>Dataset card</h1><table>{rows}</table><h2>Pictures and "
-        "masks</h2><p>Training pictures as stored, each with the first hole of every strategy, "
-        f'filled with the mean colour.</p><img alt="contact sheet" '
-        f'src="data:image/png;base64,{picture}"></html>\n'
+    names = ("fingerprint", "source", "masks", "mean_rgb", "stored_side", "seed", "revision")
+    texts = [
+        ", ".join(map(str, facts[name])) if isinstance(facts[name], list) else str(facts[name])
+        for name in names
+    ]
+    words = [name.replace("_", " ") for name in names]
+    return [["pictures", sums], *([word, text] for word, text in zip(words, texts, strict=True))]
+
+
+def _splits(facts: dict[str, Any]) -> str:
+    rows = [
+        [split, f"{count:,}", f"{facts['shards'][split]:,}", f"{facts['bytes'][split] / 1e6:,.1f}"]
+        for split, count in facts["pictures"].items()
+    ]
+    return html_page.table("splits", ["split", "pictures", "shards", "MB"], rows)
+
+
+def _remarks(facts: dict[str, Any]) -> str:
+    rows = [
+        [what, kind, f"{count:,}"]
+        for what, name in (("set aside", "quarantine"), ("converted", "converted"))
+        for kind, count in facts[name].items()
+    ]
+    if not rows:
+        return "<p>No picture was set aside for a fault, none was converted.</p>"
+    return html_page.table(
+        "faults and conversions", ["what became of it", "class", "pictures"], rows
     )
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        inside = "".join(
-            f"<tr><td>{html.escape(str(name))}</td><td>{_cell(held)}</td></tr>"
-            for name, held in value.items()
-        )
-        return f"<table>{inside}</table>" if inside else "none"
-    if isinstance(value, list):
-        return html.escape(", ".join(map(str, value)))
-    return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
+def _columns(facts: dict[str, Any]) -> str:
+    sizes, pictures = facts["bytes_per_column"], max(facts["written"], 1)
+    whole = max(sum(sizes.values()), 1)
+    rows = [
+        [name, f"{size:,}", f"{size / pictures:,.1f}", f"{size / whole:.1%}"]
+        for name, size in sizes.items()
+    ]
+    return html_page.table("columns", ["column", "bytes", "bytes per picture", "share"], rows)
+
+
+def _classes(facts: dict[str, Any]) -> str:
+    splits = facts["pictures_per_class"]
+    names = list(dict.fromkeys(chain.from_iterable(splits.values())))
+    rows = [[name, *(f"{counts.get(name, 0):,}" for counts in splits.values())] for name in names]
+    return html_page.table("pictures per class", ["class", *splits], rows)
 
 
 def show(uri: str, manifest: Manifest) -> None:
