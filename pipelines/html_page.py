@@ -2,6 +2,11 @@
 
 import base64
 import html
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # tasks of `prepare` import this module and draw nothing
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
@@ -51,6 +56,13 @@ def image(title: str, png: bytes) -> str:
         f"<figure><figcaption>{text(title)}</figcaption>"
         f"<img alt='{text(title)}' src='data:image/png;base64,{source}'></figure>"
     )
+
+
+def chart(title: str, figure: "Figure") -> str:
+    """A drawing with its title, inside the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return image(title, buffer.getvalue())
 
 
 def text(value: object) -> str:

@@ -1,10 +1,14 @@
 """The verdict follows from the numbers, and says so when it cannot."""
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import t
 
-from pipelines.ablation.comparison import Scores, compare, paired_differences
+from pipelines.ablation import report
+from pipelines.ablation.comparison import Scores, compare, paired_differences, with_spread
 
 
 def table(values: dict[str, list[float]]) -> Scores:
@@ -82,3 +86,52 @@ def test_too_little_gives_no_verdict(scores: dict[str, list[float]]) -> None:
 def test_coarse_scores_that_agree_by_chance_are_no_certainty() -> None:
     scores = table({"a": [0.50, 0.65], "b": [0.52, 0.67]})  # both differences are 0.02
     assert compare(scores, "accuracy", "higher").verdict.startswith("No verdict")
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "shown"),
+    [
+        (0.405, 0.00707, "0.4050 +- 0.0071"),
+        (12.2451, 0.33, "12.25 +- 0.33"),
+        (251.3, 31.4, "251 +- 31"),
+        (0.0635424, 0.0000257, "0.063542 +- 0.000026"),
+        (0.51234, None, "0.5123"),
+        (0.51234, 0.0, "0.5123"),
+    ],
+)
+def test_a_mean_ends_where_its_spread_does(mean: float, std: float | None, shown: str) -> None:
+    assert with_spread(mean, std) == shown
+
+
+def test_the_report_shows_the_verdict_first_and_every_score_once() -> None:
+    values = {
+        "linear/pool5/accuracy": {"a": [0.40, 0.42], "b": [0.30, 0.33]},
+        "linear/conv1/accuracy": {"a": [0.20, 0.21], "b": [0.22, 0.235]},
+        "inpainting/central/L2": {"a": [0.05, 0.06]},
+    }
+    better = {"linear": "higher", "inpainting": "lower"}
+    compared = {
+        name: asdict(compare(table(scores), name, better[name.split("/")[0]]))  # type: ignore[arg-type]
+        for name, scores in values.items()
+    }
+    cells: list[dict[str, Any]] = [
+        {
+            "arm": arm, "seed": seed, "steps": 10, "status": "done", "curve": [[5, 9.0], [10, 9.5]],
+            "scores": {name: scores[arm][seed] for name, scores in values.items() if arm in scores},
+            "seconds": 1.0, "cpu_hours": 0.1, "gpu_hours": 0.0, "restarts": 0,
+            "tracking_run_id": None, "error": None,
+        }
+        for arm in ("a", "b") for seed in (0, 1)
+    ]  # fmt: skip
+    decisive = "linear/pool5/accuracy"
+    found = {
+        "arms": ["a", "b"], "seeds": 2, "steps": 10, "rungs": [], "metric": decisive,
+        "dataset_fingerprint": "0" * 64, "code": "1" * 40, "comparisons": compared, "cells": cells,
+        "verdict": compared[decisive]["verdict"],
+    }  # fmt: skip
+    page = report.page(found, {"a": b"png"})
+    places = [page.index(part) for part in ("a (0.410", "Learning curves", "All scores", "Cells")]
+    assert places == sorted(places)
+    assert "<td>conv1/accuracy</td><td>higher</td><td>0.2050 +- 0.0071 (1)</td>" in page
+    assert "<td>central/L2</td><td>lower</td><td>0.0550 +- 0.0071 (-)</td><td>n/a</td>" in page
+    assert page.count("data:image/png") == 3  # the seeds, the curves, the panel

@@ -184,7 +184,15 @@ def _separate(first: str, second: str, differences: tuple[Difference, ...]) -> b
 
 
 def _value(arm: ArmSummary) -> str:
-    return f"{arm.arm} ({arm.mean:.4g} +- {arm.std or 0.0:.2g})"
+    return f"{arm.arm} ({with_spread(arm.mean, arm.std)})"
+
+
+def with_spread(mean: float, std: float | None) -> str:
+    """`0.4050 +- 0.0071`: two figures of the spread, and the mean to the same place."""
+    if not std:
+        return f"{mean:.4g}"
+    places = max(1 - math.floor(math.log10(std)), 0)
+    return f"{mean:.{places}f} +- {std:.{places}f}"
 
 
 def _names(arms: list[ArmSummary]) -> str:

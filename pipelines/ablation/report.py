@@ -1,14 +1,14 @@
-"""ablation.html: verdict, every score with its spread, curves, pictures, costs; in one file."""
+"""ablation.html: verdict, curves, pictures, every score with its spread, costs; in one file."""
 
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from pipelines import html_page
+from pipelines.ablation.comparison import with_spread
 
 
 def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
@@ -18,7 +18,7 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         found: what `ablation.json` holds.
         panels: PNG by arm, of the same validation pictures.
     """
-    shown = [found["metric"], *(n for n in found["comparisons"] if n != found["metric"])]
+    decisive = found["comparisons"].get(found["metric"])
     parts = [
         f"<p class='verdict'>{html_page.text(found['verdict'])}</p>",
         f"<p class='note'>{len(found['arms'])} arms x {found['seeds']} seeds, {found['steps']} "
@@ -27,15 +27,16 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         "weights and order. Intervals hold for all pairs at once (Tukey, seeds as blocks, pooled "
         "residual spread); arms whose interval includes zero share their rank.</p>",
         *_halving(found),
-        *(
-            _comparison(found["comparisons"][name], detailed=name == found["metric"])
-            for name in shown
-            if name in found["comparisons"]
-        ),
+        *(_decisive(found, decisive) if decisive else ()),
         "<h2>Learning curves</h2>",
-        html_page.image("validation PSNR in the arm's own holes", curves(found)),
+        html_page.chart("validation PSNR in the arm's own holes", curves(found)),
         "<h2>The same pictures</h2>",
         *(html_page.image(arm, data) for arm, data in panels.items()),
+        "<h2>All scores</h2>",
+        "<p class='note'>Mean and standard deviation over the seeds; in brackets the rank, 1 for "
+        "all that cannot be told from the best.</p>",
+        *_all_scores(found),
+        "<h2>Cells</h2>",
         _cells(found["cells"]),
     ]
     return html_page.document("Mask ablation", "".join(parts))
@@ -44,7 +45,7 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
 def table(found: Mapping[str, Any]) -> Table:
     """The metric of the verdict, for a terminal."""
     shown = Table(title=found["metric"], title_justify="left")
-    for name in ("rank", "arm", "mean", "std", "seeds"):
+    for name in ("rank", "arm", "mean +- std", "seeds"):
         shown.add_column(name, justify="left" if name == "arm" else "right")
     for row in _arm_rows(found["comparisons"].get(found["metric"], {"arms": ()})):
         shown.add_row(*row)
@@ -53,15 +54,13 @@ def table(found: Mapping[str, Any]) -> Table:
 
 def _arm_rows(compared: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [
-            "-" if arm["rank"] is None else str(arm["rank"]),
-            arm["arm"],
-            f"{arm['mean']:.5g}",
-            "-" if arm["std"] is None else f"{arm['std']:.2g}",
-            str(arm["seeds"]),
-        ]
+        [_rank(arm), arm["arm"], with_spread(arm["mean"], arm["std"]), str(arm["seeds"])]
         for arm in compared["arms"]
     ]
+
+
+def _rank(arm: Mapping[str, Any]) -> str:
+    return "-" if arm["rank"] is None else str(arm["rank"])
 
 
 def _halving(found: Mapping[str, Any]) -> list[str]:
@@ -72,28 +71,69 @@ def _halving(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _comparison(compared: Mapping[str, Any], *, detailed: bool) -> str:
-    heads = ["arm", "rank", "mean", "std", "seeds"]
-    rows = [[row[1], row[0], *row[2:]] for row in _arm_rows(compared)]
-    text = html_page.table(f"{compared['metric']}, {compared['better']} is better", heads, rows)
-    if not detailed:
-        return text
-    pairs = [
-        [
-            f"{pair['first']} - {pair['second']}",
-            f"{pair['mean']:.4g}",
-            f"{pair['low']:.4g} to {pair['high']:.4g}",
-            "yes" if pair["low"] > 0 or pair["high"] < 0 else "no",
+def _decisive(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator[str]:
+    """The metric of the verdict in full: ranks, a picture of it, and every pair."""
+    rows = [[arm, rank, *rest] for rank, arm, *rest in _arm_rows(compared)]
+    heads = ["arm", "rank", "mean +- std", "seeds"]
+    yield html_page.table(f"{compared['metric']}, {compared['better']} is better", heads, rows)
+    yield html_page.chart("every seed, and the mean of the arm", points(found, compared))
+    if compared["differences"]:
+        pairs = [
+            [
+                f"{pair['first']} - {pair['second']}",
+                f"{pair['mean']:.4g}",
+                f"{pair['low']:.4g} to {pair['high']:.4g}",
+                "yes" if pair["low"] > 0 or pair["high"] < 0 else "no",
+            ]
+            for pair in compared["differences"]
         ]
-        for pair in compared["differences"]
-    ]
-    heads = ["paired difference", "mean", "95 % interval", "told apart"]
-    return text + html_page.table("differences within seeds", heads, pairs)
+        heads = ["paired difference", "mean", "95 % interval", "told apart"]
+        yield html_page.table("differences within seeds", heads, pairs)
 
 
-def curves(found: Mapping[str, Any]) -> bytes:
+def _all_scores(found: Mapping[str, Any]) -> Iterator[str]:
+    """One table per task: a metric per row, an arm per column."""
+    by_task: dict[str, list[list[str]]] = {}
+    for name, compared in found["comparisons"].items():
+        task, _, metric = name.partition("/")
+        arms = {arm["arm"]: arm for arm in compared["arms"]}
+        cells = [
+            f"{with_spread(arms[arm]['mean'], arms[arm]['std'])} ({_rank(arms[arm])})"
+            if arm in arms
+            else "n/a"
+            for arm in found["arms"]
+        ]
+        by_task.setdefault(task, []).append([metric, compared["better"], *cells])
+    for task, rows in by_task.items():
+        yield html_page.table(task, ["score", "better", *found["arms"]], rows)
+
+
+def points(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Figure:
+    """Every seed as a dot, the mean as a bar; an arm per line, the best on top."""
+    arms = [arm["arm"] for arm in compared["arms"]]
+    figure = Figure(figsize=(8, 0.8 + 0.35 * len(arms)), dpi=100, layout="tight")
+    axes = figure.subplots()
+    for line, arm in enumerate(compared["arms"]):
+        values = [
+            cell["scores"][compared["metric"]]
+            for cell in found["cells"]
+            if cell["arm"] == arm["arm"]
+            and cell["steps"] == found["steps"]
+            and compared["metric"] in cell["scores"]
+        ]
+        colour = f"C{found['arms'].index(arm['arm'])}"
+        axes.plot(values, [line] * len(values), "o", color=colour, markersize=5, alpha=0.6)
+        axes.plot(arm["mean"], line, "|", color=colour, markersize=18, markeredgewidth=2.5)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlabel(compared["metric"])
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def curves(found: Mapping[str, Any]) -> Figure:
     """Mean over seeds as a line, every seed as a thin one."""
-    figure = matplotlib.figure.Figure(figsize=(8, 4), dpi=100)
+    figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
     axes = figure.subplots()
     for number, arm in enumerate(found["arms"]):
         runs = [
@@ -112,10 +152,7 @@ def curves(found: Mapping[str, Any]) -> bytes:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _cells(cells: Iterable[Mapping[str, Any]]) -> str:

@@ -3,11 +3,10 @@
 `report.json` holds the numbers; `report.html` shows them and needs no other file.
 """
 
-import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import matplotlib.figure
+from matplotlib.figure import Figure
 
 from pipelines import html_page
 from pipelines.evaluation import quoted
@@ -115,9 +114,10 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
         f"<h2>{html_page.text(section['title'])}</h2>",
         f"<p class='note'>{html_page.text(section['about'])}</p>",
     ]
-    parts += [_table(grid) for grid in grids(section)]
+    parts += [html_page.image(title, data) for title, data in figures.items()]
     if LAYOUT[task]["across"] == "layer":
-        parts.append(html_page.image("by layer", chart(rows)))
+        parts.append(html_page.chart("by layer", chart(rows)))
+    parts += [_table(grid) for grid in grids(section)]
     found, names = quoted.rows_for(task)
     if found:
         scale = 1 if task == "inpainting" else 100
@@ -128,7 +128,6 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
         grid = Grid("the paper's rows (quoted)", ["row", *names], cells)
         parts.append(_table(grid, row_class="quoted"))
         parts.append(f"<p class='note'>{html_page.text(quoted.DIFFERENCES[task])}</p>")
-    parts += [html_page.image(title, data) for title, data in figures.items()]
     if section["notes"]:
         notes = "\n".join(f"{name}: {value}" for name, value in section["notes"].items())
         shown = f"<pre>{html_page.text(notes)}</pre>"
@@ -137,8 +136,9 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
 
 
 def grids(section: dict[str, Any]) -> list[Grid]:
-    """The tables of a section."""
-    rows, layout = section["rows"], LAYOUT[section["task"]]
+    """The tables of a section; none for a share of hidden pixels that no picture had."""
+    layout = LAYOUT[section["task"]]
+    rows = [row for row in section["rows"] if row.get("pictures", {}).get("mean") != 0]
     found = []
     for group in _distinct(tuple(row.get(name, "") for name in layout["by"]) for row in rows):
         chosen = [r for r in rows if tuple(r.get(n, "") for n in layout["by"]) == group]
@@ -194,12 +194,12 @@ def _value(name: str, value: float | None, percent: float = 1) -> str:
     return f"{value:.2f}" if name == "PSNR" else f"{value:.3f}"
 
 
-def chart(rows: list[dict[str, Any]]) -> bytes:
+def chart(rows: list[dict[str, Any]]) -> Figure:
     """Lines over the layers, one per model, with the spread over seeds (all labels)."""
     labels = _distinct(row.get("labels", "") for row in rows)
     rows = [row for row in rows if row.get("labels", "") == labels[-1]]
     layers = _distinct(row["layer"] for row in rows)
-    figure = matplotlib.figure.Figure(figsize=(8, 4), dpi=100)
+    figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
     axes = figure.subplots()
     for number, name in enumerate(_distinct(str(row["model"]) for row in rows)):
         scores = {row["layer"]: row["accuracy"] for row in rows if row["model"] == name}
@@ -216,10 +216,7 @@ def chart(rows: list[dict[str, Any]]) -> bytes:
     axes.set_ylabel("accuracy, %")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _table(grid: Grid, row_class: str = "") -> str:
