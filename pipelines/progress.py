@@ -46,6 +46,7 @@ class ProgressDisplay:
         self._console, self._what, self._total = console, what, total
         self._began = self._printed_at = time.monotonic()
         self._printed: int | None = None
+        self._done, self._done_at = 0, self._began
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -70,13 +71,18 @@ class ProgressDisplay:
         Args:
             done: so far.
             text: rates and losses, in the words of the work.
-            left_s: seconds that it will still take; left out, as long per item as so far.
+            left_s: seconds that it will still take; left out, as long per item as so far, and
+                nothing is promised while an item takes longer than that.
         """
         now = time.monotonic()
         done = min(done, self._total)  # a task that Ray runs again counts its steps again
+        if done != self._done:
+            self._done, self._done_at = done, now
         if left_s is None and done:
-            left_s = (now - self._began) / done * (self._total - done)
-        left = "" if left_s is None or done >= self._total else f"{_duration(left_s)} left"
+            whole_s = (self._done_at - self._began) / done * self._total
+            left_s = whole_s - (now - self._began)
+        promised = left_s is not None and left_s >= 0 and done < self._total
+        left = f"{_duration(left_s or 0)} left" if promised else ""
         if self._console.is_terminal:
             self._draw(done, text, left)
         elif now - self._printed_at >= LINE_EVERY_S or (

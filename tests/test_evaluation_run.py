@@ -66,6 +66,9 @@ def test_the_report_holds_every_row_with_its_spread_and_the_quoted_ones(evaluate
     page = (evaluated / "report" / "report.html").read_text()
     assert "18.58" in page and "quoted" in page and "data:image/png;base64," in page
     assert "src='http" not in page and "href=" not in page  # nothing outside the file
+    shown = ("context", "picture", "this model (", "Telea")
+    places = [page.index(f"<figcaption>{title}") for title in shown]
+    assert places == sorted(places) and places[-1] < page.index("region hole")
 
 
 def test_the_scores_are_in_mlflow_with_the_report(evaluated: Path) -> None:

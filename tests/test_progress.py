@@ -40,6 +40,21 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left_and_one_at_the_end(cl
     assert len(lines) == 20
 
 
+def test_while_an_item_takes_long_the_time_left_shrinks_and_then_is_not_promised(
+    clock: Clock,
+) -> None:
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out, width=40), "measuring", 4)
+    for clock.now in (20.0, 40.0, 60.0, 81.0):  # three more of 20 s would end at 80
+        display.update(1)
+    assert out.getvalue().splitlines() == [
+        "measuring 1/4  60 s left",
+        "measuring 1/4  40 s left",
+        "measuring 1/4  20 s left",
+        "measuring 1/4",
+    ]
+
+
 def test_who_knows_the_time_left_better_is_believed(clock: Clock) -> None:
     out = io.StringIO()
     display = ProgressDisplay(Console(file=out), "step", 100)

@@ -3,7 +3,7 @@
 `report.json` holds the numbers; `report.html` shows them and needs no other file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -114,10 +114,13 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
         f"<h2>{html_page.text(section['title'])}</h2>",
         f"<p class='note'>{html_page.text(section['about'])}</p>",
     ]
-    parts += [html_page.image(title, data) for title, data in figures.items()]
     if LAYOUT[task]["across"] == "layer":
         parts.append(html_page.chart("by layer", chart(rows)))
-    parts += [_table(grid) for grid in grids(section)]
+    if task == "inpainting":
+        parts += _by_holes(section, figures)
+    else:
+        parts += [html_page.image(title, data) for title, data in figures.items()]
+        parts += [_table(grid) for grid in grids(section)]
     found, names = quoted.rows_for(task)
     if found:
         scale = 1 if task == "inpainting" else 100
@@ -133,6 +136,19 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
         shown = f"<pre>{html_page.text(notes)}</pre>"
         parts.append(f"<details><summary>settings and choices</summary>{shown}</details>")
     return "".join(parts)
+
+
+def _by_holes(section: dict[str, Any], figures: dict[str, bytes]) -> Iterator[str]:
+    """Of every kind of hole the filled pictures, and below them the tables."""
+    for kind in _distinct((row["holes"], row["side"]) for row in section["rows"]):
+        holes, side = kind
+        yield f"<h3>{html_page.text(holes)} holes, {html_page.text(side)} px</h3>"
+        prefix = f"{holes} {side} px | "
+        for title, data in figures.items():
+            if title.startswith(prefix):
+                yield html_page.image(title.removeprefix(prefix), data)
+        rows = [row for row in section["rows"] if (row["holes"], row["side"]) == kind]
+        yield from map(_table, grids({**section, "rows": rows}))
 
 
 def grids(section: dict[str, Any]) -> list[Grid]:

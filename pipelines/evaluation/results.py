@@ -7,6 +7,7 @@ and once. In a row, strings say what was measured and numbers are scores; None i
 import io
 import math
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,9 +45,10 @@ def committed(uri: str) -> Measured | None:
 
 
 def read_figures(uri: str) -> dict[str, bytes]:
-    """The figures of a committed stage."""
+    """The figures of a committed stage, as they were made one after the other."""
     names = storage.read_json(storage.join(uri, COMMIT))["figures"]
-    return {title: storage.read_bytes(storage.join(uri, name)) for title, name in names.items()}
+    made = sorted(names.items(), key=itemgetter(1))  # JSON sorts by title, files are numbered
+    return {title: storage.read_bytes(storage.join(uri, name)) for title, name in made}
 
 
 def commit(uri: str, measured: Measured) -> None:

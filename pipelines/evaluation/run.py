@@ -130,12 +130,23 @@ def _figures(jobs: list[Job], found: dict[str, Any]) -> dict[str, dict[str, byte
     """Figures by section; of several seeds the first is shown."""
     titles = {(s["task"], s["data"]): s["title"] for s in found["sections"]}
     figures: dict[str, dict[str, bytes]] = {}
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.subject is None):  # models before other methods
         section = figures.setdefault(titles[job.task, job.data_uri], {})
         for title, data in results.read_figures(job.uri).items():
             name = title if job.subject is None else f"{title} ({job.subject.name})"
             section.setdefault(name, data)
-    return {name: dict(sorted(section.items())) for name, section in figures.items()}
+    return {name: _in_order(section) for name, section in figures.items()}
+
+
+def _in_order(section: dict[str, bytes]) -> dict[str, bytes]:
+    """Strips of the same holes together, first what is given and the truth."""
+    groups = list(dict.fromkeys(title.partition(" | ")[0] for title in section))
+
+    def place(title: str) -> tuple[int, int]:
+        group, _, what = title.partition(" | ")
+        return groups.index(group), {"context": 0, "picture": 1}.get(what, 2)
+
+    return {title: section[title] for title in sorted(section, key=place)}
 
 
 def _publish(
@@ -198,9 +209,9 @@ def _table(found: dict[str, Any], console: Console) -> None:
         grids = report.grids(section)
         grid = grids[-1 if section["task"] == "linear" else 0]
         table = Table(title=f"{section['title']}: {grid.caption}", title_justify="left")
-        for name in grid.head:
-            label = name == "row"  # several rows begin alike, so their names are never cut
-            table.add_column(name, justify="left" if label else "right", no_wrap=label)
+        table.add_column(grid.head[0], overflow="fold")  # several names begin alike: never cut
+        for name in grid.head[1:]:
+            table.add_column(name, justify="right", no_wrap=True)
         for row in grid.cells:
             table.add_row(*row)
         console.print(table, highlight=False)
