@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 
 from pipelines import storage
@@ -126,7 +127,8 @@ def ensure_run(spec: RunSpec) -> str:
         if run.data.tags.get(COMMIT_TAG, UNKNOWN) == UNKNOWN:
             server.set_tag(run.info.run_id, COMMIT_TAG, git_commit())
         return str(run.info.run_id)
-    tags = {**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: git_commit()}
+    # With who started it and by which command, as MLflow's own runs have it.
+    tags = resolve_tags({**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: git_commit()})
     run = server.create_run(experiment, run_name=spec.name, tags=tags)
     run_id = str(run.info.run_id)
     params = [Param(name, str(value)[:6000]) for name, value in sorted(spec.params.items())]

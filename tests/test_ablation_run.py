@@ -50,7 +50,8 @@ def test_halving_compares_equal_budgets_only_and_a_rerun_trains_nothing(
     server = tracking.client(tracking.tracking_uri(None, wanted.store))
     experiment = tracking.experiment_id(server, wanted.experiment, wanted.store)
     (parent,) = server.search_runs([experiment], "tags.stage = 'ablation'")
-    assert parent.data.tags["verdict"] == found["verdict"]
+    for name in ("verdict", "mlflow.note.content"):
+        assert parent.data.tags[name] == found["verdict"]
     nested = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     assert len(server.search_runs([experiment], nested)) == len(found["cells"])
 

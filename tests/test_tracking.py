@@ -50,6 +50,7 @@ def test_everything_arrives_once(sqlite: str, tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
     assert len(run.data.params) == 150
     assert run.data.tags["colour"] == "red"
+    assert run.data.tags["mlflow.user"] and "pytest" in run.data.tags["mlflow.source.name"]
     assert "c" not in run.data.metrics
     assert [a.path for a in tracking.client(sqlite).list_artifacts(outcome.run_id, "deep")] == [
         "deep/file.txt"

@@ -402,7 +402,8 @@ def _log(config: AblateConfig, found: dict[str, Any], uri: str, page: bytes, tex
         if cell["error"]:
             server.set_tag(child, "error", cell["error"])
         server.set_terminated(child, "FINISHED" if cell["status"] == "done" else "FAILED")
-    server.set_tag(parent, "verdict", found["verdict"])
+    for name in ("verdict", "mlflow.note.content"):  # a column of the list, and the description
+        server.set_tag(parent, name, found["verdict"])
     tracking.log_bytes(server, parent, "ablation.html", page)
     tracking.log_bytes(server, parent, "ablation.json", text)
     server.set_terminated(parent, "FAILED" if failures(found) else "FINISHED")
