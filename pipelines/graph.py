@@ -8,20 +8,26 @@ they start (Ray Data, Ray Train) asks for its own.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from rich.console import Console
 
 from pipelines import storage
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
+from pipelines.progress import ProgressDisplay, duration
 
 FORMAT_VERSION = 1
 COMMIT = "commit.json"
+LOOK_S = 0.5
+LINE_EVERY_S = 60.0  # in a log: a stage may take hours
 SYSTEM_RETRIES = 2  # of a task whose process died: it goes on where its stage was
 
 Result = dict[str, Any]
@@ -57,6 +63,12 @@ class Outcome:
     gpu_hours: float = 0.0
     result: Result | None = None
     error: str | None = None
+
+    @property
+    def line(self) -> str:
+        """In a sentence."""
+        took = f" in {duration(self.seconds)}" if self.status == "done" else ""
+        return f"{self.name}: {self.status}{took}" + (f": {self.error}" if self.error else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,21 +209,38 @@ def execute(
     *,
     concurrency: int,
     attempts: int = 1,
-    notify: Callable[[Outcome], None] = lambda outcome: None,
+    console: Console,
 ) -> dict[str, Outcome]:
     """Run what is missing, up to `concurrency` stages at once; needs a connected Ray.
 
     A stage that fails is tried `attempts` times in all, unless the fault is the user's; what
-    needs it is blocked, everything else goes on. `notify` hears of every end.
+    needs it is blocked, everything else goes on. The console gets a line for every end, and now
+    and then what is running and the time left.
     """
+    with ProgressDisplay(console, "stages", len(stages), line_every_s=LINE_EVERY_S) as display:
+        return _execute(stages, store, resources, concurrency, attempts, display)
+
+
+def _execute(
+    stages: Sequence[Stage],
+    store: str,
+    resources: Resources,
+    concurrency: int,
+    attempts: int,
+    display: ProgressDisplay,
+) -> dict[str, Outcome]:
     found = keys(stages)
     outcomes: dict[str, Outcome] = {}
     waiting = ordered(stages)
     running: dict[Any, tuple[Stage, int]] = {}
+    began, over_at = time.monotonic(), math.inf
 
     def end(outcome: Outcome) -> None:
+        nonlocal over_at
         outcomes[outcome.name] = outcome
-        notify(outcome)
+        now = time.monotonic()
+        over_at = now + seconds_left(stages, outcomes, now - began)
+        display.note(f"[{len(outcomes)}/{len(stages)}] {outcome.line}")
 
     while waiting or running:
         for stage in list(waiting):
@@ -227,9 +256,12 @@ def execute(
                 end(_outcome(record, stage.name, "skipped"))
             else:
                 running[_start(stage, found, outcomes, store, resources)] = (stage, 1)
-        if not running:
+        names = ", ".join(stage.name for stage, _ in running.values())
+        display.update(len(outcomes), names, left_s=over_at - time.monotonic())
+        ended, _ = ray.wait(list(running), timeout=LOOK_S) if running else ([], [])
+        if not ended:
             continue
-        (ready, *_), _ = ray.wait(list(running))
+        (ready,) = ended
         stage, attempt = running.pop(ready)
         try:
             end(_outcome(ray.get(ready), stage.name, "done"))
@@ -241,7 +273,26 @@ def execute(
                 continue
             text = str(cause) if isinstance(cause, UserError) else _short(cause)
             end(Outcome(name=stage.name, key=found[stage.name], status="failed", error=text))
+    display.update(len(outcomes))
     return outcomes
+
+
+def seconds_left(
+    stages: Sequence[Stage], outcomes: Mapping[str, Outcome], elapsed_s: float
+) -> float:
+    """What is to come takes as long as what was run of its kind, and as many run at once.
+
+    Infinite while nothing of a kind that is to come was run.
+    """
+    took: dict[str, list[float]] = {}
+    for stage in stages:
+        if stage.name in outcomes and outcomes[stage.name].status == "done":
+            took.setdefault(stage.kind, []).append(outcomes[stage.name].seconds)
+    coming = [stage.kind for stage in stages if stage.name not in outcomes]
+    if any(kind not in took for kind in coming):
+        return math.inf
+    worked_s = sum(map(sum, took.values()))
+    return elapsed_s * sum(fmean(took[kind]) for kind in coming) / max(worked_s, elapsed_s / 1e6)
 
 
 def _start(

@@ -3,6 +3,7 @@
 The work may be elsewhere in the cluster: it posts to a `Mailbox`, and the driver drains that.
 """
 
+import math
 import time
 from types import TracebackType
 from typing import Any
@@ -41,9 +42,12 @@ def mailbox() -> Any:
 class ProgressDisplay:
     """How far some work is, at what rate, and how long it will take."""
 
-    def __init__(self, console: Console, what: str, total: int) -> None:
+    def __init__(
+        self, console: Console, what: str, total: int, *, line_every_s: float = LINE_EVERY_S
+    ) -> None:
         """Show nothing until the first update."""
         self._console, self._what, self._total = console, what, total
+        self._line_every_s = line_every_s
         self._began = self._printed_at = time.monotonic()
         self._printed: int | None = None
         self._done, self._done_at = 0, self._began
@@ -71,8 +75,8 @@ class ProgressDisplay:
         Args:
             done: so far.
             text: rates and losses, in the words of the work.
-            left_s: seconds that it will still take; left out, as long per item as so far, and
-                nothing is promised while an item takes longer than that.
+            left_s: seconds that it will still take, infinite where nobody knows; left out, as
+                long per item as so far. Nothing is promised once they are over.
         """
         now = time.monotonic()
         done = min(done, self._total)  # a task that Ray runs again counts its steps again
@@ -81,11 +85,11 @@ class ProgressDisplay:
         if left_s is None and done:
             whole_s = (self._done_at - self._began) / done * self._total
             left_s = whole_s - (now - self._began)
-        promised = left_s is not None and left_s >= 0 and done < self._total
-        left = f"{_duration(left_s or 0)} left" if promised else ""
+        promised = left_s is not None and 0 <= left_s < math.inf and done < self._total
+        left = f"{duration(left_s or 0)} left" if promised else ""
         if self._console.is_terminal:
             self._draw(done, text, left)
-        elif now - self._printed_at >= LINE_EVERY_S or (
+        elif now - self._printed_at >= self._line_every_s or (
             done == self._total and self._printed != done
         ):
             self._printed_at, self._printed = now, done
@@ -94,7 +98,7 @@ class ProgressDisplay:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -118,7 +122,7 @@ class ProgressDisplay:
         self._bar.update(self._task, completed=done, text=text, left=left)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -96,7 +96,7 @@ def run(config: WorkflowConfig) -> None:
             resources,
             concurrency=max(2, resources.cpus),
             attempts=config.attempts,
-            notify=lambda o: console.print(f"{o.name}: {o.status} {o.error or ''}", markup=False),
+            console=console,
         )
     ended = [outcomes[stage.name] for stage in graph.ordered(wanted)]
     console.print(outcome_table(ended))

@@ -103,4 +103,4 @@ def test_a_mailbox_gives_every_message_once_in_order(ray_cluster: None) -> None:
     [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (3570, "60 min"), (11100, "3 h 05 min")],
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text

@@ -1,16 +1,19 @@
 """A graph runs what is missing, in order, and nothing twice."""
 
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from rich.console import Console
 
 from pipelines import graph, storage
 from pipelines.cluster import Resources
@@ -54,7 +57,8 @@ def log(tmp_path: Path) -> Path:
 
 
 def run(stages: list[Stage], store: Path, **options: Any) -> dict[str, Outcome]:
-    return graph.execute(stages, str(store), TWO_CPUS, **{"concurrency": 2, **options})
+    options = {"concurrency": 2, "console": Console(file=io.StringIO()), **options}
+    return graph.execute(stages, str(store), TWO_CPUS, **options)
 
 
 def test_a_rerun_runs_only_what_a_change_reaches(ray_cluster: None, tmp_path: Path, log: Path):
@@ -168,7 +172,8 @@ def test_two_runs_at_once_commit_one_result(ray_cluster: None, tmp_path: Path, l
 
 def test_cost_counts_the_devices_that_were_kept_busy(ray_cluster: None, tmp_path: Path, log: Path):
     stages = [stage(log, "all"), graph.Stage(name="two", kind="two", run=slow, workers=2)]
-    on_gpus = graph.execute(stages, str(tmp_path), Resources(16, 2), concurrency=2)
+    quiet = Console(file=io.StringIO())
+    on_gpus = graph.execute(stages, str(tmp_path), Resources(16, 2), concurrency=2, console=quiet)
     two = on_gpus["two"]
     assert two.cpu_hours == 0 and two.gpu_hours == pytest.approx(two.seconds * 2 / 3600)
     assert on_gpus["all"].cpu_hours == pytest.approx(on_gpus["all"].seconds * 16 / 3600)
@@ -178,3 +183,30 @@ def test_cost_counts_the_devices_that_were_kept_busy(ray_cluster: None, tmp_path
 def slow(inputs: Mapping[str, Any]) -> dict[str, Any]:
     time.sleep(0.1)
     return {}
+
+
+def test_the_time_left_follows_from_what_ran_of_each_kind(log: Path) -> None:
+    stages = [replace(stage(log, f"{kind} {n}"), kind=kind) for n in range(3) for kind in "ab"]
+
+    def ended(name: str, seconds: float, status: graph.Status = "done") -> Outcome:
+        return Outcome(name=name, key="", status=status, seconds=seconds)
+
+    outcomes = {"a 0": ended("a 0", 100.0)}
+    assert graph.seconds_left(stages, outcomes, 100.0) == float("inf")  # b was never run
+    outcomes |= {"b 0": ended("b 0", 10.0), "b 1": ended("b 1", 99.0, "skipped")}
+    # a 1, a 2 and b 2 are to come
+    assert graph.seconds_left(stages, outcomes, 110.0) == pytest.approx(210.0)
+    assert graph.seconds_left(stages, outcomes, 55.0) == pytest.approx(105.0)  # two at once
+    whole = {each.name: ended(each.name, 0.0, "skipped") for each in stages}
+    assert graph.seconds_left(stages, whole, 0.5) == 0
+
+
+def test_every_end_is_a_line_with_its_reason(ray_cluster: None, tmp_path: Path, log: Path) -> None:
+    shown = io.StringIO()
+    broken = Stage(name="broken", kind="x", run=partial(fail, error=UserError("x is 3")))
+    chain = [broken, stage(log, "after", needs=("broken",)), stage(log, "alone")]
+    run(chain, tmp_path / "store", console=Console(file=shown, width=60))
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == 4 and lines[-1] == "stages 3/3"
+    ends = {line.partition("] ")[2] for line in lines[:3]}
+    assert ends == {"broken: failed: x is 3", "after: blocked: needs broken", "alone: done in 0 s"}

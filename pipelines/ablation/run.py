@@ -123,25 +123,13 @@ def _run_cells(
     config: AblateConfig, wanted: list[Cell], data: str, resources: Resources, console: Console
 ) -> list[dict[str, Any]]:
     stages = [stage for cell in wanted for stage in cell_stages(config, cell, data)]
-    ended = 0
-
-    def notify(outcome: Outcome) -> None:
-        nonlocal ended
-        ended += 1
-        took = f" in {outcome.seconds:.0f} s" if outcome.status == "done" else ""
-        why = f": {outcome.error}" if outcome.error else ""
-        console.print(
-            f"[{ended}/{len(stages)}] {outcome.name}: {outcome.status}{took}{why}",
-            highlight=False, markup=False,
-        )  # fmt: skip
-
     outcomes = graph.execute(
         stages,
         config.store,
         resources,
         concurrency=room(config, resources),
         attempts=config.attempts,
-        notify=notify,
+        console=console,
     )
     return [_cell_result(cell, outcomes) for cell in wanted]
 
