@@ -260,6 +260,61 @@ def test_parquet_without_pictures_or_damaged_is_refused_by_name(folder: Path) ->
         found(folder)
 
 
+def write_repeated(path: Path, column: str, value: bytes | str, rows: int) -> None:
+    """One value for all rows, stored once; read back as plain values."""
+    kind = pa.binary() if isinstance(value, bytes) else pa.string()
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value], kind))
+    table = pa.table({column: one})
+    with pq.ParquetWriter(
+        path, table.schema, compression="zstd", store_schema=False, write_statistics=False,
+        dictionary_pagesize_limit=1 << 30,
+    ) as writer:  # fmt: skip
+        writer.write_table(table)
+
+
+def test_one_large_value_for_all_rows_is_not_copied_for_each_in_memory(folder: Path) -> None:
+    write_repeated(folder / "a.parquet", "image", bytes(16 << 20), 200)
+    assert (folder / "a.parquet").stat().st_size < 10_000
+    before, most = pa.total_allocated_bytes(), 0
+    for piece in found(folder):
+        for number, member in enumerate(members(piece)):
+            most = max(most, pa.total_allocated_bytes() - before)
+            assert member.data is not None and len(member.data) == 16 << 20
+            if number == 70:
+                break
+    assert most < 8 * (16 << 20)
+
+
+def test_a_list_of_one_long_uri_for_all_rows_is_refused_and_not_copied(folder: Path) -> None:
+    write_repeated(folder / "a.parquet", "uri", "x" * (16 << 20), 4096)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(UserError, match=r"row 1 is longer than 16384 bytes"):
+        found(folder / "a.parquet")
+    assert pa.total_allocated_bytes() - before < 8 * (16 << 20)
+
+
+def test_a_line_that_does_not_end_is_refused(folder: Path) -> None:
+    put(folder / "a.txt", b"1.jpg cat\n" + b"x" * 100_000)
+    with pytest.raises(UserError, match=r"line 2 is longer than 16384 bytes"):
+        found(folder / "a.txt")
+
+
+def test_a_cell_above_the_limit_and_a_label_without_end_are_set_aside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members_module, "MAX_FILE_BYTES", 1000)
+    cells = [{"bytes": bytes(1001), "path": "a"}, {"bytes": b"1", "path": "b"}, None]
+    table = pa.table({"image": cells, "label": ["cat", "x" * 2000, "cat"]})
+    pq.write_table(table, folder / "a.parquet")
+    faults = [member.fault for member in pictures(folder).values()]
+    assert [fault and fault.kind for fault in faults] == [
+        "too_large",
+        "missing_label",
+        "unreadable",
+    ]
+    assert "1001 bytes; at most 1000" in str(faults[0]) and len(str(faults[1])) < 200
+
+
 class Hostile:
     """Writes a file when it is unpickled."""
 
@@ -452,11 +507,24 @@ def absurd(field: slice, value: bytes) -> bytes:
         absurd(slice(124, 136), b"77777777777"),  # 8 GiB
         absurd(slice(124, 136), b"\x80" + b"\0" * 3 + b"\x7f" + b"\xff" * 7),  # 8 EiB
         absurd(slice(124, 136), b"\xff" * 12),  # negative
+        absurd(slice(124, 136), b"-0000000005"),  # a sign would mean: all that follows
+        absurd(slice(124, 136), b"+0000000005"),
+        absurd(slice(124, 136), b"0_000_00005"),
         absurd(slice(124, 136), b"nonsense"),
         absurd(slice(156, 157), b"x"),  # a pax header that is a JPEG
         b"not a tar at all" * 100,
     ],
-    ids=["8 GiB", "8 EiB", "negative", "no number", "pax of junk", "no tar"],
+    ids=[
+        "8 GiB",
+        "8 EiB",
+        "negative",
+        "minus",
+        "plus",
+        "underscore",
+        "no number",
+        "pax of junk",
+        "no tar",
+    ],
 )
 def test_absurd_headers_are_reported_without_reading_what_they_claim(
     folder: Path, data: bytes
@@ -467,22 +535,38 @@ def test_absurd_headers_are_reported_without_reading_what_they_claim(
     assert kinds <= {"broken_archive", "too_large"}
 
 
+class Endless(io.RawIOBase):
+    """A header, then zeros for ever; nobody may ask for all of them."""
+
+    taken = 0
+
+    def __init__(self, head: bytes) -> None:
+        self.head = head
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0
+        self.taken += size
+        data, self.head = self.head[:size], self.head[size:]
+        return data + bytes(size - len(data))
+
+
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x"])
+def test_a_negative_size_does_not_mean_all_that_follows(kind: bytes) -> None:
+    header = bytearray(absurd(slice(124, 136), b"-0000000005")[:512])
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    stream = Endless(bytes(header))
+    with pytest.raises(tars.BrokenArchive, match="holds no number"):
+        for entry in tars.entries(stream):  # type: ignore[arg-type]
+            entry.content.read()
+    assert stream.taken < 1 << 20
+
+
 def test_a_name_of_a_gigabyte_is_refused_before_it_is_read() -> None:
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
-
-    class Endless(io.RawIOBase):
-        taken = 0
-
-        def __init__(self) -> None:
-            self.head = header.tobuf(tarfile.GNU_FORMAT)
-
-        def read(self, size: int = -1) -> bytes:
-            self.taken += size
-            data, self.head = self.head[:size], self.head[size:]
-            return data + bytes(size - len(data))
-
-    stream = Endless()
+    stream = Endless(header.tobuf(tarfile.GNU_FORMAT))
     with pytest.raises(tars.BrokenArchive, match="1073741824 bytes is claimed"):
         list(tars.entries(stream))  # type: ignore[arg-type]
     assert stream.taken < 1 << 20
@@ -508,6 +592,42 @@ def test_a_sample_of_endless_pictures_is_not_held_in_memory() -> None:
     first = next(held)
     assert first.key == "0"
     assert sum(1 for _ in held) == 999
+
+
+def test_large_pictures_of_one_sample_are_not_held_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(members_module, "MAX_FILE_BYTES", 1000)
+    given = 0
+
+    def large() -> Iterator[Any]:
+        nonlocal given
+        for given in range(1, 11):
+            yield members_module._File("one sample", Member(str(given), bytes(600), None, None))
+
+    held = members_module._labelled(large())
+    next(held)
+    assert given == 3  # two are more than the largest file may be
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_that_no_file_system_holds_is_refused_and_what_follows_is_read(
+    folder: Path, form: int
+) -> None:
+    long = f"{'a' * 5000}.jpg"
+    put(folder / "a.tar", tar_of({long: jpeg(1), "b.jpg": jpeg(2)}, form))
+    refused, good = sorted(pictures(folder / "a.tar").values(), key=lambda m: m.fault is None)
+    assert refused.fault and refused.fault.kind == "refused" and len(refused.key) < 300
+    assert "5004 characters" in str(refused.fault)
+    assert good.data == jpeg(2)
+
+
+def test_many_pax_records_are_read_once_each() -> None:
+    comments = b"".join(b"13 comment=%d\n" % (n % 10) for n in range(1000))
+    assert len(comments) == 13_000
+    assert tars._pax(comments + b"12 path=a.j\n" + b"11 size=77\n", None, None) == ("a.j", 77)
+    with pytest.raises(tars.BrokenArchive, match="pax header is damaged"):
+        tars._pax(comments + b"0 path=a\n", None, None)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ needed are read, as plain Arrow types; nothing in a schema is ever unpickled.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,7 +21,9 @@ IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "picture", "bytes", "conten
 LABEL_NAMES = ("label", "labels", "class", "cls", "class_name", "fine_label", "category")
 URI_NAMES = ("uri", "url", "path", "file", "filename", "image")
 BUFFER_BYTES = 8 << 20  # pages are read as a stream, also where one row group fills the file
-BATCH_ROWS = 64
+MAX_LABEL_CHARS = 1024
+MAX_LINE_BYTES = 16 << 10  # of a list: a URI and a label
+LIST_ROWS = 4096
 
 
 class Cell(NamedTuple):
@@ -29,19 +32,31 @@ class Cell(NamedTuple):
     row: int
     """Number of the row in its file."""
     data: bytes | None
+    """None where the cell is null or larger than wanted."""
+    size: int
+    """Bytes that it has."""
     class_name: str | None
     bad_label: str | None
     """A label that is no class."""
 
 
-def open_parquet(uri: str) -> pq.ParquetFile:
+def open_parquet(uri: str, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
     """Open for streaming.
+
+    Args:
+        uri: the file.
+        as_dictionaries: columns whose repeated values stay one value in memory.
 
     Raises:
         UserError: it is not Parquet.
     """
     try:
-        return pq.ParquetFile(storage.open_range(uri), buffer_size=BUFFER_BYTES, pre_buffer=False)
+        return pq.ParquetFile(
+            storage.open_range(uri),
+            buffer_size=BUFFER_BYTES,
+            pre_buffer=False,
+            read_dictionary=list(as_dictionaries),
+        )
     except OSError:
         raise
     except Exception as error:  # also what a registered extension type makes of strange metadata
@@ -87,8 +102,11 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
-    """The rows of a run of row groups.
+def cells(uri: str, first_group: int, last_group: int, max_bytes: int) -> Iterator[Cell]:
+    """The rows of a run of row groups, decoded one at a time.
+
+    One at a time costs no more than many, and a small file whose dictionary holds one large value
+    for all its rows takes no more memory than that value (3 kB took 10 GB with 64 rows at once).
 
     Raises:
         UserError: a page is damaged.
@@ -101,14 +119,14 @@ def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
     row = sum(file.metadata.row_group(group).num_rows for group in range(first_group))
     groups = list(range(first_group, last_group))
     try:
-        for batch in file.iter_batches(BATCH_ROWS, groups, wanted, use_threads=False):
-            labels = batch.column(label).to_pylist() if label else [None] * batch.num_rows
-            for value, given in zip(batch.column(image), labels, strict=True):
-                data = value.as_py()
-                data = data.get("bytes") if isinstance(data, dict) else data
-                class_name, bad = _class_of(given, names)
-                yield Cell(row, data, class_name, bad)
-                row += 1
+        for batch in file.iter_batches(1, groups, wanted, use_threads=False):
+            (value,) = batch.column(image)
+            held = value["bytes"] if isinstance(value, pa.StructScalar) else value
+            size = held.as_buffer().size if held.is_valid else 0
+            data = held.as_py() if held.is_valid and size <= max_bytes else None
+            class_name, bad = _class_of(batch.column(label)[0].as_py() if label else None, names)
+            yield Cell(row, data, size, class_name, bad)
+            row += 1
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"source holds '{uri}', which is damaged: {error}") from None
 
@@ -128,6 +146,8 @@ def class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
 def _class_of(label: Any, names: list[str] | None) -> tuple[str | None, str | None]:
     if label is None or label == -1:  # -1 is what Hugging Face gives to hidden test labels
         return None, None
+    if isinstance(label, str) and len(label) > MAX_LABEL_CHARS:
+        return None, f"{label[:50]!r}... of {len(label)} characters"
     if names is None or not isinstance(label, int):
         return (str(label), None) if isinstance(label, int | str) else (None, repr(label)[:50])
     return (names[label], None) if 0 <= label < len(names) else (None, str(label))
@@ -149,25 +169,35 @@ def _uri_column(schema: pa.Schema) -> str | None:
 
 
 def read_parquet_list(uri: str) -> Iterator[tuple[str, str | None]]:
-    """URI and label of every row."""
-    file = open_parquet(uri)
-    column = _uri_column(file.schema_arrow)
-    label = next((name for name in LABEL_NAMES if name in file.schema_arrow.names), None)
-    names = class_names(file.schema_arrow, label)
-    for batch in file.iter_batches(columns=[column, label] if label else [column]):
-        labels = batch.column(label).to_pylist() if label else [None] * batch.num_rows
-        for name, given in zip(batch.column(column).to_pylist(), labels, strict=True):
-            yield str(name), _class_of(given, names)[0]
+    """URI and label of every row.
+
+    Raises:
+        UserError: a URI is absurdly long.
+    """
+    schema = open_parquet(uri).schema_arrow
+    column = _uri_column(schema)
+    assert column is not None, "is_list() says that there is one"
+    label = next((name for name in LABEL_NAMES if name in schema.names), None)
+    names = class_names(schema, label)
+    columns = [column, label] if label else [column]
+    row = 0
+    for batch in open_parquet(uri, columns).iter_batches(LIST_ROWS, columns=columns):
+        labels = batch.column(label) if label else repeat(None, batch.num_rows)
+        for name, given in zip(batch.column(column), labels, strict=True):
+            text, row = str(name.as_py()), row + 1
+            _check_length(uri, f"row {row}", len(text))
+            yield text, _class_of(given.as_py() if label else None, names)[0]
 
 
 def read_list(uri: str) -> Iterator[tuple[str, str | None]]:
     """URI and label of every line of a text file: `URI`, or `URI LABEL` split by tab, comma, space.
 
     Raises:
-        UserError: the file is not text.
+        UserError: the file is not text, or a line absurdly long.
     """
     with storage.open_range(uri) as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            _check_length(uri, f"line {number}", len(raw))
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError:
@@ -178,3 +208,8 @@ def read_list(uri: str) -> Iterator[tuple[str, str | None]]:
             if number == 1 and parts[0].strip().lower() in URI_NAMES:
                 continue
             yield parts[0].strip(), (parts[1].strip() or None) if len(parts) > 1 else None
+
+
+def _check_length(uri: str, where: str, length: int) -> None:
+    if length > MAX_LINE_BYTES:
+        raise UserError(f"source is '{uri}'; {where} is longer than {MAX_LINE_BYTES} bytes")

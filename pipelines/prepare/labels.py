@@ -60,6 +60,8 @@ def _lines(uri: str, name: str) -> list[str]:
         text = storage.read_bytes(storage.absolute(uri)).decode()
     except FileNotFoundError:
         raise UserError(f"{name} is '{uri}'; there is no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is '{uri}'; that file is not UTF-8 text") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{name} is '{uri}'; that file is empty")
@@ -70,7 +72,7 @@ def _named(labels: list[str], names: list[str], uri: str) -> list[str]:
     if not names:
         return labels
     names = [name.split()[0] for name in names]  # `n01440764 tench, Tinca tinca`
-    numbers = [int(label) if label.isdigit() else -1 for label in labels]
+    numbers = [int(label) if label.isdecimal() else -1 for label in labels]
     base = 1 if max(numbers) == len(names) else 0
     wrong = [
         label

@@ -13,7 +13,8 @@ from pipelines.prepare.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLIT_NA
 
 MAX_FILE_BYTES = 128 << 20  # of one picture's file; a larger one is never read
 MAX_LABEL_BYTES = 1 << 10
-MAX_SAMPLE_PICTURES = 16  # with one name in a WebDataset shard
+MAX_KEY_CHARS = 4096  # of a name in an archive; file systems and buckets have no longer ones
+MAX_SAMPLE_PICTURES = 16  # with one name in a WebDataset shard; MAX_FILE_BYTES in all
 
 
 class Member(NamedTuple):
@@ -52,8 +53,7 @@ def read_file(piece: Piece) -> Member:
     try:
         size = storage.size(piece.uri) if piece.bytes == UNKNOWN else piece.bytes
         if size > MAX_FILE_BYTES:
-            message = f"{size} bytes; at most {MAX_FILE_BYTES} are read"
-            return member._replace(fault=Fault("too_large", message))
+            return member._replace(fault=_too_large(size))
         data = storage.read_bytes(piece.uri)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         message = f"{type(error).__name__}: {error.strerror or error}"
@@ -63,12 +63,18 @@ def read_file(piece: Piece) -> Member:
     return member._replace(data=data)
 
 
+def _too_large(size: int) -> Fault:
+    return Fault("too_large", f"{size} bytes; at most {MAX_FILE_BYTES} are read")
+
+
 def _of_parquet(piece: Piece) -> Iterator[Member]:
-    for cell in columns.cells(piece.uri, piece.begin, piece.end):
+    for cell in columns.cells(piece.uri, piece.begin, piece.end, MAX_FILE_BYTES):
         member = Member(f"{piece.key}{cell.row:07}", cell.data, piece.split, cell.class_name)
         if cell.bad_label is not None:
             message = f"label {cell.bad_label} is no class of the column"
             member = member._replace(data=None, fault=Fault("missing_label", message))
+        elif cell.size > MAX_FILE_BYTES:
+            member = member._replace(fault=_too_large(cell.size))
         elif cell.data is None:
             member = member._replace(fault=Fault("unreadable", "the cell is null"))
         yield member
@@ -101,6 +107,11 @@ def _archive(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
 def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
     for entry in tars.entries(_plain(stream)):
         name = entry.name.removeprefix("./")
+        if len(name) > MAX_KEY_CHARS:
+            key = f"{piece.key}{name[:200]}...@{entry.begin}"
+            refused = Fault("refused", f"a name of {len(name)} characters; at most {MAX_KEY_CHARS}")
+            yield _File(key, Member(key, None, piece.split, None, refused))
+            continue
         path = PurePosixPath(name)
         if path.name.startswith("."):
             continue
@@ -118,8 +129,7 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
             yield _File(sample, None, entry.content.read().decode("utf-8", "replace").strip())
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             if entry.size > MAX_FILE_BYTES:
-                message = f"{entry.size} bytes; at most {MAX_FILE_BYTES} are read"
-                yield _File(sample, member._replace(fault=Fault("too_large", message)))
+                yield _File(sample, member._replace(fault=_too_large(entry.size)))
             else:
                 yield _File(sample, member._replace(data=entry.content.read()))
 
@@ -136,13 +146,16 @@ def _labelled(files: Iterator[_File]) -> Iterator[Member]:
     """Give the class in a `.cls` file to the pictures of its sample."""
     sample, label = "", None
     waiting: list[Member] = []
+    held = 0
     for file in files:
-        if file.sample != sample or len(waiting) == MAX_SAMPLE_PICTURES:
+        full = len(waiting) == MAX_SAMPLE_PICTURES or held > MAX_FILE_BYTES
+        if file.sample != sample or full:
             yield from (_with_class(member, label) for member in waiting)
-            sample, label, waiting = file.sample, None, []
+            sample, label, waiting, held = file.sample, None, [], 0
         label = file.label or label
         if file.member:
             waiting.append(file.member)
+            held += len(file.member.data or b"")
     yield from (_with_class(member, label) for member in waiting)
 
 

@@ -141,10 +141,9 @@ def _number(field: bytes, at: int) -> int:
     if field[:1] == b"\x80":  # GNU: binary where octal digits do not suffice
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0")[0].strip()
-    try:
-        return int(digits or b"0", 8)
-    except ValueError:
-        raise BrokenArchive(f"the header at byte {at} holds no number: {field!r}") from None
+    if digits.strip(b"01234567"):  # int() would also take a sign, and read to the end for it
+        raise BrokenArchive(f"the header at byte {at} holds no number: {field!r}")
+    return int(digits or b"0", 8)
 
 
 def _name(header: bytes) -> str:
@@ -156,17 +155,18 @@ def _name(header: bytes) -> str:
 
 def _pax(data: bytes, name: str | None, size: int | None) -> tuple[str | None, int | None]:
     """Records are `LENGTH NAME=VALUE\\n`; only path and size matter here."""
-    while data:
-        digits = data[:10].split(b" ")[0]
+    at = 0
+    while at < len(data):
+        digits = data[at : at + 10].split(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
-        field, _, value = data[len(digits) + 1 : length - 1].partition(b"=")
+        field, _, value = data[at + len(digits) + 1 : at + length - 1].partition(b"=")
         if length <= len(digits) + 1 or (field == b"size" and not value[:20].isdigit()):
             raise BrokenArchive("a pax header is damaged")
         if field == b"path":
             name = _text(value)
         elif field == b"size":
             size = int(value[:20])
-        data = data[length:]
+        at += length
     return name, size
 
 
