@@ -23,7 +23,6 @@ import ray
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
 
 from ce_model import training
 from ce_model.mask_tensors import shrink
@@ -31,6 +30,7 @@ from ce_model.masks import Strategy, mask_for
 from ce_model.networks import output_side
 from pipelines import cluster, storage, tracking, weights
 from pipelines.errors import UserError
+from pipelines.progress import plain_console
 from pipelines.weights import LoadedModel
 
 KEY_VERSION = 1
@@ -96,7 +96,7 @@ class BadPicture(ValueError):
 
 def run(config: InpaintConfig) -> dict[str, Any]:
     """Fill what is missing; returns the counts that `commit.json` holds."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     output = storage.absolute(config.output)
     model_uri = model_folder(config)
     names = list(picture_names(config.images))

@@ -16,6 +16,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 LINE_EVERY_S = 15.0  # in a log
 
 
+def plain_console(*, stderr: bool = True, soft_wrap: bool = False) -> Console:
+    """A console that shows text as it is: paths and names may hold what rich takes for markup."""
+    return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+
+
 class Mailbox:
     """Holds what the workers posted until the driver takes it."""
 
@@ -94,11 +99,11 @@ class ProgressDisplay:
         ):
             self._printed_at, self._printed = now, done
             words = (f"{self._what} {done}/{self._total}", text, left)
-            self._console.print("  ".join(filter(None, words)), highlight=False, soft_wrap=True)
+            self._console.print("  ".join(filter(None, words)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -109,10 +114,10 @@ class ProgressDisplay:
     def _draw(self, done: int, text: str, left: str) -> None:
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 console=self._console,

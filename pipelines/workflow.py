@@ -24,6 +24,7 @@ from pipelines.prepare import plan as listing
 from pipelines.prepare import sources
 from pipelines.pretrain import PretrainConfig
 from pipelines.pretrain.config import NOT_IN_KEY
+from pipelines.progress import plain_console
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
 
@@ -80,7 +81,7 @@ def run(config: WorkflowConfig) -> None:
     Raises:
         UserError: a stage failed; the message names it, and what the others made stays.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     wanted = stages(config)
     if config.until != "promote":
         last = [s.name for s in wanted if s.kind == config.until]

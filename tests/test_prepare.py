@@ -310,6 +310,27 @@ def test_a_broken_archive_fails_the_job_unless_it_may(serially: None, tmp_path: 
     assert 5 < manifest.written < 30
 
 
+def test_an_archive_without_pictures_is_refused(serially: None, tmp_path: Path) -> None:
+    from test_sources import tar_of
+
+    (tmp_path / "a.tar").write_bytes(tar_of({"readme.txt": b"nothing to see"}))
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=r"a.tar'; there is no picture in"):
+            run(config(tmp_path / "a.tar", tmp_path / "d", dry_run=dry_run))
+
+
+def test_nothing_new_adds_nothing_and_one_new_bad_picture_is_set_aside(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    old = prepared(pictures, tmp_path / "d")
+    again = prepared(pictures, tmp_path / "d", max_pixels=40_000_000)  # another job, all known
+    assert (again.written, again.splits["train"]) == (70, old.splits["train"])
+    write_bad(pictures / "apple", 1)
+    new = prepared(pictures, tmp_path / "d")
+    assert (new.listed, new.written, new.quarantined) == (71, 70, 1)
+    assert new.splits["train"] == old.splits["train"]
+
+
 def test_new_pictures_are_added_and_the_old_shards_stay(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
@@ -469,6 +490,15 @@ def test_the_closing_word_is_the_card_in_the_dataset(
     for name in manifest.classes:
         counts = "".join(f"<td>{classes[split].get(name, 0)}</td>" for split in manifest.splits)
         assert f"<td>{name}</td>{counts}" in page
+
+
+def test_a_folder_may_have_any_name(
+    serially: None, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "a [b] [/c] :cat: #1 é?.d"
+    shutil.copytree(pictures, odd / "in")
+    assert prepared(odd / "in", odd / "out").written == 70
+    assert f"dataset {odd}/out\n" in capsys.readouterr().err
 
 
 def test_mlflow_gets_the_dataset_with_its_digest_and_the_card(

@@ -5,6 +5,7 @@ import io
 import pytest
 import ray
 from rich.console import Console
+from rich.table import Table
 
 from pipelines import progress
 from pipelines.progress import ProgressDisplay
@@ -81,6 +82,22 @@ def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     last = out.getvalue()
     assert "reading pictures" in last and "1/4" in last and "812 images/s" in last
     assert "90 s left" in last
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "/data/[/x] [red] :cat:"
+    console = progress.plain_console(soft_wrap=True)
+    console.print(odd)
+    table = Table(title=odd)
+    table.add_column(odd)
+    table.add_row(odd)
+    console.print(table)
+    assert capsys.readouterr().err.count(odd) == 4
+    out = io.StringIO()
+    terminal = Console(file=out, force_terminal=True, width=120)
+    with ProgressDisplay(terminal, "reading [/x]", 4) as display:
+        display.update(1, odd)
+    assert odd in out.getvalue() and "reading [/x]" in out.getvalue()
 
 
 def test_steps_that_a_lost_worker_made_twice_do_not_pass_the_end(clock: Clock) -> None:

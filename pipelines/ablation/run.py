@@ -30,6 +30,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.pictures import layout_of
 from pipelines.graph import Outcome, Stage
 from pipelines.pretrain import PretrainConfig, checkpoint, pretrain_key
+from pipelines.progress import plain_console
 
 CURVE = "validation/psnr_hole"
 
@@ -53,7 +54,7 @@ def run(config: AblateConfig) -> None:
     missed = f"; it stands for {found.missed} missed before it" if found.missed else ""
     told = f"{found.decision} {found.detail}".rstrip()
     text = f"tick {config.tick}, period {found.period}: {told}{missed}"
-    Console(stderr=True).print(text, highlight=False)
+    plain_console().print(text)
     if found.decision in ("incomplete", "lost"):
         raise UserError(f"tick {config.tick}: the sweep is {found.decision}; start it again")
 
@@ -81,7 +82,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 
 def sweep(config: AblateConfig) -> dict[str, Any]:
     """Train and measure every cell, compare the arms; returns what `ablation.json` holds."""
-    console = Console(stderr=True)
+    console = plain_console()
     with cluster.connected() as resources:
         data = _dataset(config)
         fingerprint = dataset.read_manifest(data).fingerprint
@@ -95,7 +96,7 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
                 kept = better_half(batch, left, config.verdict_metric)
                 names = [str(arm) for arm in kept]
                 rungs.append({"steps": steps, "kept": names})
-                console.print(f"after {steps} steps: {', '.join(names)} go on", highlight=False)
+                console.print(f"after {steps} steps: {', '.join(names)} go on")
                 left = kept
     found = _result(config, fingerprint, results, rungs)
     _publish(config, found, console)
@@ -331,9 +332,9 @@ def _publish(config: AblateConfig, found: dict[str, Any], console: Console) -> N
     text = (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
     storage.publish(storage.join(home, "ablation.html"), page)
     storage.publish(storage.join(home, "ablation.json"), text)
-    console.print(report.table(found), highlight=False)
-    console.print(found["verdict"], highlight=False)
-    console.print(f"report: {storage.join(home, 'ablation.html')}", highlight=False, soft_wrap=True)
+    console.print(report.table(found))
+    console.print(found["verdict"])
+    console.print(f"report: {storage.join(home, 'ablation.html')}", soft_wrap=True)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     try:
         _log(config, found, uri, page, text)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ce_model.networks import NetworkConfig, build_generator
@@ -27,6 +26,7 @@ from ce_model.rescaling import fold
 from pipelines import storage, tracking, weights
 from pipelines.errors import UserError
 from pipelines.evaluation.models import resolve
+from pipelines.progress import plain_console
 
 FORMAT_VERSION = 1
 TOLERANCE = 1e-4  # absolute and relative
@@ -82,9 +82,8 @@ def run(config: ExportConfig) -> dict[str, Any]:
         }
     storage.publish_json(done, description, exclusive=True)
     worst = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    Console(stderr=True).print(
+    plain_console().print(
         f"exported {config.output}: largest difference to the original {worst}",
-        highlight=False,
         soft_wrap=True,
     )
     return description

@@ -16,6 +16,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.models import Subject
 from pipelines.evaluation.room import Room, with_baselines
 from pipelines.evaluation.work import Job
+from pipelines.progress import plain_console
 
 ABOUT = {
     "inpainting": "Errors on [0, 1] pixels per picture, then averaged; PSNR in dB.",
@@ -33,7 +34,7 @@ ABOUT = {
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Measure all models on all tasks; returns the report that was written."""
-    console = Console(stderr=True)
+    console = plain_console()
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     layouts = plan.layouts_of(config)
     fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
@@ -180,7 +181,7 @@ def _publish(
     recorder.artifact("report.json", text)
     outcome = recorder.finish("FINISHED")
     _table(found, console)
-    console.print(f"report: {storage.join(home, 'report.html')}", highlight=False, soft_wrap=True)
+    console.print(f"report: {storage.join(home, 'report.html')}", soft_wrap=True)
     if outcome.problem is not None:
         console.print(f"warning: MLflow does not have it yet ({outcome.problem})")
         return
@@ -214,4 +215,4 @@ def _table(found: dict[str, Any], console: Console) -> None:
             table.add_column(name, justify="right", no_wrap=True)
         for row in grid.cells:
             table.add_row(*row)
-        console.print(table, highlight=False)
+        console.print(table)

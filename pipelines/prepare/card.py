@@ -196,7 +196,7 @@ def _classes(facts: dict[str, Any]) -> str:
 
 def show(uri: str, manifest: Manifest) -> None:
     """The closing table."""
-    console.print(f"dataset {uri}", soft_wrap=True, highlight=False)
+    console.print(f"dataset {uri}", soft_wrap=True)
     table = Table(show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")  # a fingerprint that is cut cannot be compared

@@ -40,6 +40,8 @@ def repeated(parts: Iterable[NDArray[np.void]]) -> dict[bytes, int]:
     """Keys that occur more than once -> the smallest place in the shuffle among their pictures."""
     together = np.concatenate([np.empty(0, KEY_AND_ORDER), *parts])
     together = together[np.argsort(together["key"], kind="stable")]
+    if not len(together):
+        return {}
     twin = together["key"][1:] == together["key"][:-1]
     again = np.append(twin, False) | np.insert(twin, 0, False)
     winners: dict[bytes, int] = {}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from pipelines import dataset, storage
 from pipelines.dataset import Manifest, ShardFile, Sidecar
 from pipelines.errors import UserError
 from pipelines.prepare import card
 from pipelines.prepare.progress import progress
+from pipelines.progress import plain_console
 
 READS_AHEAD = 4  # hashing and reading release the interpreter lock
 
@@ -41,7 +41,7 @@ def run(config: InspectConfig) -> None:
             f"dataset is '{uri}'; a file of it is missing or damaged: {error}. "
             "Find all of them with --verify True"
         ) from None
-    Console(highlight=False, soft_wrap=True).print(card.as_text(facts))
+    plain_console(stderr=False, soft_wrap=True).print(card.as_text(facts))
     card.show(uri, manifest)
 
 
@@ -64,7 +64,7 @@ def verify(uri: str, manifest: Manifest) -> None:
             + "\n  ".join(problems[:50])
             + "\nPrepare it again into another folder"
         )
-    Console(highlight=False).print(f"verified: {len(files)} shards are as they were committed")
+    plain_console(stderr=False).print(f"verified: {len(files)} shards are as they were committed")
 
 
 def _problems(uri: str, manifest: Manifest, file: ShardFile) -> Iterator[str]:

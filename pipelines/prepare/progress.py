@@ -4,11 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from pipelines.progress import ProgressDisplay, plain_console
 
-from pipelines.progress import ProgressDisplay
-
-console = Console(stderr=True, highlight=False)
+console = plain_console()
 
 
 def rates(images: int, size: int, seconds: float) -> str:

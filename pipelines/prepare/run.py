@@ -153,7 +153,7 @@ def _passes(
     run_tasks("reading pictures", units, task)
     sums = totals.add_up(work, planned)
     report = dataset.quarantine_uri(uri, key)
-    totals.check_budget(config, report, work, sums, planned.num_units)
+    totals.check_budget(config, report, work, sums, planned.num_units, adding=old is not None)
     totals.index_spills(work, planned, sums.rows)
     common = shards.Work(
         uri=uri,

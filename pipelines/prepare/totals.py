@@ -75,8 +75,8 @@ def add_up(work: str, planned: Plan) -> Totals:
     )
 
 
-def over_budget(config: PrepareConfig, totals: Totals) -> list[str]:
-    """Each limit that the faults pass, as a sentence."""
+def over_budget(config: PrepareConfig, totals: Totals, *, adding: bool = False) -> list[str]:
+    """Each limit that the faults pass, as a sentence; `adding` to a dataset that has pictures."""
     over = []
     if totals.bad > max(config.max_bad_images, config.max_bad_share * totals.listed):
         over.append(
@@ -96,18 +96,22 @@ def over_budget(config: PrepareConfig, totals: Totals) -> list[str]:
             f"{broken} archives are broken; prepare.max_broken_archives allows "
             f"{config.max_broken_archives}"
         )
-    if not totals.rows.total() and totals.bad:
+    if not totals.rows.total() and totals.bad and not adding:
         over.append("not one picture could be used")
     return over
 
 
-def check_budget(config: PrepareConfig, report: str, work: str, totals: Totals, units: int) -> None:
+def check_budget(
+    config: PrepareConfig, report: str, work: str, totals: Totals, units: int, *, adding: bool
+) -> None:
     """Fail with a report of every fault when there are too many.
 
     Raises:
-        UserError: the budget is exceeded.
+        UserError: the budget is exceeded, or there is no picture at all.
     """
-    over = over_budget(config, totals)
+    if not totals.listed and not adding:
+        raise UserError(f"source is '{config.source}'; there is no picture in its archives")
+    over = over_budget(config, totals, adding=adding)
     if not over:
         return
     write_set_aside(report, set_aside(work, units))

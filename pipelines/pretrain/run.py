@@ -28,6 +28,7 @@ from pipelines.errors import UserError
 from pipelines.pretrain import alarm, checkpoint, monitor, panel, worker
 from pipelines.pretrain import config as settings
 from pipelines.pretrain.config import PretrainConfig, pretrain_key
+from pipelines.progress import plain_console
 from pipelines.stream import StreamPlan
 
 COMMIT = "commit.json"
@@ -44,7 +45,7 @@ def run(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     The same config and dataset give the same stage: a finished one is returned as it is, an
     interrupted one goes on at its last checkpoint in the same MLflow run.
     """
-    console = Console(stderr=True)
+    console = plain_console()
     manifest = dataset.read_manifest(dataset_uri)
     plan = _plan(config, dataset_uri, manifest)
     key = pretrain_key(config, manifest)
@@ -52,7 +53,7 @@ def run(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     if storage.exists(storage.join(stage, COMMIT)):
         summary: dict[str, Any] = storage.read_json(storage.join(stage, COMMIT))
-        console.print(f"already trained: {stage}", highlight=False)
+        console.print(f"already trained: {stage}")
     else:
         with cluster.connected() as resources:
             task = _task(config, plan, stage)
@@ -189,7 +190,7 @@ def _train(
         collapsed = alarm.collapse(found.state["history"])
         if collapsed is not None:
             recorder.tag("alarm.collapse", collapsed)  # promotion refuses such a run
-            console.print(f"warning: the run has collapsed: {collapsed}", highlight=False)
+            console.print(f"warning: the run has collapsed: {collapsed}")
         summary = _export(config, task, spec, found, recorder, watch)
         status = "FINISHED"
     finally:
@@ -207,7 +208,6 @@ def _train(
         console.print(
             f"warning: MLflow does not have everything yet ({outcome.problem}). Nothing is lost: "
             "give the same command again when the server is back, and it delivers the rest.",
-            highlight=False,
         )
     return summary
 
@@ -404,10 +404,10 @@ def _table(summary: dict[str, Any], console: Console) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    console.print(table, highlight=False)
+    console.print(table)
     for name, place in (
         ("panel", summary["panel"]),
         ("model", summary["model"]),
         ("MLflow", f"run {summary['tracking_run_id']} of {summary['tracking_uri']}"),
     ):  # below the table, where a long path stays whole
-        console.print(f"{name:6}  {place}", highlight=False, soft_wrap=True)
+        console.print(f"{name:6}  {place}", soft_wrap=True)

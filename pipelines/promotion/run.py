@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from rich.console import Console
-
 from pipelines import lease, registry, storage, tracking
 from pipelines.errors import UserError
 from pipelines.lease import LeaseBusyError
+from pipelines.progress import plain_console
 from pipelines.promotion import dossier, explain, gates
 from pipelines.promotion.gates import Dossier, Gates, Verdict
 from pipelines.registry import Version
@@ -70,12 +69,10 @@ class Decision(NamedTuple):
 
 def run(config: PromoteConfig) -> None:
     """Do what was asked; a refusal ends the process with its own code."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = plain_console(soft_wrap=True)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     if config.explain is not None:
-        Console(soft_wrap=True, highlight=False, markup=False).print(
-            explain.explain(uri, config.explain)
-        )
+        plain_console(stderr=False, soft_wrap=True).print(explain.explain(uri, config.explain))
     elif config.rollback:
         console.print(roll_back(uri, config.name, config.store))
     elif config.run is not None:
