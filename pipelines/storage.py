@@ -82,9 +82,19 @@ def local_path(uri: str) -> Path:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI and the path inside it."""
+    """The fsspec filesystem of a URI and the path inside it.
+
+    Raises:
+        UserError: nothing here speaks its protocol, or it names no bucket.
+    """
     is_s3 = uri.startswith(("s3://", "s3a://"))
-    fs, path = fsspec.core.url_to_fs(absolute(uri), **(S3_OPTIONS if is_s3 else {}))
+    protocol, _, place = uri.partition("://")
+    if is_s3 and place[:1] in ("", "/"):
+        raise UserError(f"'{uri}' names no bucket; it must be s3://BUCKET or s3://BUCKET/PREFIX")
+    try:
+        fs, path = fsspec.core.url_to_fs(absolute(uri), **(S3_OPTIONS if is_s3 else {}))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"'{protocol}://' is no storage that can be used here: {error}") from None
     if is_s3:
         fs.retries = 1
     return fs, path

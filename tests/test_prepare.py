@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from dataclasses import replace
@@ -310,6 +311,29 @@ def test_a_broken_archive_fails_the_job_unless_it_may(serially: None, tmp_path: 
     assert 5 < manifest.written < 30
 
 
+@pytest.mark.parametrize("inside", ["", "out", "deep/er"])
+def test_an_output_in_its_own_source_is_refused_and_leaves_nothing(
+    serially: None, pictures: Path, inside: str
+) -> None:
+    before = files_of(pictures)
+    with pytest.raises(UserError, match="lies in the source"):
+        run(config(pictures, pictures / inside))
+    assert files_of(pictures) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (" ", "source is ' '; it must be a folder, file or URI"),
+        ("nosuch://x/y", "'nosuch://' is no storage that can be used here: Protocol"),
+        ("s3://", "names no bucket; it must be s3://BUCKET"),
+    ],
+)
+def test_a_source_that_is_no_place_is_one_message(tmp_path: Path, source: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        run(PrepareConfig(source=source, output=str(tmp_path / "d")))
+
+
 def test_an_archive_without_pictures_is_refused(serially: None, tmp_path: Path) -> None:
     from test_sources import tar_of
 
@@ -576,7 +600,7 @@ def test_the_same_bytes_come_out_of_a_cluster(
         ("max_bad_share", 2.0, "0 to 1"),
         ("rows_per_shard", 0, "1 or more"),
         ("jpeg_quality", 101, "1 to 100"),
-        ("sides", (8,), "16 to 1024"),
+        ("sides", (31,), "32 to 1024"),
         ("min_side", 300, "stored_side = 256"),
     ],
 )

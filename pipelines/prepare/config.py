@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ce_model.masks import Strategy
+from ce_model.masks import MIN_SIZE, Strategy
 from pipelines import dataset
 from pipelines.dataset import MaskSpec
 from pipelines.errors import UserError
@@ -60,6 +60,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any work."""
+        _require("source", f"'{self.source}'", bool(self.source.strip()), "a folder, file or URI")
         _require(
             "validation_share",
             self.validation_share,
@@ -77,8 +78,8 @@ class PrepareConfig:
         _require(
             "sides",
             self.sides,
-            all(16 <= side <= 1024 for side in self.sides),
-            "16 to 1024 px each; the presets use 128 and 227",
+            all(MIN_SIZE <= side <= 1024 for side in self.sides),
+            f"{MIN_SIZE} to 1024 px each; the presets use 128 and 227",
         )
         _require(
             "min_side",

@@ -49,6 +49,7 @@ def run(config: PrepareConfig) -> str:
             return ""
         key = job_key(config, found, labels)
         uri = storage.absolute(config.output or storage.join(config.store, "prepare", key[:16]))
+        _require_apart(source, uri)
         old = dataset.read_manifest(uri) if dataset.is_dataset(uri) else None
         if old is not None and key in old.jobs:
             storage.remove(storage.join(uri, "_work"))
@@ -71,6 +72,15 @@ def run(config: PrepareConfig) -> str:
     card.show(uri, manifest)
     card.track(config, uri, manifest)
     return uri
+
+
+def _require_apart(source: str, uri: str) -> None:
+    """The next listing of the source would take the shards for pictures."""
+    if f"{uri.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
+        raise UserError(
+            f"output is '{uri}', which lies in the source '{source}'; give an --output (or a "
+            "--store) elsewhere"
+        )
 
 
 def commit(uri: str, manifest: Manifest, old: Manifest | None) -> bool:
