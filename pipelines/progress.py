@@ -90,8 +90,9 @@ class ProgressDisplay:
         if left_s is None and done:
             whole_s = (self._done_at - self._began) / done * self._total
             left_s = whole_s - (now - self._began)
-        promised = left_s is not None and 0 <= left_s < math.inf and done < self._total
-        left = f"{duration(left_s or 0)} left" if promised else ""
+        left = ""
+        if left_s is not None and 0 <= left_s < math.inf and done < self._total:
+            left = f"{duration(left_s)} left"
         if self._console.is_terminal:
             self._draw(done, text, left)
         elif now - self._printed_at >= self._line_every_s or (

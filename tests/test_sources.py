@@ -23,8 +23,8 @@ import pytest
 
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.prepare import columns, sources, tars
 from pipelines.prepare import members as members_module
-from pipelines.prepare import sources, tars
 from pipelines.prepare.labels import read_labels
 from pipelines.prepare.members import Member, members
 from pipelines.prepare.sources import Piece
@@ -285,12 +285,21 @@ def test_one_large_value_for_all_rows_is_not_copied_for_each_in_memory(folder: P
     assert most < 8 * (16 << 20)
 
 
-def test_a_list_of_one_long_uri_for_all_rows_is_refused_and_not_copied(folder: Path) -> None:
-    write_repeated(folder / "a.parquet", "uri", "x" * (16 << 20), 4096)
+def test_a_list_of_one_long_uri_for_all_rows_is_refused_and_not_copied(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_repeated(folder / "a.parquet", "uri", "x" * (1 << 20), 500)
+    check, held = columns._check_length, []
+
+    def measured(uri: str, where: str, length: int) -> None:
+        held.append(pa.total_allocated_bytes() - before)
+        check(uri, where, length)
+
+    monkeypatch.setattr(columns, "_check_length", measured)
     before = pa.total_allocated_bytes()
     with pytest.raises(UserError, match=r"row 1 is longer than 16384 bytes"):
         found(folder / "a.parquet")
-    assert pa.total_allocated_bytes() - before < 8 * (16 << 20)
+    assert len(held) == 1 and held[0] < 64 << 20
 
 
 def test_a_line_that_does_not_end_is_refused(folder: Path) -> None:

@@ -140,12 +140,10 @@ def _figures(jobs: list[Job], found: dict[str, Any]) -> dict[str, dict[str, byte
 
 
 def _in_order(section: dict[str, bytes]) -> dict[str, bytes]:
-    """Strips of the same holes together, first what is given and the truth."""
-    groups = list(dict.fromkeys(title.partition(" | ")[0] for title in section))
+    """Of filled holes first what is given and the truth; the report parts kinds of hole."""
 
-    def place(title: str) -> tuple[int, int]:
-        group, _, what = title.partition(" | ")
-        return groups.index(group), {"context": 0, "picture": 1}.get(what, 2)
+    def place(title: str) -> int:
+        return {"context": 0, "picture": 1}.get(title.partition(" | ")[2], 2)
 
     return {title: section[title] for title in sorted(section, key=place)}
 

@@ -31,10 +31,8 @@ class Cell(NamedTuple):
 
     row: int
     """Number of the row in its file."""
-    data: bytes | None
-    """None where the cell is null or larger than wanted."""
-    size: int
-    """Bytes that it has."""
+    data: pa.Buffer | None
+    """A view, so that its size is known before it is copied; None where the cell is null."""
     class_name: str | None
     bad_label: str | None
     """A label that is no class."""
@@ -102,7 +100,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def cells(uri: str, first_group: int, last_group: int, max_bytes: int) -> Iterator[Cell]:
+def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
     """The rows of a run of row groups, decoded one at a time.
 
     One at a time costs no more than many, and a small file whose dictionary holds one large value
@@ -122,10 +120,8 @@ def cells(uri: str, first_group: int, last_group: int, max_bytes: int) -> Iterat
         for batch in file.iter_batches(1, groups, wanted, use_threads=False):
             (value,) = batch.column(image)
             held = value["bytes"] if isinstance(value, pa.StructScalar) else value
-            size = held.as_buffer().size if held.is_valid else 0
-            data = held.as_py() if held.is_valid and size <= max_bytes else None
             class_name, bad = _class_of(batch.column(label)[0].as_py() if label else None, names)
-            yield Cell(row, data, size, class_name, bad)
+            yield Cell(row, held.as_buffer(), class_name, bad)
             row += 1
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"source holds '{uri}', which is damaged: {error}") from None

@@ -68,16 +68,17 @@ def _too_large(size: int) -> Fault:
 
 
 def _of_parquet(piece: Piece) -> Iterator[Member]:
-    for cell in columns.cells(piece.uri, piece.begin, piece.end, MAX_FILE_BYTES):
-        member = Member(f"{piece.key}{cell.row:07}", cell.data, piece.split, cell.class_name)
+    for cell in columns.cells(piece.uri, piece.begin, piece.end):
+        member = Member(f"{piece.key}{cell.row:07}", None, piece.split, cell.class_name)
         if cell.bad_label is not None:
             message = f"label {cell.bad_label} is no class of the column"
-            member = member._replace(data=None, fault=Fault("missing_label", message))
-        elif cell.size > MAX_FILE_BYTES:
-            member = member._replace(fault=_too_large(cell.size))
+            yield member._replace(fault=Fault("missing_label", message))
         elif cell.data is None:
-            member = member._replace(fault=Fault("unreadable", "the cell is null"))
-        yield member
+            yield member._replace(fault=Fault("unreadable", "the cell is null"))
+        elif cell.data.size > MAX_FILE_BYTES:
+            yield member._replace(fault=_too_large(cell.data.size))
+        else:
+            yield member._replace(data=cell.data.to_pybytes())
 
 
 def _of_tar(piece: Piece) -> Iterator[Member]:
@@ -146,16 +147,15 @@ def _labelled(files: Iterator[_File]) -> Iterator[Member]:
     """Give the class in a `.cls` file to the pictures of its sample."""
     sample, label = "", None
     waiting: list[Member] = []
-    held = 0
     for file in files:
+        held = sum(len(member.data or b"") for member in waiting)
         full = len(waiting) == MAX_SAMPLE_PICTURES or held > MAX_FILE_BYTES
         if file.sample != sample or full:
             yield from (_with_class(member, label) for member in waiting)
-            sample, label, waiting, held = file.sample, None, [], 0
+            sample, label, waiting = file.sample, None, []
         label = file.label or label
         if file.member:
             waiting.append(file.member)
-            held += len(file.member.data or b"")
     yield from (_with_class(member, label) for member in waiting)
 
 

@@ -42,14 +42,16 @@ def run(config: PrepareConfig) -> str:
     source = storage.absolute(config.source)
     if dataset.is_dataset(source):
         return sidecars.add_masks(config, source)
+    home = storage.absolute(config.output or storage.join(config.store, "prepare"))
+    if not config.dry_run:
+        _require_apart(source, home)
     labels = read_labels(config.labels, config.class_list) if config.labels else None
     with _listing(config, source) as found:
         if config.dry_run:
             preview.show(config, found, labels)
             return ""
         key = job_key(config, found, labels)
-        uri = storage.absolute(config.output or storage.join(config.store, "prepare", key[:16]))
-        _require_apart(source, uri)
+        uri = home if config.output else storage.join(home, key[:16])
         old = dataset.read_manifest(uri) if dataset.is_dataset(uri) else None
         if old is not None and key in old.jobs:
             storage.remove(storage.join(uri, "_work"))
@@ -198,7 +200,7 @@ def _passes(
 def merged_classes(old: tuple[str, ...], listed: Counter[str]) -> tuple[str, ...]:
     """Class names by label: those that have one keep it; numbers are ordered as numbers."""
     new = {name for name in listed if name} - set(old)
-    by_number = all(name.isdigit() for name in new)
+    by_number = all(name.isdecimal() for name in new)
     return (*old, *sorted(new, key=(lambda name: (int(name), name)) if by_number else str))
 
 

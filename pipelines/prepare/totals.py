@@ -75,7 +75,7 @@ def add_up(work: str, planned: Plan) -> Totals:
     )
 
 
-def over_budget(config: PrepareConfig, totals: Totals, *, adding: bool = False) -> list[str]:
+def over_budget(config: PrepareConfig, totals: Totals, *, adding: bool) -> list[str]:
     """Each limit that the faults pass, as a sentence; `adding` to a dataset that has pictures."""
     over = []
     if totals.bad > max(config.max_bad_images, config.max_bad_share * totals.listed):
