@@ -95,11 +95,14 @@ def write_sources(folder: Path, pictures: list[bytes], count: int, growth: int) 
     for times, place in places.items():
         place.mkdir()
         for number in range(sizes[times]):
-            data = pictures[number % len(pictures)]
-            note = f"{number:012}".encode()  # a comment makes the bytes differ, not the picture
-            unique = data[:2] + b"\xff\xfe\x00\x0e" + note + data[2:]
-            (place / f"{number:06}.jpg").write_bytes(unique)
+            data = made_unique(pictures[number % len(pictures)], number)
+            (place / f"{number:06}.jpg").write_bytes(data)
     return places
+
+
+def made_unique(jpeg: bytes, number: int) -> bytes:
+    """A comment makes the bytes differ, not the picture."""
+    return jpeg[:2] + b"\xff\xfe\x00\x0e" + f"{number:012}".encode() + jpeg[2:]
 
 
 def report(
