@@ -81,6 +81,20 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
+def is_within(uri: str, folder: str) -> bool:
+    """Whether a place is a folder or lies below it, however the two are written."""
+    if is_local(uri) and is_local(folder):
+        return (
+            local_path(absolute(uri))
+            .resolve()
+            .is_relative_to(local_path(absolute(folder)).resolve())
+        )
+    (fs, path), (other, above) = filesystem(uri), filesystem(folder)
+    return fs.protocol == other.protocol and f"{path.rstrip('/')}/".startswith(
+        f"{above.rstrip('/')}/"
+    )
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URI and the path inside it.
 

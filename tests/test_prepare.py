@@ -311,14 +311,25 @@ def test_a_broken_archive_fails_the_job_unless_it_may(serially: None, tmp_path: 
     assert 5 < manifest.written < 30
 
 
-@pytest.mark.parametrize("inside", ["", "out", "deep/er"])
+@pytest.mark.parametrize(
+    "output",
+    ["{0}", "{0}/out", "{0}/deep/er", "file://{0}/out", "{0}/../beside/../pictures/out", "{1}/out"],
+)
 def test_an_output_in_its_own_source_is_refused_and_leaves_nothing(
-    serially: None, pictures: Path, inside: str
+    serially: None, pictures: Path, tmp_path: Path, output: str
 ) -> None:
+    (tmp_path / "link").symlink_to(pictures)
     before = files_of(pictures)
     with pytest.raises(UserError, match="lies in the source"):
-        run(config(pictures, pictures / inside))
+        run(config(pictures, output.format(pictures, tmp_path / "link")))
     assert files_of(pictures) == before
+
+
+def test_a_place_beside_a_folder_is_not_within_it() -> None:
+    assert storage.is_within("memory://photos/x", "memory://photos/")
+    assert not storage.is_within("memory://photos-out", "memory://photos")
+    assert not storage.is_within("/photos/out", "memory://photos")
+    assert not storage.is_within("/photos-out", "/photos")
 
 
 @pytest.mark.parametrize(

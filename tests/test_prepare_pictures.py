@@ -51,6 +51,12 @@ PROGRESSIVE = encoded(image(), progressive=True)
 PNG = encoded(image(), "PNG")
 
 
+def with_scans(data: bytes, count: int) -> bytes:
+    """The last scan of a JPEG, again and again."""
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
 def with_exif(orientation: int, order: str = "<") -> bytes:
     mark = b"II*\0" if order == "<" else b"MM\0*"
     block = mark + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
@@ -193,6 +199,11 @@ BAD: dict[str, tuple[Callable[[], bytes], set[str]]] = {
         {"too_large"},
     ),
     "a JPEG bomb": (lambda: jpeg_claiming(65000, 65000), {"too_large"}),
+    "a JPEG of 110 scans": (lambda: with_scans(PROGRESSIVE, 100), {"refused"}),
+    "a JPEG of 110 scans with stray bytes before them": (
+        lambda: PROGRESSIVE[:20] + b"stray" + with_scans(PROGRESSIVE, 100)[20:],
+        {"refused"},
+    ),
     "a PNG bomb of 100 megapixels": (lambda: png_bomb(10_000, 10_000), {"too_large"}),
     "a PNG bomb of 400 megapixels": (lambda: png_bomb(20_000, 20_000), {"too_large"}),
     "a PNG bomb of 4 terapixels": (lambda: png_bomb(2_000_000, 2_000_000), {"too_large"}),

@@ -11,6 +11,7 @@ layouts): those go to Pillow.
 
 import struct
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Literal, NamedTuple
 
@@ -50,7 +51,11 @@ SIGNATURES = {
 }
 EXIF_BYTES = 1 << 16  # an EXIF block is one JPEG segment near the start
 EXIF_MARK = b"Exif\0\0"
-START_OF_SCAN = b"\xff\xda"
+START_OF_SCAN = 0xDA
+SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)  # of these one scan is decoded when it holds all components
+FRAMES = (*SEQUENTIAL_FRAMES, 0xC2, 0xCA)  # all that libjpeg-turbo decodes
+MAX_SCANS = 100  # of a JPEG in several; encoders write about 10, and each costs its whole time
+MAX_SEGMENTS = 4096  # before the image data
 ORIENTATION_TAG = 0x0112
 
 
@@ -112,6 +117,7 @@ def normalise(data: bytes, name: str, limits: Limits) -> Stored:
 
 
 def _decode_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, list[str]]:
+    _check_scans(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -183,6 +189,36 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
         raise Fault("tiny", f"{width} x {height} px; each side must be at least {limits.min_side}")
 
 
+def _check_scans(data: bytes) -> None:
+    """Hostile JPEGs paint over all their pixels again and again: a minute of work in a megabyte."""
+    frame, components = 0, b""
+    for marker, at in _segments(data):
+        if marker in FRAMES:
+            frame, components = marker, data[at + 5 : at + 6]
+        elif marker == START_OF_SCAN:
+            if frame in SEQUENTIAL_FRAMES and data[at : at + 1] == components:
+                return
+    scans = data.count(bytes((0xFF, START_OF_SCAN)))
+    if scans > MAX_SCANS:
+        raise Fault("refused", f"a JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker of each segment of a JPEG and where its content begins; the first scan is the last.
+
+    Ends early where stray bytes stand between them.
+    """
+    at = 2
+    for _ in range(MAX_SEGMENTS):
+        head = data[at : at + 4]
+        if len(head) < 4 or head[0] != 0xFF:
+            return
+        yield head[1], at + 4
+        if head[1] == START_OF_SCAN:
+            return
+        at += 2 + int.from_bytes(head[2:], "big")
+
+
 def shrink(pixels: Pixels, side: int) -> Pixels:
     """Bring the shorter side down to `side` px; a smaller picture stays as it is.
 
@@ -227,13 +263,11 @@ def _exif_start(data: bytes) -> int | None:
     where stray bytes stand between them, it has to be searched after all.
     """
     if data[:2] == b"\xff\xd8":
-        at = 2
-        while data[at : at + 1] == b"\xff" and data[at : at + 2] != START_OF_SCAN:
-            if data[at + 4 : at + 10] == EXIF_MARK:
-                return at + 10
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at : at + 2] == START_OF_SCAN:
-            return None
+        for marker, at in _segments(data):
+            if data[at : at + len(EXIF_MARK)] == EXIF_MARK:
+                return at + len(EXIF_MARK)
+            if marker == START_OF_SCAN:
+                return None
     for mark in (EXIF_MARK, b"eXIf"):
         if (start := data.find(mark, 0, EXIF_BYTES)) >= 0:
             return start + len(mark)

@@ -78,7 +78,7 @@ def run(config: PrepareConfig) -> str:
 
 def _require_apart(source: str, uri: str) -> None:
     """The next listing of the source would take the shards for pictures."""
-    if f"{uri.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
+    if storage.is_within(uri, source):
         raise UserError(
             f"output is '{uri}', which lies in the source '{source}'; give an --output (or a "
             "--store) elsewhere"
