@@ -25,7 +25,7 @@ import ray
 from numpy.typing import NDArray
 
 from ce_model.masks import Strategy
-from pipelines import dataset, images
+from pipelines import dataset, images, work_items
 from pipelines.dataset import Manifest, RowGroup
 from pipelines.errors import UserError
 from pipelines.execution_callbacks import Paced, Prompt
@@ -126,14 +126,28 @@ class Window:
     """Number of its first global batch in the epoch."""
 
 
-def windows(plan: StreamPlan) -> list[Window]:
-    """All work items of a run, in order; the last ends at `plan.steps`."""
-    items = []
-    for epoch in range(-(-plan.steps // plan.steps_per_epoch)):
-        for first in range(0, plan.steps_per_epoch, plan.window_batches):
-            batches = min(plan.window_batches, plan.steps_per_epoch - first)
-            items.append(Window(epoch, epoch * plan.steps_per_epoch + first, batches, first))
-    return [window for window in items if window.first_step < plan.steps]
+def num_windows(plan: StreamPlan) -> int:
+    """Work items of a run; the last one has the batch before `plan.steps`."""
+    return window_of(plan, plan.steps - 1) + 1
+
+
+def window_of(plan: StreamPlan, step: int) -> int:
+    """Number of the work item that has a global batch."""
+    epoch, batch = divmod(step, plan.steps_per_epoch)
+    return epoch * plan.windows_per_epoch + batch // plan.window_batches
+
+
+def window(plan: StreamPlan, number: int) -> Window:
+    """A work item."""
+    epoch, of_epoch = divmod(number, plan.windows_per_epoch)
+    first = of_epoch * plan.window_batches
+    batches = min(plan.window_batches, plan.steps_per_epoch - first)
+    return Window(epoch, epoch * plan.steps_per_epoch + first, batches, first)
+
+
+def windows(plan: StreamPlan) -> Iterator[Window]:
+    """All work items of a run, in order."""
+    return (window(plan, number) for number in range(num_windows(plan)))
 
 
 def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
@@ -142,10 +156,9 @@ def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
     What a consumer receives is cut into its batches by `batches`.
     The order holds only where the execution has `preserve_order` set: see `execution_options`.
     """
-    todo = [w for w in windows(plan) if w.first_step + w.batches > start_step]
-    items = ray.data.range(len(todo), override_num_blocks=max(1, len(todo)))
-    read = partial(_read_items, plan=plan, items=todo, start_step=start_step)
-    blocks = items.map_batches(read, batch_size=None, batch_format="numpy")
+    numbers = work_items.numbers(window_of(plan, start_step), num_windows(plan))
+    read = partial(_read_items, plan=plan, start_step=start_step)
+    blocks = numbers.map_batches(read, batch_size=None, batch_format="numpy")
     quiet(blocks, plan.block_rows * plan.row_bytes)
     return blocks
 
@@ -184,10 +197,10 @@ def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
 
 
 def _read_items(
-    block: dict[str, NDArray[np.int64]], *, plan: StreamPlan, items: list[Window], start_step: int
+    block: dict[str, NDArray[np.int64]], *, plan: StreamPlan, start_step: int
 ) -> Iterator[Batch]:
-    for item in block["id"]:
-        yield from _read_blocks(plan, items[int(item)], start_step)
+    for number in block[work_items.COLUMN].tolist():
+        yield from _read_blocks(plan, window(plan, number), start_step)
 
 
 def read_window(plan: StreamPlan, window: Window) -> Iterator[Batch]:

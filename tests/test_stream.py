@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines import dataset, stream
+from pipelines import dataset, stream, work_items
 from pipelines.errors import UserError
 from pipelines.stream import StreamPlan
 
@@ -77,8 +77,31 @@ def test_a_stream_that_starts_later_continues_with_the_same_batches(
     assert_equal(later, {step: batch for step, batch in reference.items() if step >= start})
 
 
-def test_a_stream_with_nothing_left_is_empty(dataset_uri: str) -> None:
-    assert global_batches(make_plan(dataset_uri, num_workers=2), start_step=45) == {}
+@pytest.mark.parametrize("steps", [45, 40])  # in the middle of a window, and at its end
+def test_a_stream_with_nothing_left_is_empty(steps: int, dataset_uri: str) -> None:
+    plan = make_plan(dataset_uri, num_workers=2, steps=steps)
+    assert global_batches(plan, start_step=steps) == {}
+
+
+@pytest.mark.parametrize("window_rows", [1, 24, 40, 10_000])
+def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri: str) -> None:
+    plan = make_plan(dataset_uri, window_rows=window_rows)
+    found = list(stream.windows(plan))
+    steps = [w.first_step + batch for w in found for batch in range(w.batches)]
+    assert steps[: plan.steps] == list(range(plan.steps))
+    assert steps[-found[-1].batches] < plan.steps  # the last window is needed
+    for step in range(plan.steps):
+        held = found[stream.window_of(plan, step)]
+        assert held.first_step <= step < held.first_step + held.batches
+
+
+def test_each_number_is_a_task_and_all_share_one_object(ray_cluster: None) -> None:
+    found = work_items.numbers(3, 40)
+    (refs,) = {tuple(bundle.block_refs) for bundle in found.iter_internal_ref_bundles()}
+    assert len(refs) == 1
+    seen = found.map_batches(lambda block: {"of_a_task": [block[work_items.COLUMN].tolist()]})
+    tasks = sorted(row["of_a_task"] for row in seen.take_all())
+    assert tasks == [[number] for number in range(3, 40)]
 
 
 def test_every_picture_comes_at_most_once_per_epoch_and_less_than_a_batch_is_left_out(
@@ -109,7 +132,7 @@ def test_epochs_and_seeds_change_order_crops_and_holes(
     twice = [seen for seen in by_row.values() if len(seen) >= 2]
     assert len(twice) > 100
     assert sum(first == second for first, second, *_ in twice) < len(twice) / 20
-    other = next(stream.read_window(replace(plan, seed=4), stream.windows(plan)[0]))
+    other = next(stream.read_window(replace(plan, seed=4), stream.window(plan, 0)))
     assert list(other["row"]) != list(reference[0]["row"])
 
 
@@ -121,7 +144,7 @@ def test_pictures_masks_and_labels_of_a_row_belong_together(dataset_uri: str) ->
         table = dataset.read_row_group(plan.uri, group, ["label", "image", spec.column])
         for at, record in enumerate(table.to_pylist()):
             stored[group.first_row + at] = record
-    for batch in stream.read_window(plan, stream.windows(plan)[0]):
+    for batch in stream.read_window(plan, stream.window(plan, 0)):
         for slot, row in enumerate(batch["row"]):
             record = stored[int(row)]
             assert batch["label"][slot] == record["label"]
