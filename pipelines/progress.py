@@ -48,9 +48,14 @@ class ProgressDisplay:
     """How far some work is, at what rate, and how long it will take."""
 
     def __init__(
-        self, console: Console, what: str, total: int, *, line_every_s: float = LINE_EVERY_S
+        self,
+        console: Console,
+        what: str,
+        total: int | None,
+        *,
+        line_every_s: float = LINE_EVERY_S,
     ) -> None:
-        """Show nothing until the first update."""
+        """Show nothing until the first update; None as the total where nobody knows it."""
         self._console, self._what, self._total = console, what, total
         self._line_every_s = line_every_s
         self._began = self._printed_at = time.monotonic()
@@ -84,14 +89,15 @@ class ProgressDisplay:
                 long per item as so far. Nothing is promised once they are over.
         """
         now = time.monotonic()
-        done = min(done, self._total)  # a task that Ray runs again counts its steps again
+        if self._total is not None:
+            done = min(done, self._total)  # a task that Ray runs again counts its steps again
         if done != self._done:
             self._done, self._done_at = done, now
-        if left_s is None and done:
+        if left_s is None and done and self._total is not None:
             whole_s = (self._done_at - self._began) / done * self._total
             left_s = whole_s - (now - self._began)
         left = ""
-        if left_s is not None and 0 <= left_s < math.inf and done < self._total:
+        if left_s is not None and 0 <= left_s < math.inf and done != self._total:
             left = f"{duration(left_s)} left"
         if self._console.is_terminal:
             self._draw(done, text, left)
@@ -99,7 +105,7 @@ class ProgressDisplay:
             done == self._total and self._printed != done
         ):
             self._printed_at, self._printed = now, done
-            words = (f"{self._what} {done}/{self._total}", text, left)
+            words = (f"{self._what} {self._count(done)}", text, left)
             self._console.print("  ".join(filter(None, words)), soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -112,20 +118,25 @@ class ProgressDisplay:
             self._bar.stop()
             self._bar = None
 
+    def _count(self, done: int) -> str:
+        return f"{done:,}" if self._total is None else f"{done}/{self._total}"
+
     def _draw(self, done: int, text: str, left: str) -> None:
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[count]}"),
                 TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 console=self._console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._what, total=self._total, text="", left="")
-        self._bar.update(self._task, completed=done, text=text, left=left)
+            self._task = self._bar.add_task(
+                self._what, total=self._total, count=self._count(done), text="", left=""
+            )
+        self._bar.update(self._task, completed=done, count=self._count(done), text=text, left=left)
 
 
 def duration(seconds: float) -> str:

@@ -574,6 +574,26 @@ def test_a_dry_run_predicts_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_predicts_what_the_job_makes_of_an_archive_of_small_pictures(
+    serially: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from test_sources import jpeg, tar_of
+
+    monkeypatch.setattr(plan, "BUCKETS", (4, 4))
+    (tmp_path / "a.tar").write_bytes(tar_of({f"{n}.jpg": jpeg(n) for n in range(300)}))
+    asked = {"validation_share": 0.0, "rows_per_shard": 10}
+    run(config(tmp_path / "a.tar", tmp_path / "d", dry_run=True, **asked))
+    shown = " ".join(capsys.readouterr().err.split())
+    pictures = int(re.search(r"pictures │ about ([\d,]+) in", shown)[1])  # type: ignore[index]
+    assert 290 <= pictures <= 330  # 442 without the headers of the archive
+    manifest = prepared(tmp_path / "a.tar", tmp_path / "d", **asked)
+    assert len(manifest.splits["train"]) == 4
+    assert "shards │ about 4 " in shown
+
+
 def test_inspection_finds_a_flipped_bit_a_missing_file_and_a_wrong_label(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:

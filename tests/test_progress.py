@@ -72,6 +72,19 @@ def test_nothing_is_promised_before_anything_is_done(clock: Clock) -> None:
     assert out.getvalue() == "measuring 0/5\n"
 
 
+def test_where_nobody_knows_the_total_the_count_is_shown(clock: Clock) -> None:
+    out = io.StringIO()
+    display = ProgressDisplay(Console(file=out), "listing", None)
+    clock.now = 20.0
+    display.update(123_456, "812.0 MB")
+    assert out.getvalue() == "listing 123,456  812.0 MB\n"
+    drawn = io.StringIO()
+    display = ProgressDisplay(Console(file=drawn, force_terminal=True, width=100), "listing", None)
+    display.update(123_456, "812.0 MB")
+    display.close()
+    assert "123,456" in drawn.getvalue() and "left" not in drawn.getvalue()
+
+
 def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)

@@ -112,17 +112,22 @@ def make(found: Listing, work: str) -> Plan:
         text = "".join(json.dumps(piece) + "\n" for piece in unit)
         storage.publish(unit_uri(work, num_units), text.encode())
         num_units += 1
-    smallest, largest = BUCKETS
-    wanted = 1 << max(found.bytes // BUCKET_BYTES, 1).bit_length()
     plan = Plan(
         num_units=num_units,
-        num_buckets=min(max(wanted, smallest), largest),
+        num_buckets=num_buckets(found),
         pieces=found.pieces,
         bytes=found.bytes,
         has_validation=found.has_validation,
     )
     storage.publish_json(uri, asdict(plan))
     return plan
+
+
+def num_buckets(found: Listing) -> int:
+    """Parts of the shuffle, and the most shards that a split can have."""
+    smallest, largest = BUCKETS
+    wanted = 1 << max(found.bytes // BUCKET_BYTES, 1).bit_length()
+    return min(max(wanted, smallest), largest)
 
 
 def unit_uri(work: str, unit: int) -> str:

@@ -11,13 +11,15 @@ import psutil
 from rich.table import Table
 
 from pipelines.errors import UserError
+from pipelines.prepare import plan, tars
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.labels import Labels
 from pipelines.prepare.members import Member, members
 from pipelines.prepare.pictures import Fault, normalise
 from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import console
-from pipelines.prepare.shards import mask_cell
+from pipelines.prepare.shards import mask_cell, num_shards
+from pipelines.prepare.sources import Piece
 from pipelines.progress import duration
 
 SAMPLE_PIECES = 16
@@ -31,9 +33,10 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     classes: set[str] = set()
     read_bytes = stored_bytes = pictures = 0
     ends = [time.perf_counter()]
-    for member in islice(_spread(found), SAMPLE_PICTURES):
+    for piece, member in islice(_spread(found), SAMPLE_PICTURES):
         pictures += 1
-        read_bytes += len(member.data or b"")
+        size = len(member.data or b"")
+        read_bytes += tars.BLOCK + tars.padded(size) if piece.kind == "tar" else size
         class_name = member.class_name or (labels.of(member.key) if labels else None)
         classes |= {class_name} if class_name else set()
         try:
@@ -62,7 +65,10 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     table.add_row("sampled", f"{pictures} pictures of {kinds}")
     bad = ", ".join(f"{count} {kind}" for kind, count in faults.items())
     table.add_row("bad among them", bad or "none")
-    table.add_row("shards", f"about {max(-(-expected // config.rows_per_shard), 1):,}")
+    shards = num_shards(
+        expected, config.rows_per_shard, config.row_group_rows, plan.num_buckets(found)
+    )
+    table.add_row("shards", f"about {shards:,}")
     stored = expected * stored_bytes / good
     table.add_row(
         "bytes",
@@ -75,10 +81,11 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     console.print("nothing was written")
 
 
-def _spread(found: Listing) -> Iterator[Member]:
+def _spread(found: Listing) -> Iterator[tuple[Piece, Member]]:
     """A few pictures of each of a few pieces; of single files one each."""
     wanted = SAMPLE_PICTURES if found.files == found.pieces else SAMPLE_PIECES
     step = max(found.pieces // wanted, 1)
     each = -(-SAMPLE_PICTURES // min(found.pieces, wanted))
     for piece in islice(found, 0, None, step):
-        yield from islice(members(piece), each)
+        for member in islice(members(piece), each):
+            yield piece, member

@@ -1,10 +1,14 @@
 """What a person sees while a pass runs: images/s, MB/s, time left."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from pipelines.prepare import plan
+from pipelines.prepare.sources import Piece
 from pipelines.progress import ProgressDisplay, plain_console
+
+LOOK_EVERY_S = 1.0
 
 console = plain_console()
 
@@ -28,3 +32,21 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, int, int], None]]
             display.update(done, rates(images, size, time.monotonic() - began))
 
         yield advance
+
+
+def listed(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same pieces; shows how many there are so far, where that takes longer than a moment."""
+    display = ProgressDisplay(console, "listing", None)
+    began = looked = time.monotonic()
+    size = 0
+    try:
+        for count, piece in enumerate(pieces, 1):
+            yield piece
+            size += plan.weight(piece)
+            now = time.monotonic()
+            if now - looked > LOOK_EVERY_S:
+                looked = now
+                rate = f"{count / (now - began):,.0f} per s"
+                display.update(count, f"{size / 1e6:,.1f} MB  {rate}")
+    finally:
+        display.close()

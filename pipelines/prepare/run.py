@@ -31,7 +31,7 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.gather import Shuffle
 from pipelines.prepare.labels import Labels, read_labels
 from pipelines.prepare.plan import Listing, Plan
-from pipelines.prepare.progress import console
+from pipelines.prepare.progress import console, listed
 from pipelines.prepare.shards import ShardRecord
 from pipelines.prepare.tasks import run_tasks
 from pipelines.prepare.totals import Totals
@@ -119,7 +119,7 @@ def _second(uri: str) -> str:
 def _listing(config: PrepareConfig, source: str) -> Iterator[Listing]:
     """The pieces of the source; refuses one without pictures."""
     others: Counter[str] = Counter()
-    with plan.listing(sources.pieces(source, others)) as found:
+    with plan.listing(listed(sources.pieces(source, others))) as found:
         if found.pieces == 0:
             kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
             raise UserError(

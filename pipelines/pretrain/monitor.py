@@ -12,6 +12,7 @@ class TrainingProgress(ProgressDisplay):
     def __init__(self, console: Console, steps: int) -> None:
         """Show nothing until the first record."""
         super().__init__(console, "step", steps)
+        self._steps = steps
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Show a record of the curves."""
@@ -26,7 +27,7 @@ class TrainingProgress(ProgressDisplay):
         )
         text = f"{losses}  {values['images_per_second']:.0f} images/s"
         # A resumed run did not make the steps before in this time.
-        self.update(step, text, left_s=(self._total - step) * values["seconds_per_step"])
+        self.update(step, text, left_s=(self._steps - step) * values["seconds_per_step"])
 
 
 def memory_of_tree() -> int:

@@ -55,6 +55,8 @@ def run(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
         summary: dict[str, Any] = storage.read_json(storage.join(stage, COMMIT))
         console.print(f"already trained: {stage}")
     else:
+        what = _described(config.preset, config.holes, config.steps, config.batch_size, plan.rows)
+        console.print(f"training {what}", soft_wrap=True)
         with cluster.connected() as resources:
             task = _task(config, plan, stage)
             scaling = _scaling(config, resources)
@@ -191,6 +193,7 @@ def _train(
         if collapsed is not None:
             recorder.tag("alarm.collapse", collapsed)  # promotion refuses such a run
             console.print(f"warning: the run has collapsed: {collapsed}")
+        console.print("writing the model")
         summary = _export(config, task, spec, found, recorder, watch)
         status = "FINISHED"
     finally:
@@ -383,14 +386,23 @@ def _log_model(uri: str, run_id: str, model: str, side: int) -> str:
         return tracking.log_model(uri, run_id, folder, side, requirements)
 
 
+def _described(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:
+    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} pictures"
+
+
 def _table(summary: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, title="pretraining", title_justify="left")
     measured = summary["validation"]
     memory = summary["peak_memory_bytes"] / 1e9
     losses = summary["losses"]
     rows = {
-        "trained": f"{summary['preset']}, {summary['strategy']} holes, {summary['steps']} steps of "
-        f"{summary['batch_size']} on {summary['training_images']} pictures",
+        "trained": _described(
+            summary["preset"],
+            summary["strategy"],
+            summary["steps"],
+            summary["batch_size"],
+            summary["training_images"],
+        ),
         "losses": "  ".join(
             f"{k.removeprefix('loss/')} {v:.4f}" for k, v in sorted(losses.items())
         ),
