@@ -17,12 +17,16 @@ Config = TypeVar("Config")
 
 
 def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
-    """Parse the command line and run; a user's mistake ends as one message and exit code 1."""
+    """Parse the command line and run; a user's mistake ends as one message and exit code 1.
+
+    Ctrl-C ends as one message and exit code 130, as shells expect.
+    """
     try:
         run(parse(config_type))
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted: the same command goes on from what is finished\n")
         sys.exit(130)
 
 

@@ -10,6 +10,7 @@ they start (Ray Data, Ray Train) asks for its own.
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -214,9 +215,11 @@ def execute(
     """Run what is missing, up to `concurrency` stages at once; needs a connected Ray.
 
     A stage that fails is tried `attempts` times in all, unless the fault is the user's; what
-    needs it is blocked, everything else goes on. The console gets a line for every end, and now
-    and then what is running and the time left.
+    needs it is blocked, everything else goes on. The console gets a line with what is to do, one
+    for every end, and now and then what is running and the time left.
     """
+    kinds = Counter(stage.kind for stage in stages)
+    console.print("stages:", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     with ProgressDisplay(console, "stages", len(stages), line_every_s=LINE_EVERY_S) as display:
         return _execute(stages, store, resources, concurrency, attempts, display)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import psutil
 import pytest
 from conftest import end_orphans, free_port, wait_until_serving, write_pictures
@@ -89,6 +90,30 @@ def test_twenty_steps_equal_ten_a_killed_job_and_ten(tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     assert all((first[name] == second[name]).all() for name in first)
     assert resumed["validation"] == whole["validation"]
+
+
+def test_ctrl_c_is_one_message_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    job = start("pretrain", "--store", str(tmp_path), *TINY)
+    wait_for("pretrain/*/checkpoints/step-00000010/state.json", tmp_path, job)
+    children = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGINT)
+    code, out, err = finish(job)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted: the same command goes on from what is finished"
+    assert "Traceback" not in err
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert statuses(tmp_path) == ["KILLED"]
+    _, screen = pretrain(tmp_path)
+    assert "resumed at step 10" in screen
+    assert statuses(tmp_path) == ["FINISHED"]  # in the same run
+
+
+def statuses(store: Path) -> list[str]:
+    """Of the training runs in a store's MLflow."""
+    server = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiments = [found.experiment_id for found in server.search_experiments()]
+    runs = server.search_runs(experiments, "tags.stage = 'pretrain'")
+    return [run.info.status for run in runs]
 
 
 @pytest.mark.parametrize("strategy", ["random_block", "random_region"])

@@ -207,6 +207,7 @@ def test_every_end_is_a_line_with_its_reason(ray_cluster: None, tmp_path: Path, 
     chain = [broken, stage(log, "after", needs=("broken",)), stage(log, "alone")]
     run(chain, tmp_path / "store", console=Console(file=shown, width=60))
     lines = shown.getvalue().splitlines()
-    assert len(lines) == 4 and lines[-1] == "stages 3/3"
-    ends = {line.partition("] ")[2] for line in lines[:3]}
+    assert len(lines) == 5 and lines[-1] == "stages 3/3"
+    assert lines[0] == "stages: 1 x, 1 after, 1 alone"
+    ends = {line.partition("] ")[2] for line in lines[1:4]}
     assert ends == {"broken: failed: x is 3", "after: blocked: needs broken", "alone: done in 0 s"}

@@ -196,6 +196,9 @@ def _train(
         console.print("writing the model")
         summary = _export(config, task, spec, found, recorder, watch)
         status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         outcome = recorder.finish(status, wait_s=DELIVERY_WAIT_S)
     summary["tracking_run_id"] = outcome.run_id
@@ -235,13 +238,17 @@ def _fit(config: PretrainConfig, task: worker.Task, scaling: ScalingConfig, mail
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Does not wait 12 s at its end for a dashboard that is not there.
+    """Ends when it should."""
 
-    Ray's cleaner of placement groups asks the dashboard whether the controller still lives. A
-    cluster without one is ours alone and ends with this process, so there is nothing to clean.
-    """
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to Python: Ray's handler ends the process with code 1 and no word."""
 
     def _create_default_callbacks(self) -> list[Any]:
+        """Do not wait 12 s at the end for a dashboard that is not there.
+
+        Ray's cleaner of placement groups asks the dashboard whether the controller still lives. A
+        cluster without one is ours alone and ends with this process, so nothing is to be cleaned.
+        """
         callbacks: list[Any] = super()._create_default_callbacks()
         if cluster.has_dashboard():
             return callbacks
