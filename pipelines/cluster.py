@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 
 LOCAL_OBJECT_STORE_BYTES = 1 << 30  # the stream keeps a few batches in flight, not the dataset
 ANSWER_S = 10.0
-QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private", "ray.serve")
+QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray._private", "ray.serve")
 
 
 class Resources(NamedTuple):
@@ -99,3 +99,5 @@ def quieten() -> None:
     context.print_on_execution_start = False
     for name in QUIET_LOGGERS:  # last, because importing ray.data sets levels of its own
         logging.getLogger(name).setLevel(logging.ERROR)
+    # What fails in a task is raised here too, and told once, in our words where it is no bug.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

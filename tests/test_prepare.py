@@ -1,5 +1,6 @@
 """The prepare job: nothing lost, nothing twice, the same bytes however the work is cut."""
 
+import errno
 import hashlib
 import json
 import re
@@ -27,6 +28,7 @@ from pipelines.prepare import (
     plan,
     run,
     shards,
+    tasks,
 )
 from pipelines.prepare import gather as gather_module
 from pipelines.prepare.inspection import InspectConfig
@@ -612,6 +614,40 @@ def test_inspection_finds_a_flipped_bit_a_missing_file_and_a_wrong_label(
     val = replace(manifest, splits={"val": manifest.splits["val"]}, classes=("apple",))
     with pytest.raises(UserError, match=r"labels . to 1 for 1 classes"):
         inspection.verify(uri, val)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("labels is 'x'; no"), "labels is 'x'; no"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/d/train/0.parquet"),
+            "reading failed: [Errno 28] No space left on device: '/d/train/0.parquet'. Nothing is "
+            "committed; what is finished is kept, and the same command goes on from there",
+        ),
+    ],
+)
+def test_what_fails_in_a_cluster_for_an_outside_reason_is_one_message(
+    ray_cluster: None, error: Exception, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def task(item: dict[str, Any]) -> dict[str, int]:
+        if item["number"] == 2:
+            raise error
+        return {"images": 1, "bytes": 1}
+
+    with pytest.raises(UserError) as caught:
+        tasks.run_tasks("reading", [{"number": number} for number in range(4)], task)
+    assert str(caught.value) == message
+    shown = "".join(capfd.readouterr())
+    assert "Traceback" not in shown and "ray" not in shown.lower()
+
+
+def test_a_fault_of_the_program_in_a_cluster_keeps_its_traceback(ray_cluster: None) -> None:
+    def task(item: dict[str, Any]) -> dict[str, int]:
+        raise LookupError(f"no {item}")
+
+    with pytest.raises(LookupError, match=r"no \{'number': 1\}"):
+        tasks.run_tasks("reading", [{"number": 1}], task)
 
 
 def test_the_same_bytes_come_out_of_a_cluster(
