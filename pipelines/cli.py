@@ -23,7 +23,7 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     """
     try:
         run(parse(config_type))
-    except UserError as error:
+    except (UserError, OSError) as error:  # a full disk, a server that is away, no permission
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command goes on from what is finished\n")

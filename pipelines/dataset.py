@@ -320,20 +320,29 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
     for column in columns:
         path = next((s.path for s in group.file.sidecars if column in s.columns), group.file.path)
         parts.setdefault(path, []).append(column)
-    tables = [
-        _open(storage.join(uri, path)).read_row_group(group.index, columns=names)
-        for path, names in parts.items()
-    ]
+    try:
+        tables = [
+            _open(storage.join(uri, path)).read_row_group(group.index, columns=names)
+            for path, names in parts.items()
+        ]
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise damaged(uri, f"{group.file.path}: {error}") from None
     found = {name: table.column(name) for table in tables for name in table.column_names}
     missing = [column for column in columns if column not in found]
     if missing or any(table.num_rows != group.rows for table in tables):
-        raise UserError(
-            f"{storage.join(uri, group.file.path)} does not hold what the manifest says "
-            f"(missing columns {missing}, rows {[table.num_rows for table in tables]} for "
-            f"{group.rows}); check it with "
-            f"python jobs/inspect_dataset.py --dataset {uri} --verify True"
+        rows = [table.num_rows for table in tables]
+        raise damaged(
+            uri, f"{group.file.path}: missing columns {missing}, rows {rows} for {group.rows}"
         )
     return pa.table({column: found[column] for column in columns})
+
+
+def damaged(uri: str, what: str) -> UserError:
+    """The error for a dataset of which a file has changed."""
+    return UserError(
+        f"'{uri}' does not hold what its manifest says ({what}); find every file that is damaged "
+        f"with python jobs/inspect_dataset.py --dataset {uri} --verify"
+    )
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ The work may be elsewhere in the cluster: it posts to a `Mailbox`, and the drive
 import math
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -21,16 +21,34 @@ def plain_console(*, stderr: bool = True, soft_wrap: bool = False) -> Console:
     return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
 
+class Failure(NamedTuple):
+    """Why a worker gave up, in words for the user."""
+
+    reason: str
+    final: bool
+    """Whether it would end the same way if it were tried again."""
+
+
 class Mailbox:
     """Holds what the workers posted until the driver takes it."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._posted: list[dict[str, Any]] = []
+        self._failure: Failure | None = None
 
     def post(self, message: dict[str, Any]) -> None:
         """Add a message."""
         self._posted.append(message)
+
+    def fail(self, failure: Failure) -> None:
+        """Note why a worker gives up; what is final stays."""
+        if self._failure is None or not self._failure.final:
+            self._failure = failure
+
+    def failure(self) -> Failure | None:
+        """The last one."""
+        return self._failure
 
     def drain(self) -> list[dict[str, Any]]:
         """All messages since the last call, in order."""

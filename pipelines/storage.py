@@ -132,7 +132,7 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
         try:
             return action()
         except Exception as error:
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise
             if attempt == ATTEMPTS:
                 raise OSError(f"{what}: still failing after {ATTEMPTS} tries: {error}") from error
@@ -140,7 +140,7 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
     raise AssertionError("unreachable")
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, OSError):
         return error.errno not in FINAL_ERRNOS and not isinstance(error, FINAL_ERRORS)

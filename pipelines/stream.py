@@ -193,6 +193,7 @@ def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
     context.target_max_block_size = int(0.8 * block_bytes)
     context.execution_options = execution_options()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else a consumer cannot tell whose fault it was
     context.custom_execution_callback_classes = [Prompt, Paced]
 
 
@@ -249,7 +250,7 @@ class _Decoder:
         for slot, at in enumerate(chosen):
             draw = _Draw.of(plan, self._epoch, self._keys[at])
             block["image"][slot] = images.square(
-                images.decode(self._jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
+                _decode(plan, self._jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
             )
             begin = draw.variant % spec.variants * spec.bytes_per_mask
             block["mask"][slot] = np.frombuffer(
@@ -309,7 +310,7 @@ def fixed_pictures(
             if (group.first_row + at) % part[1] == part[0]:
                 jpeg = dataset.cells(table.column("image").slice(at, 1))[0]
                 mask = dataset.cells(table.column(spec.column).slice(at, 1))[0]
-                decoded = images.decode(jpeg)
+                decoded = _decode(plan, jpeg)
                 pictures.append(images.square(decoded, plan.side, plan.shorter, 0.5, 0.5))
                 holes.append(np.frombuffer(mask, np.uint8, spec.bytes_per_mask))
     if not pictures:
@@ -318,6 +319,13 @@ def fixed_pictures(
             np.empty((0, spec.bytes_per_mask), np.uint8),
         )
     return np.stack(pictures), np.stack(holes)
+
+
+def _decode(plan: StreamPlan, jpeg: memoryview) -> images.Picture:
+    try:
+        return images.decode(jpeg)
+    except ValueError as error:
+        raise dataset.damaged(plan.uri, f"a picture: {error}") from None
 
 
 def _labels(rows: pa.Table) -> NDArray[np.int32]:

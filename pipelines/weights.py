@@ -1,6 +1,9 @@
 """A trained model as files: `weights.safetensors` and `model.json`; loading them runs no code."""
 
+import os
+import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -42,7 +45,7 @@ def save_model(
     """Write a model folder, `model.json` last; returns the sha256 of the weights."""
     tensors = {name: value.contiguous().cpu() for name, value in generator.state_dict().items()}
     with storage.staged_file(storage.join(uri, WEIGHTS)) as staged:
-        safetensors.torch.save_file(tensors, staged)
+        write_tensors(tensors, staged)
         digest = storage.sha256_of(staged)
     description = {
         "format_version": FORMAT_VERSION,
@@ -52,6 +55,21 @@ def save_model(
     }
     storage.publish_json(storage.join(uri, MODEL), description)
     return digest
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file.
+
+    Raises:
+        OSError: the disk is full, say; safetensors itself raises an error of its own.
+    """
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def load_model(uri: str) -> LoadedModel:

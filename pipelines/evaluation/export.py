@@ -124,7 +124,7 @@ def _write(
 ) -> dict[str, float]:
     """Write every form; returns the largest difference of each to the original."""
     runs: dict[str, Callable[[], Any]] = {}
-    safetensors.torch.save_file(encoder.state_dict(), folder / WEIGHTS)
+    weights.write_tensors(encoder.state_dict(), folder / WEIGHTS)
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     runs[WEIGHTS] = lambda: torch.func.functional_call(encoder, tensors, x).numpy()
     with warnings.catch_warnings():

@@ -19,13 +19,6 @@ CPUS_PER_TASK = 0.5
 Task = Callable[[dict[str, Any]], dict[str, int]]
 
 
-class _Outside(Exception):
-    """A failure whose reason lies outside the program."""
-
-    message: str
-    """For the user; no argument of the exception, since Ray Data writes advice into those."""
-
-
 def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None:
     """Run `task` over the items in any order; it returns `images` and `bytes` for the display.
 
@@ -37,27 +30,23 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
     work = ray.data.from_items(list(items), override_num_blocks=len(items))
     work = work.map(partial(_in_worker, what=what, task=task), num_cpus=CPUS_PER_TASK)
     work.context.custom_execution_callback_classes = [Prompt]
-    work.context.raise_original_map_exception = True  # its class would be lost on the way
+    work.context.raise_original_map_exception = True
     with progress(what, len(items)) as advance:
         try:
             for result in work.iter_rows():
                 advance(1, result["images"], result["bytes"])
         except RayTaskError as error:
-            if isinstance(error.cause, _Outside):
-                raise UserError(error.cause.message) from None
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
             raise
 
 
 def _in_worker(item: dict[str, Any], what: str, task: Task) -> dict[str, int]:
     memory.keep_freed_memory()
-    outside = _Outside()
     try:
         return task(item)
-    except UserError as error:
-        outside.message = str(error)
     except OSError as error:
-        outside.message = (
+        raise UserError(
             f"{what} failed: {error}. Nothing is committed; what is finished is kept, and the "
             "same command goes on from there"
-        )
-    raise outside
+        ) from None

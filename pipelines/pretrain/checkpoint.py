@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from pipelines import storage
+from pipelines import storage, weights
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
@@ -38,7 +38,7 @@ def save(stage_uri: str, step: int, tensors: dict[str, Tensor], state: dict[str,
     """Write the checkpoint of a step; returns its URI."""
     uri = storage.join(stage_uri, "checkpoints", f"step-{step:08d}")
     with storage.staged_file(storage.join(uri, TENSORS)) as staged:
-        safetensors.torch.save_file(tensors, staged)
+        weights.write_tensors(tensors, staged)
         digest, size = storage.sha256_of(staged), staged.stat().st_size
     record = {**state, "step": step, "sha256": digest, "bytes": size}
     storage.publish(storage.join(uri, STATE), json.dumps(record).encode())

@@ -28,7 +28,7 @@ from pipelines.errors import UserError
 from pipelines.pretrain import alarm, checkpoint, monitor, panel, worker
 from pipelines.pretrain import config as settings
 from pipelines.pretrain.config import PretrainConfig, pretrain_key
-from pipelines.progress import plain_console
+from pipelines.progress import Failure, plain_console
 from pipelines.stream import StreamPlan
 
 COMMIT = "commit.json"
@@ -178,7 +178,7 @@ def _train(
         found = checkpoint.latest(task.stage_uri)
         if found is None or found.step < task.plan.steps:
             with watch.running() as mailbox:
-                _fit(config, task, scaling, mailbox)
+                _fit_or_tell(config, task, scaling, mailbox)
             found = checkpoint.latest(task.stage_uri)
         if watch.diverged_at is not None:
             raise UserError(
@@ -216,6 +216,26 @@ def _train(
             "give the same command again when the server is back, and it delivers the rest.",
         )
     return summary
+
+
+def _fit_or_tell(
+    config: PretrainConfig, task: worker.Task, scaling: ScalingConfig, mailbox: Any
+) -> None:
+    """Train; a failure whose reason lies outside the program becomes one message."""
+    try:
+        _fit(config, task, scaling, mailbox)
+    except ray.train.TrainingFailedError:
+        failure: Failure | None = ray.get(mailbox.failure.remote())
+        if failure is None:
+            raise
+    else:
+        failure = ray.get(mailbox.failure.remote())
+        if failure is None or not failure.final:
+            return
+    raise UserError(
+        f"training stopped: {failure.reason}. The last checkpoint is kept, and the same command "
+        "goes on from it"
+    )
 
 
 def _fit(config: PretrainConfig, task: worker.Task, scaling: ScalingConfig, mailbox: Any) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from ce_model import mask_tensors, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
 from ce_model.training import Networks, Objective, Optimizers, Precision
-from pipelines import memory, stream
+from pipelines import errors, memory, storage, stream
 from pipelines.pretrain import checkpoint, validation
+from pipelines.progress import Failure
 from pipelines.stream import StreamPlan
 
 
@@ -50,8 +51,25 @@ def training_stream(task: Task) -> ray.data.Dataset:
 
 
 def train(settings: dict[str, Any]) -> None:
-    """The training function of Ray Train."""
-    task: Task = settings["task"]
+    """The training function of Ray Train, which starts it again after a failure.
+
+    What lies outside the program (a full disk, a damaged dataset, a storage that is away) is told
+    to the driver; what would be the same the next time is not tried again.
+    """
+    mailbox = settings["mailbox"]
+    before: Failure | None = ray.get(mailbox.failure.remote())
+    if before is not None and before.final:
+        return
+    try:
+        _train(settings["task"], mailbox)
+    except Exception as error:
+        if reason := errors.reason(error):
+            failure = Failure(reason, final=not storage.may_pass(getattr(error, "cause", error)))
+            ray.get(mailbox.fail.remote(failure))
+        raise
+
+
+def _train(task: Task, mailbox: Any) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
@@ -75,7 +93,7 @@ def train(settings: dict[str, Any]) -> None:
         typical = fixed_pictures(
             task, "train", max(training.STATISTICS_PICTURES, ranks), part, device
         )
-    reporter = Reporter(task, settings["mailbox"], rank, ranks, dtype, pictures, typical)
+    reporter = Reporter(task, mailbox, rank, ranks, dtype, pictures, typical)
     if start == 0:
         reporter.begin(networks)
     else:
