@@ -1,5 +1,6 @@
 """One grammar for files and flags, and one message for a mistake."""
 
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import pytest
 
 from pipelines import cli
-from pipelines.errors import UserError
+from pipelines.errors import UserError, reason
 from pipelines.pretrain import PretrainConfig
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -76,16 +77,34 @@ def test_an_unknown_strategy_is_answered_with_the_nearest(
     assert "did you mean 'random_block'?" in capsys.readouterr().err
 
 
-def test_a_user_error_is_one_line_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("size is 1; it must be 2"), "error: size is 1; it must be 2"),
+        (
+            OSError(28, "No space left on device", "/d/x"),
+            "error: [Errno 28] No space left on device: '/d/x'",
+        ),
+    ],
+)
+def test_what_lies_outside_is_one_line_without_a_traceback(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(config: Outer) -> None:
-        raise UserError(f"size is {config.size}; it must be 2")
+        raise error
 
     monkeypatch.setattr("sys.argv", ["job"])
     with pytest.raises(SystemExit) as stopped:
         cli.main(run, Outer)
-    assert stopped.value.code == "error: size is 1; it must be 2"
+    assert stopped.value.code == message
+
+
+def test_a_user_error_keeps_its_message_when_ray_data_adds_to_its_arguments() -> None:
+    error = UserError("x is 3")
+    error.args = ("x is 3\nTo change retry attempts, configure ...",)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(error), str(again), reason(again)) == ("x is 3",) * 3
+    assert reason(LookupError("a fault of ours")) is None
 
 
 def test_the_quickstart_trains_with_the_joint_loss() -> None:

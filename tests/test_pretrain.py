@@ -1,6 +1,9 @@
 """The pretraining stage from end to end on a tiny dataset, with deaths on the way."""
 
+import errno
 import os
+import resource
+import shutil
 import signal
 import sys
 import threading
@@ -15,17 +18,19 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 import torch.distributed
 import torch.multiprocessing
 
 from ce_model.training import Networks
-from pipelines import dataset, pretrain, storage, tracking
+from pipelines import dataset, pretrain, progress, storage, tracking
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.pretrain import PretrainConfig, checkpoint, worker
 from pipelines.pretrain import config as settings
 from pipelines.pretrain import run as run_function
+from pipelines.progress import Failure
 
 run_module = sys.modules[run_function.__module__]
 
@@ -180,6 +185,45 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert_bitwise_equal(unbroken, summary)
     assert summary["validation"] == unbroken["validation"]
     assert history(summary, "loss/joint") == history(unbroken, "loss/joint")
+
+
+def test_a_damaged_dataset_is_one_message(
+    dataset_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uri = str(shutil.copytree(dataset_uri, tmp_path / "damaged"))
+    for shard in Path(uri, "train").glob("*.parquet"):
+        shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError) as caught:
+        pretrain.run(make_config(tmp_path), uri)
+    message = str(caught.value)
+    assert message.startswith(f"training stopped: '{uri}' does not hold what its manifest says")
+    assert "Failed to apply" not in message
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_what_would_fail_again_is_not_tried_again(ray_cluster: None) -> None:
+    mailbox = progress.mailbox()
+    settings = {"task": None, "mailbox": mailbox}
+    ray.get(mailbox.fail.remote(Failure("the storage is away", final=False)))
+    with pytest.raises(RuntimeError, match="cannot be used outside of a Ray Train"):
+        worker.train(settings)  # it begins
+    ray.get(mailbox.fail.remote(Failure("the disk is full", final=True)))
+    ray.get(mailbox.fail.remote(Failure("a neighbour is gone", final=False)))
+    worker.train(settings)
+    assert ray.get(mailbox.failure.remote()).reason == "the disk is full"
+    ray.kill(mailbox)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            checkpoint.save(str(tmp_path), 3, {"weight": torch.zeros(1000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert checkpoint.latest(str(tmp_path)) is None
 
 
 def test_a_damaged_checkpoint_is_passed_over(

@@ -1,6 +1,8 @@
 """The training stream: the same batches for any number of workers and from any step."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,17 @@ def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri:
     for step in range(plan.steps):
         held = found[stream.window_of(plan, step)]
         assert held.first_step <= step < held.first_step + held.batches
+
+
+def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    uri = str(shutil.copytree(dataset_uri, tmp_path / "damaged"))
+    for shard in Path(uri, "train").glob("*.parquet"):
+        data = shard.read_bytes()
+        shard.write_bytes(data.replace(b"\xff\xda", b"\xff\xd9"))  # no scan in any picture
+    with pytest.raises(UserError, match=r"damaged' does not hold what its manifest says \(a pict"):
+        next(stream.read_window(make_plan(uri), stream.window(make_plan(uri), 0)))
 
 
 def test_each_number_is_a_task_and_all_share_one_object(ray_cluster: None) -> None:
