@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -45,6 +46,12 @@ NAMES_AT_ONCE = 50_000  # of one local folder
 S3_PAGE = 1000  # entries of a listing per request, the most that S3 gives
 # Clients raise errors of their own for connections that break; OSError they are not.
 CLIENT_PACKAGES = frozenset(("aiohttp", "aiobotocore", "botocore", "http", "urllib3"))
+SETTINGS = ("Credentials", "Profile", "Config", "ParamValidation", "Region", "SSOToken")
+"""Words in the names of a client's errors that are about what it was given."""
+S3_CREDENTIALS = (
+    ". They are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from AWS_PROFILE or from "
+    "the machine's role; FSSPEC_S3_ANON=true reads a public bucket without any"
+)
 # Errors that say something about the request, not about the weather: never tried again.
 FINAL_ERRNOS = {
     errno.ENOENT,
@@ -126,6 +133,7 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
     """Run `action`; repeat it after passing storage faults, with waits that double.
 
     Raises:
+        UserError: the storage's client lacks something, such as credentials.
         the last fault after `ATTEMPTS` tries, at once when trying again cannot help.
     """
     for attempt in range(1, ATTEMPTS + 1):
@@ -133,6 +141,9 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
             return action()
         except Exception as error:
             if not may_pass(error):
+                if _package(error) in CLIENT_PACKAGES:
+                    hint = S3_CREDENTIALS if "Credentials" in type(error).__name__ else ""
+                    raise UserError(f"{what}: {error}{hint}") from error
                 raise
             if attempt == ATTEMPTS:
                 raise OSError(f"{what}: still failing after {ATTEMPTS} tries: {error}") from error
@@ -144,15 +155,34 @@ def may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, OSError):
         return error.errno not in FINAL_ERRNOS and not isinstance(error, FINAL_ERRORS)
-    package = type(error).__module__.split(".")[0]
-    return package in CLIENT_PACKAGES and "Credentials" not in type(error).__name__
+    if 400 <= getattr(error, "status", 500) < 500:  # of a web server; 429 asks for patience
+        return getattr(error, "status", 500) == 429
+    about_settings = any(word in type(error).__name__ for word in SETTINGS)
+    return _package(error) in CLIENT_PACKAGES and not about_settings
+
+
+def _package(error: Exception) -> str:
+    return type(error).__module__.split(".")[0]
 
 
 def exists(uri: str) -> bool:
     """Whether an object or folder is there now (listings are never cached)."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    return retrying(lambda: bool(fs.exists(path)), f"looking for {uri}")
+    look = partial(_served, fs, path) if "http" in fs.protocol else partial(fs.exists, path)
+    return retrying(lambda: bool(look()), f"looking for {uri}")
+
+
+def _served(fs: fsspec.AbstractFileSystem, url: str) -> bool:
+    """Whether a web server has it; for fsspec one that does not answer has nothing."""
+    try:
+        fs.info(url)
+    except FileNotFoundError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
+            return False
+        raise cause from None
+    return True
 
 
 def is_folder(uri: str) -> bool:

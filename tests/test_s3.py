@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -128,6 +130,29 @@ def place(name: str) -> str:
 def upload(folder: Path, uri: str) -> None:
     for path in folder.rglob("*.jpg"):
         storage.publish(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
+
+
+def without_keys(code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, with the server but without credentials."""
+    env = {name: value for name, value in os.environ.items() if "ACCESS_KEY" not in name}
+    env |= {"AWS_EC2_METADATA_DISABLED": "true", **more}
+    command = [sys.executable, "-c", f"from pipelines import storage; {code}"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_without_credentials_the_message_says_where_they_are_read(s3: FaultyServer) -> None:
+    ended = without_keys(f"storage.exists({place('photos')!r})")
+    message = ended.stderr.splitlines()[-1]
+    assert "UserError: looking for s3://pictures/t/photos: Unable to locate" in message
+    assert "AWS_ACCESS_KEY_ID" in message and "FSSPEC_S3_ANON=true" in message
+
+
+def test_a_public_bucket_is_read_without_credentials(s3: FaultyServer) -> None:
+    storage.publish(place("photos"), b"content")
+    fs, _ = storage.filesystem(place("photos"))
+    fs.call_s3("put_object_acl", Bucket=BUCKET, Key="t/photos", ACL="public-read")
+    ended = without_keys(f"print(storage.read_bytes({place('photos')!r}))", FSSPEC_S3_ANON="true")
+    assert ended.stdout == "b'content'\n", ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "reset", "slow"])

@@ -395,7 +395,7 @@ def test_a_list_may_name_pictures_on_the_web(folder: Path, tmp_path: Path) -> No
     put(tmp_path / "web" / "1.jpg", jpeg(1))
     handler = functools.partial(Quiet, directory=str(tmp_path / "web"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
-        thread = threading.Thread(target=web.serve_forever)
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
         address = f"http://127.0.0.1:{web.server_port}"
         put(folder / "list.txt", f"{address}/1.jpg cat\n{address}/gone.jpg dog\n".encode())
@@ -405,6 +405,32 @@ def test_a_list_may_name_pictures_on_the_web(folder: Path, tmp_path: Path) -> No
     assert by_key[f"{address}/1.jpg"].data == jpeg(1)
     fault = by_key[f"{address}/gone.jpg"].fault
     assert fault is not None and fault.kind == "unreadable"
+
+
+def test_a_web_server_that_is_away_or_refuses_is_not_taken_for_one_without_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refusing(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404 if "gone" in self.path else 403)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{web.server_port}"
+        assert storage.exists(f"{address}/gone.tar") is False
+        with pytest.raises(UserError, match=r"looking for http.*a.tar: 403"):
+            storage.exists(f"{address}/a.tar")
+        web.shutdown()
+        thread.join()
+    with pytest.raises(OSError, match="still failing after 6 tries: Cannot connect"):
+        storage.exists(f"{address}/a.tar")
 
 
 def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> None:
