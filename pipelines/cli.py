@@ -19,7 +19,7 @@ Config = TypeVar("Config")
 def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     """Parse the command line and run; a user's mistake ends as one message and exit code 1.
 
-    Ctrl-C ends as one message and exit code 130, as shells expect.
+    Ctrl-C, and SIGTERM while Ray runs, end as one message and exit code 130, as shells expect.
     """
     try:
         run(parse(config_type))

@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,9 +62,26 @@ def connected() -> Iterator[Resources]:
                 "/tmp/ray/session_latest/logs"
             ) from error
     try:
-        yield resources()
+        with _ending_on_sigterm():
+            yield resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM, from `ray job stop`, Kubernetes or systemd, ends a job as Ctrl-C does.
+
+    Ray's own handler prints a stack and aborts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _require_answer(address: str) -> None:

@@ -92,16 +92,19 @@ def test_twenty_steps_equal_ten_a_killed_job_and_ten(tmp_path: Path) -> None:
     assert resumed["validation"] == whole["validation"]
 
 
-def test_ctrl_c_is_one_message_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_one_message_and_the_same_command_goes_on(
+    sent: signal.Signals, tmp_path: Path
+) -> None:
     longer = ["--steps", "100"]  # the signal has to come before the end
     job = start("pretrain", "--store", str(tmp_path), *TINY, *longer)
     wait_for("pretrain/*/checkpoints/step-00000010/state.json", tmp_path, job)
     children = psutil.Process(job.pid).children(recursive=True)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(sent)
     code, out, err = finish(job)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: the same command goes on from what is finished"
-    assert "Traceback" not in err
+    assert "Traceback" not in err and "SIGTERM" not in err
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert statuses(tmp_path) == ["KILLED"]
     _, screen = pretrain(tmp_path, *longer)
