@@ -17,6 +17,7 @@ import multiprocessing
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def main() -> None:
         "first batches": (first_batches, str(output)),
     }
     for name, (step, argument) in steps.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(f"{name}: {pool.apply(measured, (step, argument))}", flush=True)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            print(f"{name}: {process.submit(measured, step, argument).result()}", flush=True)
 
 
 def measured(step: Callable[[Any], str], argument: object) -> str:

@@ -14,6 +14,7 @@ import multiprocessing
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,9 @@ def main() -> None:
     lines = []
     for _ in range(args.rounds):
         for source in args.sources:
-            with context.Pool(1) as pool:
-                count, driver, worker = pool.apply(measure, (source, folder, args.rows_per_shard))
+            with ProcessPoolExecutor(1, context) as process:
+                measured = process.submit(measure, source, folder, args.rows_per_shard)
+                count, driver, worker = measured.result()
             lines.append(
                 f"{count:9,} pictures: driver {driver / 1e6:4,.0f} MB, largest worker "
                 f"{worker / 1e6:4,.0f} MB"
