@@ -12,12 +12,3 @@ class UserError(ValueError):
     def __str__(self) -> str:
         """The message."""
         return self.message
-
-
-def reason(error: BaseException) -> str | None:
-    """What to tell the user about an error, also one that came through Ray.
-
-    None for a fault of the program, of which a traceback says more.
-    """
-    cause = getattr(error, "cause", error)  # what a Ray task raised
-    return str(cause) if isinstance(cause, UserError | OSError) else None

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
@@ -91,15 +91,10 @@ def local_path(uri: str) -> Path:
 def is_within(uri: str, folder: str) -> bool:
     """Whether a place is a folder or lies below it, however the two are written."""
     if is_local(uri) and is_local(folder):
-        return (
-            local_path(absolute(uri))
-            .resolve()
-            .is_relative_to(local_path(absolute(folder)).resolve())
-        )
+        inner, outer = (local_path(absolute(place)).resolve() for place in (uri, folder))
+        return inner.is_relative_to(outer)
     (fs, path), (other, above) = filesystem(uri), filesystem(folder)
-    return fs.protocol == other.protocol and f"{path.rstrip('/')}/".startswith(
-        f"{above.rstrip('/')}/"
-    )
+    return fs.protocol == other.protocol and PurePosixPath(path).is_relative_to(above)
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -155,8 +150,9 @@ def may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, OSError):
         return error.errno not in FINAL_ERRNOS and not isinstance(error, FINAL_ERRORS)
-    if 400 <= getattr(error, "status", 500) < 500:  # of a web server; 429 asks for patience
-        return getattr(error, "status", 500) == 429
+    status = getattr(error, "status", None)  # of a web server
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in (408, 429)  # it was too slow, or asks for patience
     about_settings = any(word in type(error).__name__ for word in SETTINGS)
     return _package(error) in CLIENT_PACKAGES and not about_settings
 

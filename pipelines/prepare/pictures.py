@@ -190,7 +190,7 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
 
 
 def _check_scans(data: bytes) -> None:
-    """Hostile JPEGs paint over all their pixels again and again: a minute of work in a megabyte."""
+    """A hostile JPEG paints over all its pixels again and again."""
     frame, components = 0, b""
     for marker, at in _segments(data):
         if marker in FRAMES:

@@ -19,7 +19,8 @@ from torch import Tensor
 from ce_model import mask_tensors, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
 from ce_model.training import Networks, Objective, Optimizers, Precision
-from pipelines import errors, memory, storage, stream
+from pipelines import memory, storage, stream
+from pipelines.errors import UserError
 from pipelines.pretrain import checkpoint, validation
 from pipelines.progress import Failure
 from pipelines.stream import StreamPlan
@@ -63,9 +64,10 @@ def train(settings: dict[str, Any]) -> None:
     try:
         _train(settings["task"], mailbox)
     except Exception as error:
-        if reason := errors.reason(error):
-            failure = Failure(reason, final=not storage.may_pass(getattr(error, "cause", error)))
-            ray.get(mailbox.fail.remote(failure))
+        cause = getattr(error, "cause", error)  # of a data task
+        if isinstance(cause, UserError | OSError):
+            passing = isinstance(cause, FileNotFoundError) or storage.may_pass(cause)
+            ray.get(mailbox.fail.remote(Failure(str(cause), final=not passing)))
         raise
 
 
