@@ -3,7 +3,7 @@
 
 Writes ILSVRC2012_img_train.tar (a tar of 1,000 tars), ILSVRC2012_img_val.tar and its label list
 with as many pictures as the originals hold, each a real photograph shrunk to 128 px and made unique
-by a comment. Prepares them, asks for them again, looks at the card, and reads the first batches of
+by a comment. Prepares them, asks for them again, checks every file, and reads the first batches of
 a training run. Times of these small pictures say nothing about the codec; see `prepare` for that.
 Needs 25 GB of disk.
 
@@ -95,15 +95,16 @@ def verify(uri: str) -> str:
 
 def first_batches(uri: str) -> str:
     """A run of 90 epochs in batches of 256, of which 100 batches are read."""
+    manifest = dataset.read_manifest(uri)
     plan = StreamPlan(
         uri=uri,
-        manifest=dataset.read_manifest(uri),
+        manifest=manifest,
         strategy="random_region",
         side=SIDE,
         shorter=0,
         batch_size=256,
         num_workers=1,
-        steps=90 * dataset.read_manifest(uri).rows("train") // 256,
+        steps=90 * manifest.rows("train") // 256,
         seed=0,
     )
 
