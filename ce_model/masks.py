@@ -37,6 +37,8 @@ MAX_SHAPES = 8
 CELL_PX = (50, 3)  # a noise cell is 50 / 3 px: 600 cells on the 10,000 px canvas of the code
 WEIGHT_ONE = 128  # fixed-point 1.0 of an interpolation weight
 NOISE_HALF_RANGE = 512  # noise is -512 to 511, so that sums stay exact: see _noise_weights
+LEVEL_BITS = 17  # noise without its lowest 17 bits, its level, fits in a byte
+SAMPLE_STRIDE = 61  # px, row-major; shares no factor with usual sides, so all columns are met
 NUM_VERTICES = 32  # of a random shape
 DIRECTION_ONE = 1024  # fixed-point 1.0 of a direction
 
@@ -159,8 +161,9 @@ def _region_pair(
         raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
     num_hidden = round(share * size**2)
     values = _noise(size, generator)
-    yield _smallest(values, num_hidden).reshape(size, size)
-    yield _smallest(-values, num_hidden).reshape(size, size)
+    levels = (values >> LEVEL_BITS).astype(np.int8)
+    yield _smallest(values, levels, num_hidden).reshape(size, size)
+    yield _smallest(-values, ~levels, num_hidden).reshape(size, size)
 
 
 def _noise(size: int, generator: np.random.Generator) -> NDArray[np.int32]:
@@ -172,16 +175,29 @@ def _noise(size: int, generator: np.random.Generator) -> NDArray[np.int32]:
     low = draws[2:].astype("<u8").view("<u2")[: cells**2] % (2 * NOISE_HALF_RANGE)
     noise = low.astype(np.float32).reshape(cells, cells) - NOISE_HALF_RANGE
     field = weights[row : row + size] @ noise @ weights[column : column + size].T
-    return field.ravel().astype(np.int32)  # exact, and NumPy partitions integers faster
+    return field.ravel().astype(np.int32)  # exact
 
 
-def _smallest(values: NDArray[np.int32], count: int) -> Mask:
-    """Exactly `count` of the values, the smallest; of equal ones the first."""
-    quantile = np.partition(values, count - 1)[count - 1]
-    chosen: Mask = values <= quantile
-    surplus = int(np.count_nonzero(chosen)) - count
-    if surplus:
-        chosen[np.flatnonzero(values == quantile)[-surplus:]] = False
+def _smallest(values: NDArray[np.int32], levels: NDArray[np.int8], count: int) -> Mask:
+    """Exactly `count` of the values, the smallest; of equal ones the first.
+
+    The quantile is sought among the values of its level alone (levels are in the same order).
+    `np.partition` of all takes as long where it is fast, but five times as long on AMD's Zen 4,
+    which is slow at the AVX-512 instruction that NumPy uses for it.
+    """
+    sample = np.sort(levels[::SAMPLE_STRIDE], kind="stable")  # a radix sort
+    level = int(sample[(count - 1) * len(sample) // len(levels)])  # a guess, mostly right
+    while (missing := count - int(np.count_nonzero(levels < level))) <= 0:
+        level -= 1
+    while (found := len(places := np.flatnonzero(levels == level))) < missing:
+        missing -= found
+        level += 1
+    chosen: Mask = levels < level
+    near = values[places]
+    quantile = np.partition(near, missing - 1)[missing - 1]
+    smaller = places[near < quantile]
+    chosen[smaller] = True
+    chosen[places[near == quantile][: missing - len(smaller)]] = True
     return chosen
 
 

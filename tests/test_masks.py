@@ -37,6 +37,31 @@ def test_noise_hides_exactly_the_share_for_1000_seeds(size: int) -> None:
     assert hidden == {round(size**2 / 4)}
 
 
+@pytest.mark.parametrize("spread", [1, 3, 1 << 18, 1 << 24])  # few values and levels, and many
+@pytest.mark.parametrize("count", [1, 500, 9999, 10000])
+def test_the_smallest_values_are_chosen_and_of_equal_ones_the_first(
+    spread: int, count: int
+) -> None:
+    generator = np.random.default_rng(spread + count)
+    for ordered in (False, True):
+        values = generator.integers(-(spread // 2), spread - spread // 2, 10000, dtype=np.int32)
+        values = np.sort(values) if ordered else values
+        levels = (values >> masks.LEVEL_BITS).astype(np.int8)
+        expected = np.zeros(len(values), np.bool_)
+        expected[np.argsort(values, kind="stable")[:count]] = True
+        assert np.array_equal(masks._smallest(values, levels, count), expected)
+
+
+def test_a_sample_that_misleads_changes_nothing() -> None:
+    values = np.arange(6100, dtype=np.int32) << 10
+    for misleading in (-(1 << 23), 1 << 23):
+        values[:: masks.SAMPLE_STRIDE] = misleading
+        levels = (values >> masks.LEVEL_BITS).astype(np.int8)
+        expected = np.zeros(len(values), np.bool_)
+        expected[np.argsort(values, kind="stable")[:1525]] = True
+        assert np.array_equal(masks._smallest(values, levels, 1525), expected)
+
+
 @pytest.mark.parametrize("share", [0.20, 0.23, 0.30])
 def test_noise_hides_another_share_exactly(share: float) -> None:
     assert mask_for(0, "random_region", 227, "a", 0, share=share).sum() == round(share * 227**2)
