@@ -79,7 +79,7 @@ def prepare_here(source: Path, uri: str, masks: tuple[dataset.MaskSpec, ...]) ->
     empty = np.empty(0, "S16")
     with plan.listing(sources.pieces(str(source), Counter())) as found:
         planned = plan.make(found, work)
-    gather.write_known(work, Known(empty, empty))
+    gather.write_known(work, Known(empty, empty, empty))
     shuffle = Shuffle(SEED, planned.num_buckets, 0.0, keep_splits=False)
     began = time.process_time()
     for unit in range(planned.num_units):

@@ -197,8 +197,20 @@ def parquet_options(masks: tuple[MaskSpec, ...]) -> dict[str, Any]:
 
 
 def is_dataset(uri: str) -> bool:
-    """Whether a committed dataset is there."""
-    return storage.exists(storage.join(uri, MANIFEST))
+    """Whether a committed dataset is there, of whatever version."""
+    return _raw_manifest(uri) is not None
+
+
+def _raw_manifest(uri: str) -> dict[str, Any] | None:
+    """What the manifest says; None without one, or where another program's has its name."""
+    place = storage.join(uri, MANIFEST)
+    if not storage.exists(place):
+        return None
+    try:
+        raw = storage.read_json(place)
+    except ValueError:
+        return None
+    return raw if isinstance(raw, dict) and {"format_version", "splits"} <= raw.keys() else None
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -207,13 +219,12 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         UserError: there is none, or this version cannot read it.
     """
-    try:
-        raw = storage.read_json(storage.join(uri, MANIFEST))
-    except FileNotFoundError:
+    raw = _raw_manifest(uri)
+    if raw is None:
         raise UserError(
-            f"'{uri}' is not a prepared dataset: it has no {MANIFEST}. Make one with "
+            f"'{uri}' is not a prepared dataset: it has no {MANIFEST} of one. Make one with "
             "python jobs/prepare.py --source PICTURES --output DATASET"
-        ) from None
+        )
     return manifest_from_json(raw, uri)
 
 

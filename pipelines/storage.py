@@ -223,16 +223,18 @@ def read_range(uri: str, begin: int, end: int) -> bytes:
     if is_local(uri):
         with local_path(uri).open("rb") as file:
             file.seek(begin)
-            return file.read(end - begin)
+            return _whole(file.read(end - begin), uri, begin, end)
     fs, path = filesystem(uri)
+    return retrying(
+        lambda: _whole(bytes(fs.cat_file(path, start=begin, end=end)), uri, begin, end),
+        f"reading {uri}",
+    )
 
-    def read() -> bytes:
-        data = bytes(fs.cat_file(path, start=begin, end=end))
-        if len(data) != end - begin:
-            raise OSError(f"{uri}: {len(data)} bytes instead of {end - begin}")
-        return data
 
-    return retrying(read, f"reading {uri}")
+def _whole(data: bytes, uri: str, begin: int, end: int) -> bytes:
+    if len(data) != end - begin:
+        raise OSError(f"{uri}: {len(data)} bytes instead of {end - begin} from byte {begin}")
+    return data
 
 
 class RangeReader(io.RawIOBase):
@@ -414,7 +416,19 @@ def remove(uri: str) -> None:
     """Delete an object or a folder; nothing happens when it is not there."""
     fs, path = filesystem(uri)
     with suppress(FileNotFoundError):
-        retrying(lambda: fs.rm(path, recursive=True), f"removing {uri}")
+        if is_local(uri) or not set(path) & set("*?["):
+            retrying(lambda: fs.rm(path, recursive=True), f"removing {uri}")
+            return
+        for file in retrying(lambda: fs.find(path), f"listing {uri}"):
+            # `rm` would take the name for a pattern, and remove what else fits it.
+            retrying(lambda file=file: fs.rm_file(file), f"removing {file}")  # type: ignore[misc]
+
+
+def remove_empty_folder(uri: str) -> None:
+    """Delete a folder that holds nothing; object stores have none."""
+    if is_local(uri):
+        with suppress(OSError):  # it is not there, or somebody has just put something into it
+            local_path(uri).rmdir()
 
 
 def publish(uri: str, data: bytes, *, exclusive: bool = False) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_killed_between_any_two_writes_it_goes_on_and_ends_the_same(
         nonlocal writes
         writes += 1
         if writes > survived:
+            shutil.copy(staged, target.with_name(f".{target.name}.0.tmp"))  # as SIGKILL leaves it
             raise Killed
         rename(staged, target, exclusive)
 
@@ -187,6 +189,92 @@ def test_killed_between_any_two_writes_it_goes_on_and_ends_the_same(
     monkeypatch.setattr(storage, "_rename", rename)
     assert prepared(pictures, tmp_path / "d").fingerprint == clean.fingerprint
     assert files_of(tmp_path / "d") == files_of(tmp_path / "clean")
+
+
+def killed_before(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *arguments: Any, **more: Any
+) -> None:
+    """Run a job that dies when it calls that function."""
+
+    def dying(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, name, dying)
+        run(config(*arguments, **more))
+
+
+def test_a_job_killed_after_its_commit_gets_its_card_from_the_next(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before(monkeypatch, card, "write", pictures, tmp_path / "d")
+    assert dataset.is_dataset(str(tmp_path / "d"))
+    assert (tmp_path / "d" / "_work").exists()
+    manifest = prepared(pictures, tmp_path / "d")
+    facts = json.loads((tmp_path / "d" / "card.json").read_text())
+    assert facts["fingerprint"] == manifest.fingerprint
+    assert not (tmp_path / "d" / "_work").exists()
+
+
+def test_a_job_leaves_the_work_of_others_alone(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(pictures, tmp_path / "d")
+    write_pictures(tmp_path / "more", {"plum": 20}, first=200)
+    index_spills = run_module.totals.index_spills
+
+    def meanwhile(*arguments: Any) -> None:
+        run(config(pictures, tmp_path / "d"))
+        index_spills(*arguments)
+
+    monkeypatch.setattr(run_module.totals, "index_spills", meanwhile)
+    assert prepared(tmp_path / "more", tmp_path / "d").written == 90
+    assert not (tmp_path / "d" / "_work").exists()
+
+
+def test_what_was_done_for_another_state_of_the_dataset_is_not_used(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(pictures, tmp_path / "d")
+    write_pictures(tmp_path / "one", {"plum": 20}, first=200)
+    write_pictures(tmp_path / "both", {"plum": 20, "fig": 10}, first=200)
+    totals = run_module.totals
+    killed_before(monkeypatch, totals, "index_spills", tmp_path / "both", tmp_path / "d")
+    killed_before(monkeypatch, card, "write", tmp_path / "one", tmp_path / "d")
+    assert prepared(tmp_path / "both", tmp_path / "d").written == 100
+    assert len(rows_of(tmp_path / "d")) == 100
+
+
+def test_a_source_that_moved_is_read_where_it_is(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_before(monkeypatch, gather_module, "gather", pictures, tmp_path / "d")
+    pictures.rename(tmp_path / "moved")
+    assert prepared(tmp_path / "moved", tmp_path / "d").written == 70
+
+
+def test_files_that_were_not_there_are_tried_again(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    names = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jpg"))
+    (pictures / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    (pictures / "apple").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"30 of 70 pictures are bad.*30 unreadable"):
+        run(config(pictures / "list.txt", tmp_path / "d"))
+    (tmp_path / "away").rename(pictures / "apple")
+    assert prepared(pictures / "list.txt", tmp_path / "d").written == 70
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "not JSON", '{"manifest_version": 3}'])
+def test_a_manifest_of_another_program_makes_no_dataset(
+    serially: None, pictures: Path, tmp_path: Path, text: str
+) -> None:
+    (pictures / "manifest.json").write_text(text)
+    assert prepared(pictures, tmp_path / "d").written == 70
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"a manifest\.json lies that is no"):
+        run(config(pictures, tmp_path / "taken"))
 
 
 def test_finished_units_and_shards_are_not_done_again(
@@ -393,6 +481,40 @@ def test_new_pictures_are_added_and_the_old_shards_stay(
     inspection.verify(str(tmp_path / "d"), new)
 
 
+def test_another_picture_of_a_known_name_is_told_and_a_repaired_one_comes_in(
+    serially: None, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "one", {"apple": 20})
+    whole = (tmp_path / "one" / "apple" / "0000.jpg").read_bytes()
+    (tmp_path / "one" / "apple" / "0000.jpg").write_bytes(whole[:-300])
+    old = prepared(tmp_path / "one", tmp_path / "d")
+    assert (old.written, old.quarantine) == (19, {"truncated": 1})
+    write_pictures(tmp_path / "two", {"apple": 21}, first=0)
+    (tmp_path / "two" / "apple" / "0001.jpg").write_bytes(
+        (tmp_path / "two" / "apple" / "0020.jpg").read_bytes()
+    )
+    new = prepared(tmp_path / "two", tmp_path / "d")
+    assert (new.written, new.quarantine) == (21, {"truncated": 1, "duplicate_key": 1})
+    assert quarantine_of(tmp_path / "d")["apple/0001.jpg"] == "duplicate_key"
+    again = prepared(tmp_path / "two", tmp_path / "d", max_pixels=40_000_000)
+    assert (again.written, again.quarantined) == (21, 2)
+
+
+def test_a_picture_that_validation_does_not_keep_stays_in_train(
+    serially: None, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "p", {"train": 12})
+    kept, lost = (tmp_path / "p" / "train" / f"000{n}.jpg" for n in (0, 1))
+    (tmp_path / "p" / "val").mkdir()
+    with tarfile.open(tmp_path / "p" / "val" / "twins.tar", "w") as tar:
+        tar.add(kept, "a.jpg")
+        tar.add(lost, "a.jpg")
+    manifest = prepared(tmp_path / "p", tmp_path / "d")
+    contents = {row[1] for row in rows_of(tmp_path / "d", "sha256").values()}
+    assert {hashlib.sha256(path.read_bytes()).digest() for path in (kept, lost)} <= contents
+    assert manifest.written == 12
+
+
 def test_pictures_with_other_settings_are_not_mixed_in(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
@@ -425,6 +547,17 @@ def test_masks_are_added_without_reading_a_picture_and_equal_those_cut_at_once(
     assert rows_of(tmp_path / "d", *columns) == rows_of(tmp_path / "whole", *columns)
     assert set(added.masks) == set(whole.masks)
     inspection.verify(str(tmp_path / "d"), added)
+
+
+def test_the_columns_of_a_sidecar_keep_their_order(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    prepared(pictures, tmp_path / "d")
+    first = prepared(tmp_path / "d", tmp_path / "d", sides=(32, 48))
+    second = prepared(tmp_path / "d", tmp_path / "d", sides=(32,), variants=3)
+    (before,), (kept, _) = (m.splits["train"][0].sidecars for m in (first, second))
+    assert kept.columns == tuple(name for name in before.columns if name in kept.columns)
+    assert len(kept.columns) == 4
 
 
 def test_one_of_two_jobs_commits_and_the_other_says_so(
@@ -498,6 +631,13 @@ def test_a_zombie_that_writes_after_the_commit_changes_nothing_that_is_read(
     storage.publish(str(tmp_path / "d" / "_work" / "x" / "units" / "000000.json"), b"{}")
     assert rows_of(tmp_path / "d", "image") == before
     inspection.verify(str(tmp_path / "d"), manifest)
+
+
+def test_a_range_that_a_file_no_longer_has_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    assert storage.read_range(str(tmp_path / "x"), 1, 5) == b"2345"
+    with pytest.raises(OSError, match="3 bytes instead of 6 from byte 2"):
+        storage.read_range(str(tmp_path / "x"), 2, 8)
 
 
 def test_an_error_while_a_shard_is_open_leaves_no_shard(tmp_path: Path) -> None:

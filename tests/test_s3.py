@@ -324,6 +324,15 @@ def test_a_dataset_on_s3_has_the_bytes_of_one_on_disk_through_a_storm_of_faults(
     assert "train" in storage.children(place("d"))
 
 
+def test_a_name_that_looks_like_a_pattern_removes_nothing_else(s3: FaultyServer) -> None:
+    for name in ("ds[1]/_work/a", "ds[1]/_work/b/c", "ds1/_work/a", "ds[1]/kept"):
+        storage.publish(place(name), b"x")
+    storage.remove(place("ds[1]/_work"))
+    storage.remove(place("ds[1]/nothing"))
+    assert storage.children(place("ds[1]")) == ["kept"]
+    assert storage.children(place("ds1/_work")) == ["a"]
+
+
 def test_a_picture_that_is_bad_only_on_its_way_is_not_set_aside(
     s3: FaultyServer,
     serially: None,

@@ -23,12 +23,23 @@ TRACKING_WAIT_S = 60.0
 
 
 def write(uri: str, manifest: Manifest) -> None:
-    """Write the card into the dataset's folder, before the commit."""
+    """Write the card of a committed dataset into its folder."""
     facts = describe(uri, manifest)
     sheet = contact_sheet(uri, manifest)
-    storage.publish_json(storage.join(uri, CARD_JSON), facts)
     storage.publish(storage.join(uri, SHEET), sheet)
     storage.publish(storage.join(uri, CARD_HTML), _page(facts, sheet).encode())
+    storage.publish_json(storage.join(uri, CARD_JSON), facts)  # last, as `complete` looks for it
+
+
+def complete(uri: str, manifest: Manifest) -> None:
+    """Write the card where the job that committed the dataset was killed before it could."""
+    place = storage.join(uri, CARD_JSON)
+    there = storage.read_json(place) if storage.exists(place) else {}
+    if (there.get("fingerprint"), there.get("revision")) != (
+        manifest.fingerprint,
+        manifest.revision,
+    ):
+        write(uri, manifest)
 
 
 def describe(uri: str, manifest: Manifest) -> dict[str, Any]:

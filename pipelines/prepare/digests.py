@@ -18,6 +18,11 @@ def of_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()[:16]
 
 
+def of_aside(key: str, sha256: str | None) -> bytes:
+    """Digest of a picture that was set aside, by its key and, where it could be read, its bytes."""
+    return of_key(f"{sha256}/{key}")
+
+
 def of_content(sha256: str | bytes) -> bytes:
     """Digest of a content by its sha256, hex or raw."""
     return (bytes.fromhex(sha256) if isinstance(sha256, str) else sha256)[:16]

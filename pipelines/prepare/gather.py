@@ -91,7 +91,10 @@ class Known(NamedTuple):
     """What the dataset holds already; empty for a new one."""
 
     keys: Digests
+    """Of the pictures in its shards."""
     contents: Digests
+    aside: Digests
+    """Key and bytes of what earlier jobs set aside: not told again when they still are bad."""
 
 
 def record_uri(work: str, unit: int) -> str:
@@ -125,17 +128,20 @@ def gather(
     listed: Counter[str] = Counter()
     size = 0
     for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits)):
-        if digests.contains(known.keys, digests.of_key(member.key)):
+        if _is_held(member, known):
             continue
         member = _labelled(member, labels)
-        listed[member.class_name or ""] += 1
-        size += len(member.data or b"")
         split = member.split or shuffle.split(member.key)
         try:
             spills.add(split, _row(member, shuffle, limits, known))
         except Fault as fault:
-            faults.append(_set_aside(member, split, fault))
+            aside = _set_aside(member, split, fault)
+            if digests.contains(known.aside, digests.of_aside(aside.key, aside.sha256)):
+                continue
+            faults.append(aside)
             _check_number(len(faults), unit, member)
+        listed[member.class_name or ""] += 1
+        size += len(member.data or b"")
     record = UnitRecord(
         listed=listed.total(),
         bytes=size,
@@ -210,12 +216,13 @@ def write_known(work: str, known: Known) -> None:
     """Store what the dataset holds already for all tasks of a job."""
     storage.publish(storage.join(work, "known-keys"), known.keys.tobytes())
     storage.publish(storage.join(work, "known-contents"), known.contents.tobytes())
+    storage.publish(storage.join(work, "known-aside"), known.aside.tobytes())
 
 
 @lru_cache(maxsize=1)
 def read_known(work: str) -> Known:
     """What the dataset holds already."""
-    names = ("known-keys", "known-contents")
+    names = ("known-keys", "known-contents", "known-aside")
     return Known(
         *(np.frombuffer(storage.read_bytes(storage.join(work, name)), "S16") for name in names)
     )
@@ -236,6 +243,15 @@ def _members(pieces: Sequence[Piece]) -> Iterator[Member]:
             yield from members(piece)
         while ahead:
             yield ahead.popleft().result()
+
+
+def _is_held(member: Member, known: Known) -> bool:
+    """Whether the dataset holds this picture, and not only its name."""
+    return (
+        member.data is not None
+        and digests.contains(known.keys, digests.of_key(member.key))
+        and digests.contains(known.contents, hashlib.sha256(member.data).digest()[:16])
+    )
 
 
 def _labelled(member: Member, labels: Labels | None) -> Member:
@@ -265,6 +281,8 @@ def _row(member: Member, shuffle: Shuffle, limits: Limits, known: Known) -> Row:
             raise
         stored = normalise(data, member.key, limits)
     sha256 = hashlib.sha256(data).hexdigest()
+    if digests.contains(known.keys, digests.of_key(member.key)):
+        raise Fault("duplicate_key", "the dataset holds another picture with this key")
     if digests.contains(known.contents, digests.of_content(sha256)):
         raise Fault("duplicate", "the same bytes as a picture that the dataset holds already")
     return Row(

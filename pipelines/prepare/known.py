@@ -27,7 +27,7 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
     """
     if old is None:
         empty = np.empty(0, "S16")
-        gather.write_known(work, Known(empty, empty))
+        gather.write_known(work, Known(empty, empty, empty))
         return
     for name, there, wanted in (
         ("stored_side", old.stored_side, config.stored_side),
@@ -45,13 +45,9 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
             f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
             f"python jobs/prepare.py --source {uri}"
         )
-    gather.write_known(work, Known(_keys(uri, old), _contents(uri, old)))
-
-
-def _keys(uri: str, old: Manifest) -> Digests:
-    written = (digests.of_key(key) for key in _column(uri, old, "key"))
-    aside = (digests.of_key(key) for key in _set_aside(uri, old))
-    return digests.sorted_set((*written, *aside))
+    keys = digests.sorted_set(digests.of_key(key) for key in _column(uri, old, "key"))
+    aside = digests.sorted_set(digests.of_aside(*found) for found in _set_aside(uri, old))
+    gather.write_known(work, Known(keys, _contents(uri, old), aside))
 
 
 def _contents(uri: str, old: Manifest) -> Digests:
@@ -65,14 +61,15 @@ def _column(uri: str, old: Manifest, name: str) -> Iterator[str]:
             yield from dataset.read_row_group(uri, group, [name]).column(name).to_pylist()
 
 
-def _set_aside(uri: str, old: Manifest) -> Iterator[str]:
-    """Keys of what earlier jobs set aside."""
+def _set_aside(uri: str, old: Manifest) -> Iterator[tuple[str, str | None]]:
+    """Key and sha256 of what earlier jobs set aside."""
     for job in old.jobs:
         place = dataset.quarantine_uri(uri, job)
         if storage.exists(place):
             with storage.open_input(place) as file:
-                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=["key"]):
-                    yield from batch.column("key").to_pylist()
+                names = ["key", "sha256"]
+                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=names):
+                    yield from zip(*(batch.column(n).to_pylist() for n in names), strict=True)
 
 
 def joined(old: Manifest, new: Manifest) -> Manifest:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import IO
 
 from pipelines import storage
+from pipelines.dataset import Manifest
 from pipelines.prepare.sources import UNKNOWN, Piece
 
 UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
@@ -128,6 +129,30 @@ def num_buckets(found: Listing) -> int:
     smallest, largest = BUCKETS
     wanted = 1 << max(found.bytes // BUCKET_BYTES, 1).bit_length()
     return min(max(wanted, smallest), largest)
+
+
+def work_uri(uri: str, key: str, old: Manifest | None, source: str) -> str:
+    """Where a job leaves what it has finished.
+
+    Args:
+        uri: the dataset.
+        key: of the job.
+        old: the dataset that it adds to, since what is a duplicate follows from it.
+        source: where the pictures are read, since the plan holds their places.
+    """
+    base = (old.fingerprint, old.revision) if old else None
+    rest = storage.content_key({"base": base, "source": source})
+    return storage.join(uri, "_work", f"{key[:16]}-{rest[:16]}")
+
+
+def clear_work(uri: str, key: str) -> None:
+    """Remove all that was left by a job that is committed; other jobs may be at work beside it."""
+    folder = storage.join(uri, "_work")
+    for name in storage.children(folder):
+        if name.startswith(key[:16]):
+            storage.remove(storage.join(folder, name))
+    if not storage.children(folder):
+        storage.remove_empty_folder(folder)
 
 
 def unit_uri(work: str, unit: int) -> str:

@@ -1,7 +1,7 @@
 """The job: plan, gather, judge the faults, write shards, commit.
 
-Everything before the manifest lies under `<dataset>/_work/<key>` or under a name that no manifest
-holds; the manifest is written last, once. A rerun finds what is finished by its records.
+Everything before the manifest lies under `<dataset>/_work/<key>-<base>` or under a name that no
+manifest holds; the manifest is written last, once. A rerun finds what is finished by its records.
 """
 
 from collections import Counter
@@ -52,28 +52,41 @@ def run(config: PrepareConfig) -> str:
             return ""
         key = job_key(config, found, labels)
         uri = home if config.output else storage.join(home, key[:16])
-        old = dataset.read_manifest(uri) if dataset.is_dataset(uri) else None
+        old = _old_manifest(uri)
         if old is not None and key in old.jobs:
-            storage.remove(storage.join(uri, "_work"))
+            card.complete(uri, old)
+            plan.clear_work(uri, key)
             console.print(f"already prepared: {uri}")
             return uri
-        work = storage.join(uri, "_work", key[:16])
+        work = plan.work_uri(uri, key, old, source)
         known.write(config, uri, work, old)
         planned = plan.make(found, work)
     with cluster.connected():
         try:
             manifest = _passes(config, uri, work, key, planned, labels, old)
-            card.write(uri, manifest)
         except (UserError, FileNotFoundError):
             if _is_done(uri, key):  # and the other job has cleared up behind us
-                return _second(uri)
+                return _second(uri, key)
             raise
     if not commit(uri, manifest, old):
-        return _second(uri)
-    storage.remove(storage.join(uri, "_work"))
+        return _second(uri, key)
+    card.write(uri, manifest)
+    plan.clear_work(uri, key)
     card.show(uri, manifest)
     card.track(config, uri, manifest)
     return uri
+
+
+def _old_manifest(uri: str) -> Manifest | None:
+    """The dataset that is added to; None for a new one."""
+    if dataset.is_dataset(uri):
+        return dataset.read_manifest(uri)
+    if storage.exists(storage.join(uri, dataset.MANIFEST)):
+        raise UserError(
+            f"output is '{uri}', where a {dataset.MANIFEST} lies that is no dataset's; give an "
+            "--output elsewhere"
+        )
+    return None
 
 
 def _require_apart(source: str, uri: str) -> None:
@@ -110,7 +123,8 @@ def _is_done(uri: str, key: str) -> bool:
     return dataset.is_dataset(uri) and key in dataset.read_manifest(uri).jobs
 
 
-def _second(uri: str) -> str:
+def _second(uri: str, key: str) -> str:
+    plan.clear_work(uri, key)
     console.print(f"another job committed the same dataset first: {uri}")
     return uri
 
@@ -170,7 +184,7 @@ def _passes(
     common = shards.Work(
         uri=uri,
         work=work,
-        key=key,
+        prefix=shards.prefix(key, old),
         seed=config.seed,
         masks=config.masks,
         classes=merged_classes(old.classes if old else (), sums.listed_by_class),

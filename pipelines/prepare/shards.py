@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ce_model import masks
 from pipelines import dataset, storage
-from pipelines.dataset import MaskSpec, ShardFile
+from pipelines.dataset import Manifest, MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
 from pipelines.prepare.gather import SetAside
 from pipelines.prepare.pictures import FaultClass
@@ -32,8 +32,8 @@ class Work(NamedTuple):
     """The dataset."""
     work: str
     """Where the first pass left its files."""
-    key: str
-    """Of the job; part of every file name, so that two jobs never share one."""
+    prefix: str
+    """Of every file name, so that two jobs never share one."""
     seed: int
     masks: tuple[MaskSpec, ...]
     classes: tuple[str, ...]
@@ -70,10 +70,16 @@ def read_record(work: str, split: str, shard: int) -> ShardRecord:
     return ShardRecord(**raw)
 
 
+def prefix(key: str, old: Manifest | None) -> str:
+    """Beginning of the names of a job's shards, which differ with what the dataset held before."""
+    return (storage.content_key({"job": key, "base": old.fingerprint}) if old else key)[:8]
+
+
 def finished_shards(work: str) -> set[tuple[str, int]]:
     """Split and number of the shards with a record."""
-    names = (name.removesuffix(".json") for name in storage.children(storage.join(work, "shards")))
-    return {(name.split("-")[0], int(name.split("-")[1])) for name in names}
+    names = storage.children(storage.join(work, "shards"))
+    records = [name.removesuffix(".json").split("-") for name in names if name.endswith(".json")]
+    return {(split, int(shard)) for split, shard in records}
 
 
 def num_shards(rows: int, rows_per_shard: int, row_group_rows: int, num_buckets: int) -> int:
@@ -103,11 +109,16 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     """Ray task: write one shard and its record; returns what the progress display shows."""
     split, shard = str(row["split"]), int(row["shard"])
     first, last = int(row["first_bucket"]), int(row["last_bucket"])
-    rows = sorted(_rows(work.work, split, first, last), key=lambda row: (row.order, row.key))
-    elsewhere = {row.sha256: row.key for row in _rows(work.work, "val", first, last)}
+    held: dict[str, bytes | memoryview] = {}
+    rows = [
+        row._replace(jpeg=held.setdefault(row.sha256, row.jpeg))  # many may be equal
+        for row in _rows(work.work, split, first, last)
+    ]
+    rows.sort(key=lambda row: (row.order, row.key))
     rows, twins = with_own_keys(rows, split, work.repeated_keys)
-    kept, duplicates = without_duplicates(rows, split, elsewhere if split == "train" else {})
-    path = f"{split}/{work.key[:8]}-{shard:06}.parquet"
+    elsewhere = _held_by_validation(work, first, last) if split == "train" else {}
+    kept, duplicates = without_duplicates(rows, split, elsewhere)
+    path = f"{split}/{work.prefix}-{shard:06}.parquet"
     uri = storage.join(work.uri, path)
     with storage.staged_file(uri) as staged:
         groups = _write(staged, kept, work)
@@ -121,6 +132,13 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     record = _record(file, kept, [*twins, *duplicates])
     storage.publish_json(record_uri(work.work, split, shard), asdict(record))
     return {"images": len(kept), "bytes": file.bytes}
+
+
+def _held_by_validation(work: Work, first: int, last: int) -> dict[str, str]:
+    """sha256 -> key of the pictures of these buckets that validation keeps."""
+    rows = (row._replace(jpeg=b"") for row in _rows(work.work, "val", first, last))
+    kept, _ = with_own_keys(list(rows), "val", work.repeated_keys)
+    return {row.sha256: row.key for row in kept}
 
 
 def with_own_keys(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines import cluster, dataset, storage
 from pipelines.dataset import Manifest, MaskSpec, RowGroup, ShardFile, Sidecar
 from pipelines.errors import UserError
-from pipelines.prepare import card
+from pipelines.prepare import card, plan
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.progress import console
 from pipelines.prepare.shards import mask_cell
@@ -42,12 +42,13 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
     old = dataset.read_manifest(uri)
     lacking = missing(old.masks, config.masks)
     if not lacking:
+        card.complete(uri, old)
         console.print(f"already prepared: {uri} holds these masks")
         return uri
     key = storage.content_key(
         {"stage": "masks", "base": old.fingerprint, "masks": [asdict(spec) for spec in lacking]}
     )
-    work = storage.join(uri, "_work", key[:16])
+    work = plan.work_uri(uri, key, old, uri)
     common = Addition(uri=uri, work=work, key=key, seed=old.seed, masks=lacking)
     files = [(split, index) for split in old.splits for index in range(len(old.splits[split]))]
     done = set(storage.children(work))
@@ -63,7 +64,6 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
     with cluster.connected():
         run_tasks("drawing masks", items, partial(_write_sidecar, addition=common, old=old))
     manifest = with_sidecars(old, common)
-    card.write(uri, manifest)
     try:
         dataset.replace_manifest(uri, manifest)
     except FileExistsError:
@@ -71,7 +71,8 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
             f"source is '{uri}'; another job changed that dataset meanwhile, and this one changed "
             "nothing. Run the same command again"
         ) from None
-    storage.remove(storage.join(uri, "_work"))
+    card.write(uri, manifest)
+    plan.clear_work(uri, key)
     card.show(uri, manifest)
     card.track(config, uri, manifest)
     return uri
@@ -137,7 +138,10 @@ def with_sidecars(old: Manifest, addition: Addition) -> Manifest:
     def extended(split: str, index: int, file: ShardFile) -> ShardFile:
         raw = storage.read_json(storage.join(addition.work, _record_name(split, index)))
         sidecar = Sidecar(**{**raw, "columns": tuple(raw["columns"])})
-        kept = (replace(s, columns=tuple(set(s.columns) - added)) for s in file.sidecars)
+        kept = (
+            replace(s, columns=tuple(name for name in s.columns if name not in added))
+            for s in file.sidecars
+        )
         return replace(file, sidecars=(*(s for s in kept if s.columns), sidecar))
 
     return replace(

@@ -115,12 +115,20 @@ def check_budget(
     if not over:
         return
     write_set_aside(report, set_aside(work, units))
+    _forget_unreadable(work, units)
     kinds = ", ".join(f"{count} {kind}" for kind, count in totals.faults.most_common())
     raise UserError(
         "the error budget is exceeded: "
         + "; ".join(over[:6])
         + f". Classes of fault: {kinds}. Each picture with its reason: {report}"
     )
+
+
+def _forget_unreadable(work: str, num_units: int) -> None:
+    """What could not be read may be there when the same command is given again."""
+    for unit in range(num_units):
+        if any(fault.fault == "unreadable" for fault in gather.read_record(work, unit).set_aside):
+            storage.remove(gather.record_uri(work, unit))
 
 
 def set_aside(work: str, num_units: int) -> Iterator[Sequence[SetAside]]:
