@@ -60,6 +60,8 @@ FINAL_ERRNOS = {
     errno.EEXIST,
     errno.EISDIR,
     errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.EFBIG,
     errno.EROFS,

@@ -808,6 +808,8 @@ def test_the_same_bytes_come_out_of_a_cluster(
         ("rows_per_shard", 0, "1 or more"),
         ("jpeg_quality", 101, "1 to 100"),
         ("sides", (31,), "32 to 1024"),
+        ("sides", (), "one or more, 32 to 1024"),
+        ("strategies", (), "one or more of central, "),
         ("min_side", 300, "stored_side = 256"),
     ],
 )

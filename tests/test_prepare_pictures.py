@@ -146,8 +146,8 @@ CONVERTED: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
         ("odd_jpeg",),
     ),
     "JPEG with restart markers": (encoded(image(), restart_marker_blocks=2), "a.jpg", ()),
-    "wide picture": (encoded(image(size=(2000, 20))), "a.jpg", ()),
-    "tall picture": (encoded(image(size=(20, 2000))), "a.jpg", ()),
+    "wide picture": (encoded(image(size=(640, 20))), "a.jpg", ()),
+    "tall picture": (encoded(image(size=(20, 640))), "a.jpg", ()),
     "smallest picture": (encoded(image(size=(16, 16))), "a.jpg", ()),
 }
 
@@ -198,6 +198,8 @@ BAD: dict[str, tuple[Callable[[], bytes], set[str]]] = {
         lambda: encoded(image(size=(1001, 1000)), "PNG"),
         {"too_large"},
     ),
+    "a JPEG wider than 32 to 1": (lambda: encoded(image(size=(641, 20))), {"refused"}),
+    "a PNG taller than 32 to 1": (lambda: encoded(image(size=(20, 2000)), "PNG"), {"refused"}),
     "a JPEG bomb": (lambda: jpeg_claiming(65000, 65000), {"too_large"}),
     "a JPEG of 110 scans": (lambda: with_scans(PROGRESSIVE, 100), {"refused"}),
     "a JPEG of 110 scans with stray bytes before them": (
@@ -233,6 +235,22 @@ ENDS = {
 def test_bad_data_is_set_aside_with_its_class(name: str) -> None:
     make, kinds = BAD[name]
     assert fault_of(make()) in kinds
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "words"),
+    [
+        ((65_501, 20), "too_large", "65501 x 20 px; each side may be at most 65500"),
+        ((16, 60_000), "refused", "16 x 60000 px: 3750 to 1; at most 32 to 1"),
+    ],
+)
+def test_a_side_that_no_jpeg_has_and_an_extreme_aspect_are_refused_by_their_limits(
+    size: tuple[int, int], kind: str, words: str
+) -> None:
+    for data in (encoded(Image.new("L", size), "PNG"), jpeg_claiming(*size)):
+        with pytest.raises(Fault, match=words) as caught:
+            stored(data, limits=LIMITS._replace(max_pixels=10_000_000))
+        assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize("name", {**CUTS, **ENDS})

@@ -88,6 +88,48 @@ def test_class_folders_give_classes_and_split_folders_give_splits(folder: Path) 
     }
 
 
+def test_a_folder_of_pictures_beside_split_folders_is_refused_and_others_are_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train/cat/1.jpg", "Val/cat/2.jpg", "test/3.jpg", "test2017/4.jpg", "top.jpg"):
+        put(folder / name)
+    for name in ("notes/a.txt", ".git/5.jpg", "__MACOSX/._6.jpg", "lost+found/7.txt"):
+        put(folder / name)
+    walk = storage.walk
+
+    def refusing(uri: str) -> Iterator[tuple[str, int]]:
+        if uri.endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return walk(uri)
+
+    monkeypatch.setattr(storage, "walk", refusing)
+    assert set(placed(folder)) == {"train/cat/1.jpg", "Val/cat/2.jpg"}
+    for name in ("bus/deep/1.JPEG", "car/2.png"):
+        put(folder / name)
+    with pytest.raises(UserError, match=r"beside 'Val', 'train' .*such as 'bus', 'car'. Move them"):
+        found(folder)
+
+
+def test_a_remote_folder_beside_split_folders_is_read_as_far_as_its_first_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("train/1.jpg", "0.jpg", "bus/1.jpg", "bus/2.jpg", "bus/3.jpg"):
+        memory.pipe(f"/beside-test/{name}", b"x")
+    walk, walked = storage.walk, []
+
+    def counting(uri: str) -> Iterator[tuple[str, int]]:
+        for found in walk(uri):
+            walked.append(found[0])
+            yield found
+
+    monkeypatch.setattr(storage, "walk", counting)
+    with pytest.raises(UserError, match=r"beside 'train' .*such as 'bus'"):
+        found("memory://beside-test")
+    assert walked == ["1.jpg"]
+    memory.rm("/beside-test", recursive=True)
+
+
 def test_a_flat_folder_has_no_classes_and_other_files_are_counted_by_kind(folder: Path) -> None:
     for name in ("1.jpg", "no_suffix", "notes.txt", "more.txt", "x.xml", ".DS_Store", ".hid/4.jpg"):
         put(folder / name)
@@ -142,6 +184,29 @@ def test_a_file_that_vanishes_is_reported_and_one_that_changes_fails_the_job(fol
     assert member.fault is not None and member.fault.kind == "unreadable"
 
 
+def test_a_name_that_no_file_can_have_is_reported_at_once(folder: Path) -> None:
+    (folder / "round.jpg").symlink_to("round.jpg")
+    put(folder / "a.txt", b"round.jpg\n" + b"x" * 300 + b".jpg\nzero\0byte.jpg\nfolder/a\0.jpg\n")
+    faults = [member.fault for member in pictures(folder / "a.txt").values()]
+    assert [fault and fault.kind for fault in faults] == ["unreadable"] * 4
+    assert "symbolic links" in str(faults[0]) and "too long" in str(faults[1])
+
+
+def test_access_refused_is_a_fault_of_a_local_file_and_ends_the_job_with_a_remote_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refusing(uri: str) -> bytes:
+        raise PermissionError("The provided token has expired.")
+
+    monkeypatch.setattr(storage, "read_bytes", refusing)
+    (member,) = members(Piece("file", "/p/1.jpg", "1.jpg", 5))
+    assert member.fault is not None and member.fault.kind == "unreadable"
+    with pytest.raises(
+        OSError, match=r"access to s3://b/1.jpg was refused .*expired.*; check cred"
+    ):
+        list(members(Piece("file", "s3://b/1.jpg", "1.jpg", 5)))
+
+
 @pytest.mark.parametrize(("make", "words"), [(False, "no such"), (True, "empty")])
 def test_a_source_that_is_not_there_or_empty_is_refused(
     tmp_path: Path, make: bool, words: str
@@ -176,6 +241,48 @@ def test_the_imagenet_tars_give_a_class_per_inner_tar(folder: Path) -> None:
             for i in range(3)
         },
         "ILSVRC2012_img_val/ILSVRC2012_val_00000002.JPEG": ("val", None),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_inner_tars_of_one_stem_keep_their_pictures_apart(folder: Path, suffix: str) -> None:
+    names = ("a/part.tar", "./b/part.tar", "c.001.tar", "c.002.tar")
+    outer = tar_of({name: tar_of({"1.jpg": jpeg(n)}) for n, name in enumerate(names)})
+    put(folder / f"o{suffix}", outer if suffix == ".tar" else gzip.compress(outer))
+    assert placed(folder / f"o{suffix}") == {
+        "a/part/1.jpg": (None, "part"),
+        "b/part/1.jpg": (None, "part"),
+        "c.001/1.jpg": (None, "c"),
+        "c.002/1.jpg": (None, "c"),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_samples_of_one_name_in_two_inner_tars_do_not_share_a_label(
+    folder: Path, suffix: str
+) -> None:
+    inner = [{"1.jpg": jpeg(n), **({"1.cls": b"cat"} if n == 0 else {})} for n in range(2)]
+    outer = tar_of({f"{n}.tar": tar_of(files) for n, files in enumerate(inner)})
+    put(folder / f"o{suffix}", outer if suffix == ".tar" else gzip.compress(outer))
+    assert placed(folder / f"o{suffix}") == {"0/1.jpg": (None, "cat"), "1/1.jpg": (None, "1")}
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_an_inner_tar_that_is_hidden_a_link_or_outside_is_not_opened(
+    folder: Path, suffix: str
+) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name in ("../out.tar", "._n01.tar", "n01.tar"):
+            add(archive, name, tar_of({"1.jpg": jpeg(1)}))
+        add(archive, "link.tar", type=tarfile.SYMTYPE, linkname="n01.tar")
+    outer = data.getvalue()
+    put(folder / f"o{suffix}", outer if suffix == ".tar" else gzip.compress(outer))
+    by_key = pictures(folder / f"o{suffix}")
+    assert {key: m.fault and m.fault.kind for key, m in by_key.items()} == {
+        "../out.tar": "refused",
+        "n01/1.jpg": None,
+        "link.tar": "refused",
     }
 
 
@@ -221,6 +328,43 @@ def test_webdataset_shards_take_the_class_from_the_sample(folder: Path) -> None:
         found(f"{folder}/s-{{2..0}}.tar")
 
 
+@pytest.mark.parametrize("range_bytes", [1, 2000, 4096, 10_000])
+def test_a_tar_is_never_cut_inside_a_sample(
+    folder: Path, range_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "RANGE_BYTES", range_bytes)
+    files = {
+        f"./d/{n}.{kind}": data
+        for n in range(20)
+        for kind, data in (("left.jpg", jpeg(n)), ("right.jpg", jpeg(n)), ("cls", b"%d" % n))
+    }
+    files = {
+        place: data for name, data in files.items() for place, data in apple_double(name, data)
+    }
+    put(folder / "a.tar", tar_of(files))
+    assert len(found(folder)) > 3
+    assert placed(folder / "a.tar") == {
+        f"d/{n}.{side}.jpg": (None, str(n)) for n in range(20) for side in ("left", "right")
+    }
+
+
+def apple_double(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """A file as macOS archives it: behind a hidden one."""
+    folder, _, file = name.rpartition("/")
+    yield f"{folder}/._{file}", b"x"
+    yield name, data
+
+
+def test_a_stem_that_all_files_share_is_no_sample(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "RANGE_BYTES", 1)
+    monkeypatch.setattr(sources, "SAMPLE_BYTES", 4096)
+    put(folder / "a.tar", tar_of({f"frame.{n}.jpg": jpeg(n) for n in range(20)}))
+    assert len(found(folder)) > 3
+    assert len(pictures(folder)) == 20
+
+
 def hugging_face_table(labels: list[int]) -> pa.Table:
     info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     rows = [{"bytes": jpeg(n), "path": "same.jpg"} for n in range(len(labels))]
@@ -241,6 +385,55 @@ def test_hugging_face_parquet_gives_named_classes_and_refuses_labels_out_of_rang
     assert by_key[f"{stem}/0000002"].class_name is None
     fault = by_key[f"{stem}/0000003"].fault
     assert fault is not None and fault.kind == "missing_label"
+
+
+def test_a_float_is_a_label_where_it_is_whole_and_nothing_is_no_label(folder: Path) -> None:
+    floats = pa.array([1.0, float("nan"), None, -1.0, 0.0])
+    texts = pa.array(["cat", "", None, "-1", "dog"])
+    for name, labels, expected in (
+        ("a", floats, ["1", None, None, None, "0"]),
+        ("b", texts, ["cat", None, None, "-1", "dog"]),
+    ):
+        images = pa.array([jpeg(n) for n in range(5)])
+        pq.write_table(pa.table({"image": images, "label": labels}), folder / f"{name}.parquet")
+        uris = [f"{n}.jpg" for n in range(5)]
+        pq.write_table(pa.table({"uri": uris, "label": labels}), folder / f"{name}-list.parquet")
+        for source in (folder / f"{name}.parquet", folder / f"{name}-list.parquet"):
+            everything = [member for piece in found(source) for member in members(piece)]
+            assert [member.class_name for member in everything] == expected
+    table = hugging_face_table([0, 1])
+    table = table.set_column(1, "label", pa.array([1.0, None]))
+    pq.write_table(table, folder / "c.parquet")
+    assert [m.class_name for m in pictures(folder / "c.parquet").values()] == ["dog", None]
+
+
+@pytest.mark.parametrize("label", [0.5, float("inf"), "x" * 2000])
+def test_what_is_no_label_is_set_aside_in_a_table_of_pictures_and_refused_in_a_list(
+    folder: Path, label: float | str
+) -> None:
+    labels = pa.array([None, label])
+    pq.write_table(pa.table({"image": [jpeg(0), jpeg(1)], "label": labels}), folder / "a.parquet")
+    good, bad = pictures(folder / "a.parquet").values()
+    assert good.fault is None and bad.fault is not None and bad.fault.kind == "missing_label"
+    pq.write_table(pa.table({"uri": ["0.jpg", "1.jpg"], "label": labels}), folder / "b.parquet")
+    shown = "'x{50}'" if isinstance(label, str) else str(label)
+    with pytest.raises(UserError, match=f"row 2 has the label {shown}.*, which is no class"):
+        found(folder / "b.parquet")
+
+
+@pytest.mark.parametrize("column", ["label", "uri"])
+def test_text_in_parquet_that_is_not_utf8_is_refused_by_the_name_of_the_file(
+    folder: Path, column: str
+) -> None:
+    damaged = pa.array([b"caf\xe9"]).view(pa.string())
+    if column == "label":
+        pq.write_table(pa.table({"image": [jpeg(0)], "label": damaged}), folder / "a.parquet")
+        with pytest.raises(UserError, match=r"a.parquet', which is damaged: 'utf-8' codec"):
+            pictures(folder / "a.parquet")
+    uris = damaged if column == "uri" else pa.array(["0.jpg"])
+    pq.write_table(pa.table({"uri": uris, "label": damaged}), folder / "b.parquet")
+    with pytest.raises(UserError, match=r"b.parquet', which is damaged: 'utf-8' codec"):
+        found(folder / "b.parquet")
 
 
 def test_a_binary_column_of_any_name_will_do_and_a_null_is_reported(folder: Path) -> None:
@@ -450,6 +643,44 @@ def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> No
         read_labels(str(tmp_path / "bad.txt"), classes)
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("0.jpg,golden retriever\n", "golden retriever"),
+        ("0.jpg\ttench, Tinca tinca\n", "tench, Tinca tinca"),
+        ("0.jpg, golden retriever ,0.9\n", "golden retriever"),
+        ("0.jpg cat\n", "cat"),
+        ("\ufeff0.jpg,cat\n", "cat"),
+        ("\ufefffilename,label\n0.jpg,cat\n", "cat"),
+    ],
+)
+def test_a_line_of_labels_and_of_pictures_is_split_alike_and_a_class_keeps_its_spaces(
+    folder: Path, text: str, label: str
+) -> None:
+    put(folder / "list.csv", text.encode())
+    assert read_labels(str(folder / "list.csv"), None).by_name == {"0.jpg": label}
+    assert placed(folder / "list.csv") == {"0.jpg": (None, label)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ImageId,PredictionString\n", "a header and no label"),
+        ("0.jpg,1\n1.jpg,\n", "each line must be .* that of '1.jpg' is not"),
+        ("0.jpg 1\n1.jpg\n", "each line must be .* that of '1.jpg' is not"),
+    ],
+)
+@pytest.mark.parametrize("with_classes", [False, True])
+def test_a_list_of_labels_that_lacks_some_is_refused(
+    tmp_path: Path, text: str, words: str, with_classes: bool
+) -> None:
+    put(tmp_path / "labels.csv", text.encode())
+    put(tmp_path / "classes.txt", b"cat\ndog\n")
+    classes = str(tmp_path / "classes.txt") if with_classes else None
+    with pytest.raises(UserError, match=words):
+        read_labels(str(tmp_path / "labels.csv"), classes)
+
+
 # Archives that mean harm.
 
 
@@ -500,6 +731,21 @@ def test_an_archive_cut_short_is_reported_and_what_came_before_is_kept(
     kinds = Counter(member.fault.kind if member.fault else "good" for member in by_key.values())
     assert kinds["broken_archive"] == 1
     assert all(member.data in (None, jpeg(1)) for member in by_key.values())
+
+
+def test_an_empty_file_is_no_archive(folder: Path) -> None:
+    for name, data in (
+        ("a.tar", b""),
+        ("b.tar.gz", b""),
+        ("c.tgz", gzip.compress(b"")),
+        ("d.tar", tar_of({"x.tar": b"", "y.tar": tar_of({"1.jpg": jpeg(1)})})),
+        ("e.tar", tar_of({})),
+    ):
+        put(folder / name, data)
+    kinds = {key: m.fault and m.fault.kind for key, m in pictures(folder).items()}
+    assert kinds.pop("d/y/1.jpg") is None
+    assert {key.split("@")[0] for key in kinds} == {"a/", "b/", "c/", "d/x/"}
+    assert set(kinds.values()) == {"broken_archive"}
 
 
 def test_a_cut_inner_archive_ends_alone(folder: Path) -> None:

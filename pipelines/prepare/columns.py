@@ -1,12 +1,12 @@
 """Tables as sources: pictures in a Parquet column, and lists of URIs with labels.
 
 An image column is binary, or a struct {bytes, path} as Hugging Face writes it. Labels are text, or
-integers with the class names in the schema's `huggingface` entry. Only the two columns that are
-needed are read, as plain Arrow types; nothing in a schema is ever unpickled.
+whole numbers with the class names in the schema's `huggingface` entry; they are floats where pandas
+has met a missing one. Only the two columns that are needed are read, as plain Arrow types; nothing
+in a schema is ever unpickled.
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ BUFFER_BYTES = 8 << 20  # pages are read as a stream, also where one row group f
 MAX_LABEL_CHARS = 1024
 MAX_LINE_BYTES = 16 << 10  # of a list: a URI and a label
 LIST_ROWS = 4096
+DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
 
 
 class Cell(NamedTuple):
@@ -107,7 +108,7 @@ def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
     for all its rows takes no more memory than that value (3 kB took 10 GB with 64 rows at once).
 
     Raises:
-        UserError: a page is damaged.
+        UserError: a page is damaged, or text is not UTF-8.
     """
     file = open_parquet(uri)
     image = image_column(file.schema_arrow, uri)
@@ -123,7 +124,7 @@ def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
             class_name, bad = _class_of(batch.column(label)[0].as_py() if label else None, names)
             yield Cell(row, held.as_buffer(), class_name, bad)
             row += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except DAMAGE as error:
         raise UserError(f"source holds '{uri}', which is damaged: {error}") from None
 
 
@@ -140,13 +141,17 @@ def class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
 
 
 def _class_of(label: Any, names: list[str] | None) -> tuple[str | None, str | None]:
-    if label is None or label == -1:  # -1 is what Hugging Face gives to hidden test labels
+    """Class of a label, or what is wrong with it; both None where there is no label."""
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    # -1 is what Hugging Face gives to hidden test labels; only NaN differs from itself.
+    if label is None or label in (-1, "") or label != label:
         return None, None
     if isinstance(label, str) and len(label) > MAX_LABEL_CHARS:
         return None, f"{label[:50]!r}... of {len(label)} characters"
     if names is None or not isinstance(label, int):
         return (str(label), None) if isinstance(label, int | str) else (None, repr(label)[:50])
-    return (names[label], None) if 0 <= label < len(names) else (None, str(label))
+    return (names[label] or None, None) if 0 <= label < len(names) else (None, str(label))
 
 
 def is_list(uri: str) -> bool:
@@ -168,7 +173,7 @@ def read_parquet_list(uri: str) -> Iterator[tuple[str, str | None]]:
     """URI and label of every row.
 
     Raises:
-        UserError: a URI is absurdly long.
+        UserError: a URI is absurdly long, a label no class, or the file damaged.
     """
     schema = open_parquet(uri).schema_arrow
     column = _uri_column(schema)
@@ -177,16 +182,27 @@ def read_parquet_list(uri: str) -> Iterator[tuple[str, str | None]]:
     names = class_names(schema, label)
     columns = [column, label] if label else [column]
     row = 0
-    for batch in open_parquet(uri, columns).iter_batches(LIST_ROWS, columns=columns):
-        labels = batch.column(label) if label else repeat(None, batch.num_rows)
-        for name, given in zip(batch.column(column), labels, strict=True):
-            text, row = str(name.as_py()), row + 1
-            _check_length(uri, f"row {row}", len(text))
-            yield text, _class_of(given.as_py() if label else None, names)[0]
+    try:
+        for batch in open_parquet(uri, columns).iter_batches(LIST_ROWS, columns=columns):
+            labels = batch.column(label) if label else repeat(None, batch.num_rows)
+            for name, given in zip(batch.column(column), labels, strict=True):
+                text, row = str(name.as_py()), row + 1
+                _check_length(uri, f"row {row}", len(text))
+                class_name, bad = _class_of(given.as_py() if label else None, names)
+                if bad is not None:
+                    below = f" below {len(names)}, the number of classes" if names else ""
+                    raise UserError(
+                        f"source is '{uri}'; row {row} has the label {bad}, which is no class: a "
+                        f"label must be text of at most {MAX_LABEL_CHARS} characters, a whole "
+                        f"number{below}, or missing"
+                    )
+                yield text, class_name
+    except DAMAGE as error:
+        raise UserError(f"source holds '{uri}', which is damaged: {error}") from None
 
 
 def read_list(uri: str) -> Iterator[tuple[str, str | None]]:
-    """URI and label of every line of a text file: `URI`, or `URI LABEL` split by tab, comma, space.
+    """URI and label of every line of a text file: `URI`, or `URI LABEL` split as in `fields`.
 
     Raises:
         UserError: the file is not text, or a line absurdly long.
@@ -200,10 +216,16 @@ def read_list(uri: str) -> Iterator[tuple[str, str | None]]:
                 raise UserError(f"source is '{uri}'; line {number} is not UTF-8 text") from None
             if not line or line.startswith("#"):
                 continue
-            parts = re.split(r"\t|,", line) if re.search(r"\t|,", line) else line.rsplit(None, 1)
-            if number == 1 and parts[0].strip().lower() in URI_NAMES:
+            parts = fields(line)
+            if number == 1 and parts[0].lower() in URI_NAMES:
                 continue
-            yield parts[0].strip(), (parts[1].strip() or None) if len(parts) > 1 else None
+            yield parts[0], (parts[1] or None) if len(parts) > 1 else None
+
+
+def fields(line: str) -> list[str]:
+    """Split a line at its tabs, else at its commas, else before its last word."""
+    mark = next((mark for mark in "\t," if mark in line), None)
+    return [part.strip() for part in (line.split(mark) if mark else line.rsplit(None, 1))]
 
 
 def _check_length(uri: str, where: str, length: int) -> None:

@@ -1,6 +1,7 @@
 """What a person can ask of the job."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from ce_model.masks import MIN_SIZE, Strategy
 from pipelines import dataset
@@ -78,9 +79,11 @@ class PrepareConfig:
         _require(
             "sides",
             self.sides,
-            all(MIN_SIZE <= side <= 1024 for side in self.sides),
-            f"{MIN_SIZE} to 1024 px each; the presets use 128 and 227",
+            len(self.sides) > 0 and all(MIN_SIZE <= side <= 1024 for side in self.sides),
+            f"one or more, {MIN_SIZE} to 1024 px each; the presets use 128 and 227",
         )
+        known = ", ".join(get_args(Strategy))
+        _require("strategies", self.strategies, len(self.strategies) > 0, f"one or more of {known}")
         _require(
             "min_side",
             self.min_side,

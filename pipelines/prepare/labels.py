@@ -1,12 +1,13 @@
 """A label list: which class a picture belongs to where its place does not say so.
 
-    NAME LABEL      one picture per line, split by space, tab or comma; NAME is a key, a file
-                    name or a file name without suffix
+    NAME LABEL      one picture per line, split at tabs, else at commas, else before the last
+                    word; NAME is a key, a file name or a file name without suffix
     LABEL           line n belongs to the picture whose file name ends in the number n, as in
                     the official list for ILSVRC2012_val_00000001.JPEG and on
 
 With a class list (one class name per line) an integer LABEL is its place there, counted from 0, or
-from 1 where the largest label equals the number of classes.
+from 1 where the largest label equals the number of classes. Under the header `PredictionString`,
+which is Kaggle's for ImageNet, the LABEL is the first word: the boxes of the objects follow it.
 """
 
 import re
@@ -15,6 +16,9 @@ from pathlib import PurePosixPath
 
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.prepare.columns import fields
+
+HEADERS = ("imageid", "name", "file", "filename", "key")  # of the first column
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,28 @@ def read_labels(uri: str, class_list: str | None) -> Labels:
     Raises:
         UserError: the list is not one of the two forms.
     """
-    rows = [re.split(r"[\s,]+", line) for line in _lines(uri, "labels")]
+    rows = [fields(line) for line in _lines(uri, "labels")]
     names = _lines(class_list, "class_list") if class_list else []
     if all(len(row) == 1 for row in rows):
         return Labels({}, tuple(_named([row[0] for row in rows], names, uri)))
-    if any(len(row) < 2 for row in rows):
-        raise UserError(f"labels is '{uri}'; each line must be `NAME LABEL`, or each `LABEL`")
-    if rows[0][0].lower() in ("imageid", "name", "file", "filename", "key"):  # a header
-        rows = rows[1:]
+    odd = next((row for row in rows if len(row) < 2 or not row[1]), None)
+    if odd:
+        raise UserError(
+            f"labels is '{uri}'; each line must be `NAME LABEL`, or each `LABEL`, and that of "
+            f"'{odd[0]}' is not"
+        )
+    if rows[0][0].lower() in HEADERS:
+        with_boxes = rows[0][1].lower() == "predictionstring"
+        rows = [[row[0], row[1].split()[0] if with_boxes else row[1]] for row in rows[1:]]
+    if not rows:
+        raise UserError(f"labels is '{uri}'; that file holds a header and no label")
     found = _named([row[1] for row in rows], names, uri)
     return Labels({row[0]: label for row, label in zip(rows, found, strict=True)}, ())
 
 
 def _lines(uri: str, name: str) -> list[str]:
     try:
-        text = storage.read_bytes(storage.absolute(uri)).decode()
+        text = storage.read_bytes(storage.absolute(uri)).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{name} is '{uri}'; there is no such file") from None
     except UnicodeDecodeError:

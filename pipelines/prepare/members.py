@@ -1,5 +1,6 @@
 """The pictures inside a piece of a source, one after the other, as a stream."""
 
+import errno
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -9,12 +10,22 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from pipelines import storage
 from pipelines.prepare import columns, tars
 from pipelines.prepare.pictures import Fault
-from pipelines.prepare.sources import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLIT_NAMES, UNKNOWN, Piece
+from pipelines.prepare.sources import (
+    ARCHIVE_SUFFIXES,
+    IMAGE_SUFFIXES,
+    MAX_KEY_CHARS,
+    SPLIT_NAMES,
+    UNKNOWN,
+    Piece,
+    archive_stem,
+    sample_of,
+)
 
 MAX_FILE_BYTES = 128 << 20  # of one picture's file; a larger one is never read
 MAX_LABEL_BYTES = 1 << 10
-MAX_KEY_CHARS = 4096  # of a name in an archive; file systems and buckets have no longer ones
 MAX_SAMPLE_PICTURES = 16  # with one name in a WebDataset shard; MAX_FILE_BYTES in all
+NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+NO_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Member(NamedTuple):
@@ -47,17 +58,26 @@ def read_file(piece: Piece) -> Member:
     """The one picture of a file.
 
     Raises:
-        OSError: the storage failed, or the file is not the one that was listed.
+        OSError: the storage failed or refused access, or the file is not the one that was listed.
     """
     member = Member(piece.key, None, piece.split, piece.class_name, uri=piece.uri)
+    if "\0" in piece.uri:
+        return member._replace(fault=Fault("unreadable", "a zero byte in its name"))
     try:
         size = storage.size(piece.uri) if piece.bytes == UNKNOWN else piece.bytes
         if size > MAX_FILE_BYTES:
             return member._replace(fault=_too_large(size))
         data = storage.read_bytes(piece.uri)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        message = f"{type(error).__name__}: {error.strerror or error}"
-        return member._replace(fault=Fault("unreadable", message))
+    except OSError as error:
+        reason = f"{type(error).__name__}: {error.strerror or error}"
+        if isinstance(error, PermissionError) and not storage.is_local(piece.uri):
+            # s3fs has this one also for an expired token, a wrong key and a wrong clock.
+            raise OSError(
+                f"access to {piece.uri} was refused ({reason}); check credentials and permissions"
+            ) from error
+        if not isinstance(error, NO_FILE) and error.errno not in NO_NAME:
+            raise
+        return member._replace(fault=Fault("unreadable", reason))
     if len(data) != size:
         raise OSError(f"{piece.uri} has {len(data)} bytes; {size} were listed")
     return member._replace(data=data)
@@ -116,15 +136,18 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
         path = PurePosixPath(name)
         if path.name.startswith("."):
             continue
-        sample = str(path.parent / path.name.split(".")[0])
+        sample = piece.key + sample_of(name)
         member = Member(piece.key + name, None, *_place(piece, path))
         if entry.special or name.startswith("/") or ".." in path.parts:
             what = f"a {entry.special}" if entry.special else "a path that leads outside"
             refused = Fault("refused", f"{what}; only files below the archive's root are read")
             yield _File(sample, member._replace(fault=refused))
         elif name.lower().endswith(ARCHIVE_SUFFIXES) and depth == 0:
-            stem = path.name.split(".")[0]
-            inner = piece._replace(key=f"{piece.key}{stem}/", class_name=stem, begin=0)
+            inner = piece._replace(
+                key=f"{piece.key}{archive_stem(str(path))}/",
+                class_name=path.name.split(".")[0],
+                begin=0,
+            )
             yield from _archive(entry.content, inner, depth=1)
         elif path.suffix.lower() == ".cls" and entry.size <= MAX_LABEL_BYTES:
             yield _File(sample, None, entry.content.read().decode("utf-8", "replace").strip())

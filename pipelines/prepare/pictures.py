@@ -56,6 +56,8 @@ SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)  # of these one scan is decoded when it h
 FRAMES = (*SEQUENTIAL_FRAMES, 0xC2, 0xCA)  # all that libjpeg-turbo decodes
 MAX_SCANS = 100  # of a JPEG in several; encoders write about 10, and each costs its whole time
 MAX_SEGMENTS = 4096  # before the image data
+MAX_SIDE = 65_500  # px; libjpeg neither reads nor writes a longer one
+MAX_ASPECT = 32  # of the sides; training enlarges the shorter one to that of its window
 ORIENTATION_TAG = 0x0112
 
 
@@ -187,6 +189,13 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
         raise Fault("too_large", f"{width} x {height} px; at most {limits.max_pixels} pixels")
     if min(height, width) < limits.min_side:
         raise Fault("tiny", f"{width} x {height} px; each side must be at least {limits.min_side}")
+    if max(height, width) > MAX_SIDE:
+        raise Fault("too_large", f"{width} x {height} px; each side may be at most {MAX_SIDE}")
+    aspect = max(height, width) / min(height, width)
+    if aspect > MAX_ASPECT:
+        raise Fault(
+            "refused", f"{width} x {height} px: {aspect:.4g} to 1; at most {MAX_ASPECT} to 1"
+        )
 
 
 def _check_scans(data: bytes) -> None:

@@ -15,7 +15,8 @@ them (see `storage.walk`), so that its memory does not grow with the number of p
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -35,9 +36,14 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
 }
+TEST_NAME = re.compile(r"test(s|ing)?\d*")  # such a folder beside train/ is left out on purpose
 UNKNOWN = -1  # size of a picture that only a list names
 RANGE_BYTES = 64 << 20  # of a tar or a Parquet file; less where a single row group is larger
+SAMPLE_BYTES = 256 << 20  # more files of one stem than that are no sample: they are cut, too
 SCAN_BYTES = 1 << 16  # headers of a nested tar lie far apart
+MAX_KEY_CHARS = 4096  # of a name in an archive; file systems and buckets have no longer ones
+LOOKED_AT = 10_000  # files of a folder beside train/ and val/, for a picture among them
+SHOWN = 3  # names of folders in a message
 
 
 class Piece(NamedTuple):
@@ -113,18 +119,64 @@ def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Pi
 
 def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
     spellings = {spelt for n in SPLIT_NAMES for spelt in (n, n.capitalize(), n.upper())}
+    splits = storage.folders_among(source, spellings)
+    if splits:
+        _require_alone(source, splits)
     empty = True
-    for name in storage.folders_among(source, spellings) or [""]:
+    for name in splits or [""]:
         folder = storage.join(source, name) if name else source
         for below, size in storage.walk(folder):
             empty = False
-            if any(part.startswith(".") for part in below.split("/")):
+            if not _is_seen(below):
                 continue
             path = f"{name}/{below}" if name else below
             uri = storage.join(source, path)
             yield from _of_file(uri, path, size, SPLIT_NAMES.get(name.lower()), others)
     if empty:
         raise UserError(f"source is '{source}'; that folder is empty")
+
+
+def _require_alone(source: str, splits: list[str]) -> None:
+    """Refuse class folders beside split folders: only what is in a split folder is read."""
+    beside = list(islice(_folders_beside(source, splits), SHOWN))
+    if beside:
+        raise UserError(
+            f"source is '{source}'; beside {_quoted(splits)} there are folders with pictures that "
+            f"belong to no split, such as {_quoted(beside)}. Move them out, or rename a folder "
+            "that is a class and no split, or give a list of the pictures as --source"
+        )
+
+
+def _folders_beside(source: str, splits: list[str]) -> Iterator[str]:
+    """Folders that are not read where there are split folders, and hold a picture."""
+    for name in storage.children(source):
+        is_left_out = name in splits or TEST_NAME.fullmatch(name.lower())
+        # A picture is taken for a file unasked: in a bucket each question is a request.
+        if _is_seen(name) and not is_left_out and not _is_picture(name):
+            folder = storage.join(source, name)
+            if storage.is_folder(folder) and _holds_picture(folder):
+                yield name
+
+
+def _holds_picture(folder: str) -> bool:
+    try:
+        files = islice(storage.walk(folder), LOOKED_AT)
+        return any(_is_seen(name) and _is_picture(name) for name, _ in files)
+    except PermissionError:  # lost+found, say, at the root of a disk
+        return False
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(tuple(IMAGE_SUFFIXES))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{printable(name)}'" for name in names)
+
+
+def _is_seen(path: str) -> bool:
+    """Whether no part of a path is hidden."""
+    return not any(part.startswith(".") for part in path.split("/"))
 
 
 def _of_file(
@@ -150,38 +202,65 @@ def _of_file(
 
 
 def _of_archive(uri: str, path: str, size: int, split: str | None) -> Iterator[Piece]:
-    stem = printable(path)[: -len(next(s for s in ARCHIVE_SUFFIXES if path.lower().endswith(s)))]
+    stem = archive_stem(printable(path))
     whole = Piece("tar", uri, f"{stem}/", size, split)
-    if not path.lower().endswith(".tar"):
-        yield whole  # a compressed stream has no places to enter it
+    if not path.lower().endswith(".tar") or not size:
+        yield whole  # a compressed stream has no places to enter it, and an empty file is no tar
         return
     if not storage.is_local(uri) and not _begins_with_archive(uri):
         yield whole  # headers close together are not worth a request each
         return
     begin = end = 0
+    sample = ""
     stream = storage.open_range(uri, 0, size, SCAN_BYTES)
     try:
         for entry in tars.entries(stream):
             here = stream.tell()
-            if entry.name.lower().endswith(ARCHIVE_SUFFIXES):
+            own = sample_of(entry.name)
+            if _is_inner_archive(entry):
                 if end > begin:
                     yield whole._replace(begin=begin, bytes=end - begin)
-                inner = PurePosixPath(entry.name).name.split(".")[0]
+                inner = PurePosixPath(entry.name)
                 yield whole._replace(
-                    key=f"{stem}/{inner}/",
-                    class_name=inner,
+                    key=f"{stem}/{archive_stem(str(inner))}/",
+                    class_name=inner.name.split(".")[0],
                     begin=here,
                     bytes=min(entry.size, max(size - here, 0)),
                 )
                 begin = here + tars.padded(entry.size)
-            elif end - begin >= RANGE_BYTES:
+            elif end - begin >= RANGE_BYTES and (
+                own not in ("", sample) or end - begin >= SAMPLE_BYTES
+            ):
                 yield whole._replace(begin=begin, bytes=entry.begin - begin)
                 begin = entry.begin
             end = here + tars.padded(entry.size)
+            sample = own or sample
     except tars.BrokenArchive:
         end = size  # whoever reads the last range meets the damage again and reports it
     if begin < min(end, size):
         yield whole._replace(begin=begin, bytes=min(end, size) - begin)
+
+
+def archive_stem(path: str) -> str:
+    """The path of an archive without the suffix that says so."""
+    return path[: -len(next(s for s in ARCHIVE_SUFFIXES if path.lower().endswith(s)))]
+
+
+def _is_inner_archive(entry: tars.Entry) -> bool:
+    """Whether a member is an archive to read; of one that may not be read, `members` says why."""
+    if entry.special or not entry.name.lower().endswith(ARCHIVE_SUFFIXES):
+        return False
+    path = PurePosixPath(entry.name)
+    leads_outside = path.is_absolute() or ".." in path.parts
+    is_named = len(entry.name) <= MAX_KEY_CHARS and not path.name.startswith(".")
+    return is_named and not leads_outside
+
+
+def sample_of(name: str) -> str:
+    """Path up to the name's first dot, shared by the files of a WebDataset sample; "" if hidden."""
+    folder, slash, file = name.rpartition("/")
+    stem = file.partition(".")[0]
+    return stem and folder + slash + stem
 
 
 def _begins_with_archive(uri: str) -> bool:

@@ -67,7 +67,7 @@ def entries(stream: BinaryIO) -> Iterator[Entry]:
     """The members one after the other, folders and archive-internal headers left out.
 
     Raises:
-        BrokenArchive: a header is damaged or the archive ends too early.
+        BrokenArchive: a header is damaged, or the archive is empty or ends too early.
     """
     at = begin = 0
     name: str | None = None
@@ -105,6 +105,8 @@ def entries(stream: BinaryIO) -> Iterator[Entry]:
                 yield Entry(member, begin, 0, SPECIAL[kind], empty)  # type: ignore[arg-type]
             at += BLOCK
         begin, name, size = at, None, None
+    if not at:
+        raise BrokenArchive("there are no bytes in it")
 
 
 def read_fully(stream: BinaryIO, size: int) -> bytes:
