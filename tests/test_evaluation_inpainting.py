@@ -3,13 +3,17 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio
 
-from ce_model.masks import central
+from ce_model.masks import STRATEGIES, central
+from ce_model.networks import NetworkConfig, Output, build_generator
+from ce_model.training import Objective
 from pipelines.evaluation import fills, inpainting
 from pipelines.evaluation.inpainting import Holes, InpaintingSettings
 from pipelines.evaluation.pictures import Pictures
+from pipelines.weights import LoadedModel
 
 
 def photographs(count: int, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
@@ -107,3 +111,29 @@ def test_only_the_baselines_asked_for_are_measured() -> None:
     kinds = [Holes(64, "central", 0)]
     measured = inpainting.measure_classical(kinds, pictures, None, settings)
     assert {row["method"] for row in measured.rows} == {"Telea", "mean colour"}
+
+
+@pytest.mark.parametrize(("output", "overlap"), [("center", 4), ("center", 0), ("full", 0)])
+def test_every_model_fills_the_same_central_hole(output: Output, overlap: int) -> None:
+    network = NetworkConfig(output=output, bottleneck=2)
+    assert inpainting.holes_of(network, overlap, STRATEGIES)[0] == Holes(128, "central", 4)
+    generator = build_generator(network).eval()
+    objective = Objective(overlap=overlap, region="hole" if output == "center" else "image")
+    model = LoadedModel(generator, network, objective, {})
+    encoded = tuple(cv2.imencode(".png", p)[1].tobytes() for p in photographs(2, side=128))
+    pictures = Pictures(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
+    settings = InpaintingSettings(strategies=("central",), panel=2)
+    measured = inpainting.measure_model(model, pictures, None, settings, torch.float32)
+    strip = cv2.imdecode(
+        np.frombuffer(measured.figures["central 128 px | this model"], np.uint8), cv2.IMREAD_COLOR
+    )
+    changed = (strip != np.concatenate(photographs(2, side=128), axis=1)).any(2)
+    rows, columns = np.nonzero(changed[:, :128])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (36, 91, 36, 91)
+
+
+def test_a_hole_in_another_ring_is_another_row() -> None:
+    (holes,) = inpainting.holes_of(NetworkConfig(), 16, ("central",))
+    target = photographs(1, side=128)
+    rows = inpainting.scored("m", holes, target, target, central(128)[None])
+    assert {row["holes"] for row in rows} == {"central in a ring of 16 px"}

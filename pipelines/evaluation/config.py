@@ -19,7 +19,7 @@ TaskName = Literal[
     "inpainting", "linear", "knn", "finetune", "detection", "segmentation", "retrieval"
 ]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
-KEY_VERSION = 1  # part of every key: raise it when the same settings measure differently
+KEY_VERSION = 2  # part of every key: raise it when the same settings measure differently
 WANTED: dict[TaskName, tuple[Layout, ...]] = {
     "inpainting": ("prepared", "classes", "pictures"),
     "linear": ("prepared", "classes"),

@@ -1,8 +1,9 @@
 """How well holes are filled: errors in the hole, on its rim and in the whole picture.
 
-Figures are on [0, 1] pixels and averaged per picture. The hole is what the network did not see, for
-`inpaint` the 56 px inside its 4 px ring; the classical methods get the same hole. Pictures without
-a hidden pixel count nowhere, and a group without pictures has no figure (n/a).
+Figures are on [0, 1] pixels and averaged per picture. The hole is what the network did not see. A
+central hole of 128 px pictures is for all methods the 56 px inside the paper's 4 px ring, also for
+models that were trained without one; where a model was trained with another ring, its rows say so.
+Pictures without a hidden pixel count nowhere, and a group without pictures has no figure (n/a).
 
 Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
@@ -26,6 +27,7 @@ from pipelines.evaluation.pictures import Pictures
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.weights import LoadedModel
 
+RING_PX = 4  # shown around the central hole of 64 px, section 5.1
 RIM_PX = 4  # hidden pixels this near to a visible one are the rim
 SHARES = ((0.0, 0.1), (0.1, 0.2), (0.2, 1.01))  # groups by hidden share
 CHUNK = 32
@@ -63,18 +65,32 @@ class Holes(NamedTuple):
     overlap: int
     """Width of the shown ring that the hole is smaller by, px."""
 
+    @property
+    def name(self) -> str:
+        """The strategy, and what is unusual about the hole."""
+        usual = self.overlap == usual_ring(self.side, self.strategy)
+        return self.strategy if usual else f"{self.strategy} in a ring of {self.overlap} px"
+
     def draw(self, pictures: Pictures) -> NDArray[np.bool_]:
         """bool (N, S, S): variant 0 of each picture's mask, as in every validation."""
         hidden = [mask_for(pictures.seed, self.strategy, self.side, k, 0) for k in pictures.keys]
         return shrink(torch.from_numpy(np.stack(hidden)), self.overlap).numpy()
 
 
+def usual_ring(side: int, strategy: Strategy) -> int:
+    """Width of the ring of context that every method is shown inside the mask, px."""
+    return RING_PX if (side, strategy) == (128, "central") else 0
+
+
 def holes_of(network: NetworkConfig, overlap: int, strategies: tuple[Strategy, ...]) -> list[Holes]:
-    """What a model of this network and overlap can be measured on."""
+    """What a model of this network and overlap can be measured on.
+
+    A model that was trained with a ring takes no other; one without takes the usual.
+    """
     side = input_side(network)
     center = output_side(network) < side
     possible = [s for s in strategies if s == "central" or not center]
-    return [Holes(side, strategy, overlap) for strategy in possible]
+    return [Holes(side, strategy, overlap or usual_ring(side, strategy)) for strategy in possible]
 
 
 def measure_model(
@@ -91,12 +107,13 @@ def measure_model(
     model.generator.to(models.device())
     for holes in holes_of(model.network, model.objective.overlap, settings.strategies):
         hole = holes.draw(pictures)
-        hidden = Holes(holes.side, holes.strategy, 0).draw(pictures)
+        # A model that was trained with a ring leaves it out of the mask itself.
+        hidden = holes._replace(overlap=0).draw(pictures) if model.objective.overlap else hole
         filled = np.concatenate(list(_predicted(model, image, hidden, dtype)))
         rows += scored("this model", holes, filled, image, hole)
         figures |= _strip("this model", holes, filled, settings.panel)
         if holes.strategy == "central" and database is not None:
-            copied = _copied_by_encoder(model, image, hole, database, dtype)
+            copied = _copied_by_encoder(model, image, hidden[0], hole[0], database, dtype)
             rows += scored("neighbour, these features", holes, copied, image, hole)
             figures |= _strip("neighbour, these features", holes, copied, settings.panel)
     return Measured(rows, {"settings": asdict(settings), "dtype": str(dtype)}, figures)
@@ -155,7 +172,7 @@ def scored(
     """
     errors = per_picture(filled, image, hole)
     share = hole.mean(axis=(1, 2))
-    common: Row = {"method": method, "holes": holes.strategy, "side": str(holes.side)}
+    common: Row = {"method": method, "holes": holes.name, "side": str(holes.side)}
     rows = [
         {**common, "region": region, "hidden": "any", **_means(errors[region], share > 0)}
         for region in errors
@@ -244,18 +261,23 @@ def context_features(
 def _copied_by_encoder(
     model: LoadedModel,
     image: NDArray[np.uint8],
+    hidden: NDArray[np.bool_],
     hole: NDArray[np.bool_],
     database: Pictures,
     dtype: torch.dtype,
 ) -> NDArray[np.uint8]:
-    """Nearest-neighbour inpainting for central holes, which are the same in all pictures."""
+    """Nearest-neighbour inpainting for central holes, which are the same in all pictures.
+
+    Args:
+        hidden: bool (S, S), the mask that the model is given.
+        hole: bool (S, S), what it does not see then.
+    """
     stored = database.squares(model.side)
-    central = mask_for(0, "central", model.side, "", 0)
     features, stored_features = (
-        context_features(model, x, np.repeat(central[None], len(x), axis=0), dtype)
+        context_features(model, x, np.repeat(hidden[None], len(x), axis=0), dtype)
         for x in (image, stored)
     )
-    return fills.neighbour_fill(image, hole[0], features, stored, stored_features)
+    return fills.neighbour_fill(image, hole, features, stored, stored_features)
 
 
 def _strip(method: str, holes: Holes, filled: NDArray[np.uint8], count: int) -> dict[str, bytes]:
@@ -263,4 +285,4 @@ def _strip(method: str, holes: Holes, filled: NDArray[np.uint8], count: int) -> 
     if not count:
         return {}
     strip = np.concatenate(list(filled[:count]), axis=1)
-    return {f"{holes.strategy} {holes.side} px | {method}": png(strip)}
+    return {f"{holes.name} {holes.side} px | {method}": png(strip)}
