@@ -1,9 +1,11 @@
 """The scores of one model out of an evaluation report, by plain names.
 
 A name is the task, what was measured, and the score: `inpainting/random_region/hole/128/PSNR`,
-`linear/conv5/100%/accuracy`. Beside each stands a key of how it was measured (task settings, data,
-precision, number of seeds): scores of two models may be compared only when these are equal. Which
-seeds they were does not matter: a sweep measures every training with the seed of its own.
+`linear/conv5/100%/accuracy`; where a report has a task on several data, their name follows that of
+the task. Of several reports the newest counts. Beside each score stands a key of how it was
+measured (task settings, data, precision, number of seeds): scores of two models may be compared
+only when these are equal. Which seeds they were does not matter: a sweep measures every training
+with the seed of its own.
 """
 
 from collections.abc import Iterable
@@ -39,7 +41,7 @@ def better(name: str) -> Better:
 def scores_of(reports: Iterable[dict[str, Any]], weights_sha256: str) -> Scores:
     """What the reports say about the model of exactly these weights."""
     scores = Scores()
-    for report in reports:
+    for report in sorted(reports, key=lambda report: str(report.get("at", ""))):
         rows = {m["name"] for m in report["models"] if m["sha256"] == weights_sha256}
         shared = {m["name"] for m in report["models"] if m["sha256"] != weights_sha256}
         for section in report["sections"]:
@@ -48,22 +50,27 @@ def scores_of(reports: Iterable[dict[str, Any]], weights_sha256: str) -> Scores:
 
 
 def _take(section: dict[str, Any], rows: set[str], report: dict[str, Any], scores: Scores) -> None:
+    notes = section["notes"].values()
     how = storage.content_key(
         {
             "task": section["task"],
-            "data": section["data"].rstrip("/").rsplit("/", 1)[-1],
-            "settings": [note.get("settings") for note in section["notes"].values()][:1],
+            "data": section.get("data_key") or section["data"].rstrip("/").rsplit("/", 1)[-1],
+            "settings": [note.get("settings") for note in notes][:1],
+            "dtypes": sorted({note["dtype"] for note in notes if "dtype" in note}),
             "seeds": len(report["seeds"]),
             "precision": report["precision"],
         }
     )
+    tasks = [each["task"] for each in report["sections"]]
+    alone = tasks.count(section["task"]) == 1
+    head = section["task"] if alone else section["title"].replace(", ", "/")
     for row in section["rows"]:
         if row["model"] not in rows or row.get("method", OWN_METHOD) != OWN_METHOD:
             continue
         named = [row[name] for name in NAMED_BY if name in row and row[name] != USUAL.get(name)]
         for score, value in row.items():
             if isinstance(value, dict) and value["mean"] is not None and score not in NOT_A_SCORE:
-                name = "/".join([section["task"], *named, score])
+                name = "/".join([head, *named, score])
                 scores.values[name] = float(value["mean"])
                 scores.measured[name] = how
                 scores.tasks.add(section["task"])
