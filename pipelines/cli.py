@@ -56,12 +56,22 @@ def _bare_flags(config_type: type, args: Sequence[str]) -> Iterator[str]:
 def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
     """A YAML file of `name: value` lines; one that cannot be read ends the job with code 2."""
     try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        tree = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, no such date
         _exit_2(f"{flag} is '{path}', which cannot be read as YAML: {error}")
     if not isinstance(tree, dict | None):
         _exit_2(f"{flag} is '{path}'; it must hold `name: value` lines, as in configs/")
+    for name in _names(tree or {}):
+        if not isinstance(name, str):
+            _exit_2(f"{flag} is '{path}'; the name {name!r} in it must be a text: put it in quotes")
     return tree or {}
+
+
+def _names(tree: dict[Any, Any]) -> Iterator[Any]:
+    for name, value in tree.items():
+        yield name
+        if isinstance(value, dict):
+            yield from _names(value)
 
 
 def _flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:

@@ -68,6 +68,28 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert message in shown
 
 
+@pytest.mark.parametrize("flag", ["--config", "--gates"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", "which cannot be read as YAML: 'utf-8' codec can't decode byte 0xe9"),
+        (b"day: 2026-02-30\n", "which cannot be read as YAML: day"),
+        (b"1: 2\n", "the name 1 in it must be a text: put it in quotes"),
+        (b"thresholds: {yes: 2}\n", "the name True in it must be a text"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_message(
+    flag: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        cli.read_yaml(str(file), flag)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {flag} is '{file}'") and message in shown
+
+
 def test_an_unknown_strategy_is_answered_with_the_nearest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,23 @@ def test_fine_tuning_learns_labels_and_repeats_itself() -> None:
     )
     assert first.rows == [{"labels": "100% (8)", "accuracy": 1.0}]
     assert first.rows == second.rows
+
+
+def test_fine_tuning_begins_with_pictures_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def begin(encoder: torch.nn.Module, *rest: Any) -> None:
+        encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].mean((1, 2, 3))))
+        rest[1]()
+
+    monkeypatch.setattr(finetune, "begin", begin)
+    monkeypatch.setattr(finetune, "BEGIN_PICTURES", 2)
+    monkeypatch.setattr(finetune, "optimise", lambda *_, **__: False)
+    shades = [png(np.full((64, 64, 3), shade, np.uint8)) for shade in (0, 0, 255, 255)]
+    pictures = Pictures(tuple("abcd"), np.array([0, 0, 1, 1]), tuple(shades), ("dark", "light"), 0)
+    task = finetune.single_label(pictures, 2)
+    finetune._fit(RANDOM, 0, task, 227, FinetuneSettings(tuning=short()), 1e-3, torch.float32)
+    assert seen[0].tolist() == [-1.0, 1.0]
 
 
 def test_several_labels_are_scored_by_mean_average_precision_over_crops() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 from test_evaluation_run import SMALL, save
 
+from ce_model import rescaling
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import (
     Networks,
@@ -89,6 +91,70 @@ def test_a_run_and_a_model_that_are_not_there_are_named(tmp_path: Path) -> None:
         named("0" * 32, tmp_path)
     with pytest.raises(UserError, match="model is 'models:/nothing@champion', which"):
         named("models:/nothing@champion", tmp_path)
+
+
+def away(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return "http://127.0.0.1:9"  # nothing listens there
+
+
+def test_a_model_folder_needs_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = away(monkeypatch)
+    folder = save(tmp_path / "model", key="k")
+    assert resolve(folder, store=str(tmp_path), tracking_uri=uri).run_id is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: MLflow did not answer, so the run of '{folder}' is not known")
+
+
+@pytest.mark.parametrize("ref", ["0" * 32, "models:/ce@champion"])
+def test_a_server_that_is_away_is_one_message_where_it_is_needed(
+    ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 (gives no|does not give)"):
+        resolve(ref, store=str(tmp_path), tracking_uri=away(monkeypatch))
+
+
+def test_one_name_for_two_models_is_refused_unless_it_is_their_label(tmp_path: Path) -> None:
+    first, second = (
+        save(tmp_path / name / "step-00000200", seed) for seed, name in enumerate(("a", "b"))
+    )
+
+    def check(*refs: str) -> None:
+        models.require_distinct(
+            {
+                ref: None if ref.endswith("random") else models.trained(*models.named(ref))
+                for ref in refs
+            }
+        )
+
+    for refs in (
+        (first, second),
+        (f"step-00000200={first}", second),
+        ("random", f"random={first}"),
+    ):
+        with pytest.raises(UserError, match=r"would all be the row '.*'; label them"):
+            check(*refs)
+    check(first, f"b={second}", "random", "r=random")
+    check(f"row={first}", f"row={second}")  # repetitions
+    check(first, f"{first}/")  # the same model
+
+
+def test_kmeans_filters_are_drawn_from_pictures_of_all_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def initialise(layers: list[torch.nn.Module], forward: Any, **rest: Any) -> None:
+        layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].mean((1, 2, 3))))
+        forward()
+
+    monkeypatch.setattr(rescaling, "initialise", initialise)
+    monkeypatch.setattr(models, "KMEANS_PICTURES", 2)
+    dark, light = (torch.full((2, 3, 128, 128), shade) for shade in (-1.0, 1.0))
+    models.encoder_of(models.untrained("k", "random-kmeans", SMALL), 0, [dark, light])
+    assert seen[0].tolist() == [-1.0, 1.0]
 
 
 def test_random_weights_follow_the_seed_and_kmeans_the_pictures() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation import pictures
 from pipelines.evaluation.pictures import layout_of, read_pictures
@@ -31,6 +32,33 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
     assert found.classes == ("cat", "dog")
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.squares(16).shape == (6, 16, 16, 3)
+
+
+def test_a_class_may_have_a_dot_in_its_name_and_a_file_is_none(tmp_path: Path) -> None:
+    names = ("001.Black_footed_Albatross", "jeep", "st.bernard")
+    for name in names:
+        picture(tmp_path / "train" / name / "0.png")
+    (tmp_path / "train" / "README").write_text("not a class")
+    assert layout_of(str(tmp_path)) == "classes"
+    found = read_pictures(str(tmp_path), "train", 0)
+    assert found.classes == names and found.labels.tolist() == [0, 1, 2]
+
+
+def test_a_bucket_is_not_asked_whether_pictures_are_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "0.png")
+    data = (tmp_path / "0.png").read_bytes()
+    for name in ("st.bernard/0.png", "0.png", "1.JPG"):
+        storage.publish(f"memory://dogs/train/{name}", data)
+    asked = []
+
+    def spied(uri: str) -> bool:
+        asked.append(uri)
+        return uri.endswith("st.bernard")
+
+    monkeypatch.setattr(storage, "is_folder", spied)
+    assert pictures._class_names("memory://dogs/train") == ["st.bernard"] and len(asked) == 1
 
 
 def test_a_limit_spreads_over_the_whole_split(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from ce_model.training import default_objective
 from pipelines import storage, tracking, weights
 from pipelines.cli import parse
 from pipelines.errors import UserError
-from pipelines.evaluation import frozen, models, report, results, run, work
+from pipelines.evaluation import frozen, models, plan, report, results, run, work
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.finetune import FinetuneSettings
 from pipelines.evaluation.frozen import FrozenSettings
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.evaluation.retrieval import RetrievalSettings
+from pipelines.progress import plain_console
 
 SMALL = NetworkConfig(preset="inpaint", bottleneck=8)
 
@@ -63,6 +65,10 @@ def test_the_report_holds_every_row_with_its_spread_and_the_quoted_ones(evaluate
     assert len(linear) == 6 and all(len(r["accuracy"]["values"]) == 2 for r in linear)
     methods = {r["method"] for r in sections["inpainting"]["rows"]}
     assert {"this model", "neighbour, these features", "Telea", "neighbour, HOG"} <= methods
+    data = str(evaluated / "data")
+    assert sections["knn"]["data_key"] == plan.fingerprint(
+        "knn", data, "classes", config(evaluated)
+    )
     page = (evaluated / "report" / "report.html").read_text()
     assert "18.58" in page and "quoted" in page and "data:image/png;base64," in page
     assert "src='http" not in page and "href=" not in page  # nothing outside the file
@@ -86,7 +92,7 @@ def test_a_rerun_measures_nothing_and_says_so(
 ) -> None:
     before = (evaluated / "report" / "report.json").read_bytes()
     monkeypatch.setattr(work, "measure", None)  # would fail here
-    run.run(config(evaluated))
+    assert run.run(config(evaluated))["delivered"]
     assert "already measured: 14 of 14" in capsys.readouterr().err
     assert (evaluated / "report" / "report.json").read_bytes() == before
 
@@ -145,6 +151,78 @@ def test_an_overview_stands_only_where_there_is_something_to_compare() -> None:
     filling = {"title": "inpainting, x", "task": "inpainting", "about": "", "rows": [], "notes": {}}
     page = report.page({"seeds": [0], "models": [], "sections": [filling]}, {})
     assert "overview" not in page and "second table" not in page
+
+
+def test_data_are_called_by_as_much_of_the_path_as_tells_them_apart() -> None:
+    uris = ("/a/photos", "s3://b/photos", "s3://a/photos", "/a/voc/")
+    assert plan.distinct(uris) == {
+        "/a/photos": "a/photos",
+        "s3://b/photos": "b/photos",
+        "s3://a/photos": "s3:/a/photos",
+        "/a/voc/": "voc",
+    }
+    assert plan.distinct(["/a/photos"]) == {"/a/photos": "photos"}
+
+
+def test_data_of_one_name_keep_their_sections_and_metrics_apart(tmp_path: Path) -> None:
+    subject = models.untrained("random", "random", SMALL)
+    jobs = []
+    for score, name in enumerate(("a", "b")):
+        uri = str(tmp_path / name)
+        rows: list[results.Row] = [{"layer": "e6", "accuracy": float(score)}]
+        results.commit(uri, results.Measured(rows, {}, {}))
+        jobs.append(
+            work.Job(
+                task="knn", subject=subject, holes=(), data_uri=f"/{name}/photos",
+                database_uri=None, seed=0, uri=uri,
+            )
+        )  # fmt: skip
+    keys: plan.Fingerprints = {("knn", "/a/photos"): "one", ("knn", "/b/photos"): "two"}
+    found = run._gather(jobs, [(subject, 0)], config(tmp_path), keys)
+    assert [s["title"] for s in found["sections"]] == ["knn, a/photos", "knn, b/photos"]
+    assert [s["data_key"] for s in found["sections"]] == ["one", "two"]
+    assert run.metrics_of(found) == {
+        "knn/a/photos/random/e6/accuracy": 0.0,
+        "knn/b/photos/random/e6/accuracy": 1.0,
+    }
+
+
+@pytest.mark.parametrize("problem", ["the server is away", None])
+def test_a_report_that_mlflow_does_not_have_is_not_called_delivered(
+    problem: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking.Recorder, "_work", lambda self: None)
+    monkeypatch.setattr(
+        tracking.Recorder, "finish", lambda self, status: tracking.Outcome(None, problem)
+    )
+    asked = config(tmp_path)
+    uri = tracking.tracking_uri(None, asked.store)
+    unknown = models.trained("ours", save(tmp_path / "model"), run_id="0" * 32)
+    found = run._gather([], [(unknown, 0)], asked, {})
+    assert not run._publish(found, {}, asked, uri, [(unknown, 0)], plain_console())
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
+    assert "MLflow does not have it yet" in line
+    assert (problem or "0" * 32) in line
+
+
+def test_shares_of_the_labels_have_names_of_their_own() -> None:
+    shares = (1.0, 0.1, 0.07, 0.01, 0.014, 0.006)
+    assert [frozen.percent(s) for s in shares] == ["100%", "10%", "7%", "1%", "1.4%", "0.6%"]
+    for settings in (FrozenSettings, FinetuneSettings):
+        with pytest.raises(ValueError, match=r"label_shares is \(0.5, 0.5\); each must occur once"):
+            settings(label_shares=(0.5, 0.5))
+
+
+def test_probes_with_few_labels_keep_their_shares_apart() -> None:
+    rng = np.random.default_rng(0)
+    split = frozen.Split({"e6": rng.random((400, 4), np.float32)}, np.arange(400) % 2)
+    settings = FrozenSettings(label_shares=(0.014, 0.006))
+    measured = frozen.linear(split, split, 2, settings, seed=0)
+    assert [row["labels"] for row in measured.rows] == ["1.4%", "0.6%"]
+    assert len(measured.notes["penalty"]) == 2
 
 
 def test_repetitions_of_a_row_are_pooled() -> None:

@@ -19,9 +19,9 @@ from ce_model import scores
 from ce_model.transfer import Classifier, begin
 from pipelines import images
 from pipelines.evaluation import models
-from pipelines.evaluation.frozen import calibration, some_labels
+from pipelines.evaluation.frozen import calibration, check_shares, percent, some_labels
 from pipelines.evaluation.models import Subject
-from pipelines.evaluation.pictures import Pictures, decode, to_network
+from pipelines.evaluation.pictures import Pictures, decode, spread, to_network
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.tuning import (
     Choice,
@@ -55,10 +55,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if not self.label_shares or not all(0 < share <= 1 for share in self.label_shares):
-            raise ValueError(
-                f"finetune.label_shares is {self.label_shares}; each must be above 0, at most 1"
-            )
+        check_shares("finetune.label_shares", self.label_shares)
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"finetune.scale is {self.scale}; it must be two rising sizes above 0")
         if self.crops < 1:
@@ -108,8 +105,8 @@ def measure(
         model = fitted(part, choice.learning_rate)
         score = _score(model, test, side, settings, seed)
         metric = "mAP" if train.several else "accuracy"
-        rows.append({"labels": f"{share:.0%} ({len(part.pictures)})", metric: score})
-        choices[f"{share:.0%}"] = choice._asdict()
+        rows.append({"labels": f"{percent(share)} ({len(part.pictures)})", metric: score})
+        choices[percent(share)] = choice._asdict()
     notes = {"settings": asdict(settings), "learning_rate": choices, "dtype": str(dtype)}
     return Measured(rows, notes, {})
 
@@ -142,7 +139,8 @@ def _fit(
     """A trained classifier; None when a loss was not finite."""
     generator = torch.Generator().manual_seed(seed)
     encoder = models.encoder_of(subject, seed, calibration(task.pictures, side))
-    first = next(task.pictures.batches(side, BEGIN_PICTURES))
+    typical = task.pictures.take(spread(len(task.pictures), BEGIN_PICTURES))
+    first = next(typical.batches(side, BEGIN_PICTURES))
     features = encoder(first).flatten(1).shape[1]
     model = Classifier(
         encoder,

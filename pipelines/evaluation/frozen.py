@@ -18,7 +18,7 @@ from ce_model.networks import layer_features
 from ce_model.transfer import pooled
 from pipelines.errors import UserError
 from pipelines.evaluation import models
-from pipelines.evaluation.pictures import Pictures
+from pipelines.evaluation.pictures import Pictures, spread
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.tuning import split_off
 
@@ -51,10 +51,7 @@ class FrozenSettings:
 
     def __post_init__(self) -> None:
         """Refuse empty probes."""
-        if not self.label_shares or not all(0 < share <= 1 for share in self.label_shares):
-            raise ValueError(
-                f"frozen.label_shares is {self.label_shares}; each must be above 0 and at most 1"
-            )
+        check_shares("frozen.label_shares", self.label_shares)
         if self.k < 1 or self.values < 1:
             raise ValueError(
                 f"frozen.k is {self.k} and frozen.values {self.values}; both must be 1 or more"
@@ -66,6 +63,19 @@ class FrozenSettings:
             )
 
 
+def percent(share: float) -> str:
+    """Name of a share of the labels: 100%, 10%, 0.6%."""
+    return f"{100 * share:.4g}%"
+
+
+def check_shares(name: str, shares: tuple[float, ...]) -> None:
+    """Refuse shares that are none, and two of one name: they would pass for repetitions."""
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"{name} is {shares}; each must be above 0 and at most 1")
+    if len({percent(share) for share in shares}) < len(shares):
+        raise ValueError(f"{name} is {shares}; each must occur once, in 4 digits of a percentage")
+
+
 class Split(NamedTuple):
     """Features of one split."""
 
@@ -75,8 +85,7 @@ class Split(NamedTuple):
 
 def calibration(pictures: Pictures, side: int) -> list[torch.Tensor]:
     """Batches of training pictures, evenly spaced, that every encoder is calibrated on."""
-    count = min(CALIBRATION_PICTURES, len(pictures))
-    return list(pictures.take(np.arange(count) * len(pictures) // count).batches(side, 64))
+    return list(pictures.take(spread(len(pictures), CALIBRATION_PICTURES)).batches(side, 64))
 
 
 def extract(
@@ -120,8 +129,8 @@ def linear(
             model = scores.ridge(x, y, [penalty])[0]
             guess = model((test.features[layer] - mean) / deviation).argmax(1)
             accuracy = float((guess == test.labels).mean())
-            rows.append({"layer": layer, "labels": f"{share:.0%}", "accuracy": accuracy})
-            chosen[f"{layer}, {share:.0%}"] = penalty
+            rows.append({"layer": layer, "labels": percent(share), "accuracy": accuracy})
+            chosen[f"{layer}, {percent(share)}"] = penalty
     return Measured(rows, {"settings": asdict(settings), "penalty": chosen}, {})
 
 

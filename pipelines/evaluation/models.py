@@ -8,7 +8,7 @@ with one label are repetitions (other pretraining seeds) of one row.
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -22,6 +22,8 @@ from ce_model.networks import ContextEncoder, NetworkConfig, build_generator
 from ce_model.training import Objective
 from pipelines import storage, tracking, weights
 from pipelines.errors import UserError
+from pipelines.evaluation.pictures import spread
+from pipelines.progress import plain_console
 
 Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
 BASELINES = get_args(Kind)[1:]
@@ -60,6 +62,26 @@ def _short(ref: str) -> str:
     """A model folder is called after its stage."""
     parts = ref.rstrip("/").split("/")
     return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
+
+
+def require_distinct(given: Mapping[str, Subject | None]) -> None:
+    """Refuse one name for different models, unless all have it as a label: repetitions of a row.
+
+    Args:
+        given: the models by reference; None for what has to be trained first.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for ref, subject in given.items():
+        name, rest = named(ref)
+        rows.setdefault(name, {})[ref] = rest if subject is None else subject.identity
+    for name, refs in rows.items():
+        labelled = all(ref.startswith(f"{name}=") for ref in refs)
+        if len(set(refs.values())) > 1 and not labelled:
+            raise UserError(
+                f"model has {' and '.join(refs)}, different models that would all be the row "
+                f"'{name}'; label them: --model a=REF b=REF (one label for all makes them "
+                "repetitions of one row)"
+            )
 
 
 def untrained(name: str, kind: Kind, network: NetworkConfig) -> Subject:
@@ -109,13 +131,23 @@ def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
             _from_checkpoint(ref, temporary)
             return trained(name, _keep(Path(temporary), store))
     found = trained(name, weights.folder_of(ref))
-    return replace(found, run_id=tracking.run_of_key(tracking_uri, _key(found.uri)))
+    try:
+        return replace(found, run_id=run_of(found.uri, tracking_uri))
+    except Exception as error:
+        if not tracking.may_pass(error):
+            raise
+        plain_console().print(
+            f"warning: MLflow did not answer, so the run of '{found.uri}' is not known "
+            f"({tracking.described(tracking_uri, error).splitlines()[0]})",
+            soft_wrap=True,
+        )
+        return found
 
 
-def _key(uri: str) -> str | None:
-    """Pipeline key of the training that wrote a model folder."""
+def run_of(uri: str, tracking_uri: str) -> str | None:
+    """The MLflow run of the training that wrote a model folder; None when there is none."""
     key = storage.read_json(storage.join(uri, weights.MODEL))["info"].get("key")
-    return None if key is None else str(key)
+    return tracking.run_of_key(tracking_uri, key)
 
 
 def _from_checkpoint(uri: str, folder: str) -> None:
@@ -167,11 +199,13 @@ def encoder_of(
     encoder = network_of(subject, seed).encoder
     kept = list(batches)
     if subject.kind == "random-kmeans":
+        pictures = torch.cat(kept)
+        pictures = pictures[spread(len(pictures), KMEANS_PICTURES)]
         folded = rescaling.fold(encoder)
         layers = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         rescaling.initialise(
             layers,
-            lambda: folded(torch.cat(kept)[:KMEANS_PICTURES]),
+            lambda: folded(pictures),
             filters="kmeans",
             generator=torch.Generator().manual_seed(seed),
         )

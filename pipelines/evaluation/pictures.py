@@ -6,7 +6,6 @@ Pictures stay encoded in memory and are decoded batch by batch; `limit` bounds h
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -126,7 +125,7 @@ def layout_of(uri: str) -> Layout:
         return "voc"
     if {"train", "trainannot"} <= inside:
         return "camvid"
-    if "train" in inside and _class_names(storage.join(uri, "train")):
+    if "train" in inside and _has_classes(storage.join(uri, "train")):
         return "classes"
     if any(name.lower().endswith(SUFFIXES) for name in inside):
         return "pictures"
@@ -166,7 +165,7 @@ def read_pictures(uri: str, split: str, limit: int) -> Pictures:
         found = _read_classes(uri, split, limit)
     elif layout == "pictures":
         names = [n for n in storage.children(uri) if n.lower().endswith(SUFFIXES)]
-        names = [names[at] for at in _spread(len(names), limit)]
+        names = [names[at] for at in spread(len(names), limit)]
         found = _read_files(uri, [(name, -1) for name in names], ())
     else:
         raise UserError(f"data is '{uri}', a {layout} folder; this task wants pictures or classes")
@@ -177,7 +176,7 @@ def read_pictures(uri: str, split: str, limit: int) -> Pictures:
 
 def _read_prepared(uri: str, split: str, limit: int) -> Pictures:
     manifest = dataset.read_manifest(uri)
-    wanted = set(_spread(manifest.rows(split), limit))
+    wanted = set(spread(manifest.rows(split), limit))
     keys: list[str] = []
     labels: list[int] = []
     encoded: list[bytes] = []
@@ -196,7 +195,8 @@ def _read_prepared(uri: str, split: str, limit: int) -> Pictures:
 
 def _read_classes(uri: str, split: str, limit: int) -> Pictures:
     classes = _class_names(storage.join(uri, "train"))
-    unknown = sorted(set(_class_names(storage.join(uri, split))) - set(classes))
+    here = classes if split == "train" else _class_names(storage.join(uri, split))
+    unknown = sorted(set(here) - set(classes))
     if unknown:
         raise UserError(
             f"'{storage.join(uri, split)}' has the classes {', '.join(unknown[:NAMES])}, which "
@@ -208,7 +208,7 @@ def _read_classes(uri: str, split: str, limit: int) -> Pictures:
         for file in storage.children(storage.join(uri, split, name))
         if file.lower().endswith(SUFFIXES)
     ]
-    return _read_files(uri, [files[at] for at in _spread(len(files), limit)], tuple(classes))
+    return _read_files(uri, [files[at] for at in spread(len(files), limit)], tuple(classes))
 
 
 def _read_files(uri: str, files: list[tuple[str, int]], classes: tuple[str, ...]) -> Pictures:
@@ -219,11 +219,21 @@ def _read_files(uri: str, files: list[tuple[str, int]], classes: tuple[str, ...]
 
 
 def _class_names(uri: str) -> list[str]:
-    names = storage.children(uri)
-    return [n for n in names if not PurePosixPath(n).suffix and not n.startswith(".")]
+    names = set(_perhaps_classes(uri))
+    return storage.folders_among(uri, names) if names else []
 
 
-def _spread(count: int, limit: int) -> list[int]:
+def _has_classes(uri: str) -> bool:
+    return any(storage.is_folder(storage.join(uri, name)) for name in _perhaps_classes(uri))
+
+
+def _perhaps_classes(uri: str) -> list[str]:
+    # A picture is taken for a file unasked: in a bucket each question is a request.
+    names = (name for name in storage.children(uri) if not name.startswith("."))
+    return [name for name in names if not name.lower().endswith(SUFFIXES)]
+
+
+def spread(count: int, limit: int) -> list[int]:
     """At most `limit` numbers below `count`, evenly spaced; all of them for 0."""
     if not limit or limit >= count:
         return list(range(count))

@@ -1,5 +1,7 @@
 """Which measurements a config asks for, each with the key that names its result."""
 
+from collections.abc import Iterable
+
 from pipelines import dataset, storage, weights
 from pipelines.errors import UserError
 from pipelines.evaluation import inpainting as filling
@@ -154,6 +156,19 @@ def title(job: Job) -> str:
     """What is measured, for people."""
     name = "classical" if job.subject is None else job.subject.name
     return f"{job.task} of {name} on {short(job.data_uri)}, seed {job.seed}"
+
+
+def distinct(uris: Iterable[str]) -> dict[str, str]:
+    """What URIs are called: the last part, or as much of the path as tells them apart."""
+    parts = {uri: [part for part in uri.split("/") if part] for uri in uris}
+    names = {}
+    for uri, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        depth = 1
+        while any(other[-depth:] == own[-depth:] for other in others):
+            depth += 1
+        names[uri] = "/".join(own[-depth:])
+    return names
 
 
 def short(uri: str) -> str:

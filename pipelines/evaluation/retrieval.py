@@ -1,7 +1,8 @@
 """Nearest neighbours of the visible context, as in figure 8 of the paper.
 
-The centre is hidden from query and database alike. Where pictures have labels, the score is the
-share of the nearest neighbours with the query's label.
+The centre is hidden from query and database alike, and the mean of the encoder's features over the
+database is taken off both. Where pictures have labels, the score is the share of the nearest
+neighbours with the query's label.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from torch import nn
 from ce_model import scores
 from ce_model.masks import mask_for
 from pipelines.evaluation import fills, models
+from pipelines.evaluation.frozen import CALIBRATION_PICTURES
 from pipelines.evaluation.models import Subject
-from pipelines.evaluation.pictures import Pictures, to_network
+from pipelines.evaluation.pictures import Pictures, spread, to_network
 from pipelines.evaluation.results import Measured, Row, png
 
 CHUNK = 32
@@ -56,12 +58,12 @@ def measure(
     """Neighbours by the encoder's last features, and by HOG for comparison."""
     asked, stored = queries.squares(side), database.squares(side)
     hole = mask_for(0, "central", side, "", 0)
-    encoder = models.encoder_of(subject, seed, _contexts(stored[:256], hole))
+    typical = stored[spread(len(stored), CALIBRATION_PICTURES)]
+    encoder = models.encoder_of(subject, seed, _contexts(typical, hole))
+    wanted, known = (_features(encoder, part, hole, dtype) for part in (asked, stored))
+    mean = known.mean(0)
     found = {
-        "encoder": scores.nearest(
-            _features(encoder, asked, hole, dtype), _features(encoder, stored, hole, dtype),
-            max(DEPTHS),
-        ),
+        "encoder": scores.nearest(wanted - mean, known - mean, max(DEPTHS)),
         "HOG": scores.nearest(
             fills.hog_features(asked, hole), fills.hog_features(stored, hole), max(DEPTHS)
         ),
@@ -99,9 +101,7 @@ def _features(
             encoder(batch.to(place)).flatten(1).double().cpu().numpy()
             for batch in _contexts(pictures, hole)
         ]
-    features = np.concatenate(rows)
-    centered: NDArray[np.float64] = features - features.mean(0)
-    return centered
+    return np.concatenate(rows)
 
 
 def _sheet(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -33,12 +34,17 @@ ABOUT = {
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure all models on all tasks; returns the report that was written."""
+    """Measure all models on all tasks.
+
+    Returns:
+        the report that was written, and `delivered`: whether MLflow has all of it, too.
+    """
     console = plain_console()
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     layouts = plan.layouts_of(config)
     fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     given = {ref: _subject(ref, config, uri) for ref in config.model}
+    models.require_distinct(given)
     with cluster.connected() as resources:
         _check_precision(config, resources)
         room = Room(config, resources, console)
@@ -46,10 +52,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         jobs = plan.jobs_of(subjects, config, layouts, fingerprints)
         room.search(plan.to_search(config, layouts))
         room.perform(jobs)
-    found = _gather(jobs, subjects, config)
+    found = _gather(jobs, subjects, config, fingerprints)
     figures = _figures(jobs, found)
-    _publish(found, figures, config, uri, subjects, console)
-    return found
+    delivered = _publish(found, figures, config, uri, subjects, console)
+    return {**found, "delivered": delivered}
 
 
 def _check_precision(config: EvaluateConfig, resources: Resources) -> None:
@@ -75,24 +81,30 @@ def _subject(ref: str, config: EvaluateConfig, uri: str) -> Subject | None:
 
 
 def _gather(
-    jobs: list[Job], subjects: list[tuple[Subject, int]], config: EvaluateConfig
+    jobs: list[Job],
+    subjects: list[tuple[Subject, int]],
+    config: EvaluateConfig,
+    fingerprints: plan.Fingerprints,
 ) -> dict[str, Any]:
     """What `report.json` holds."""
     sections = []
+    keys = {(task, storage.absolute(uri)): key for (task, uri), key in fingerprints.items()}
+    names = plan.distinct(job.data_uri for job in jobs)
     for task, data in dict.fromkeys((job.task, job.data_uri) for job in jobs):
         chosen = [job for job in jobs if (job.task, job.data_uri) == (task, data)]
         rows, notes = [], {}
         for job in chosen:
             measured = results.committed(job.uri)
             assert measured is not None
-            name = "" if job.subject is None else job.subject.name
-            rows.append([{"model": name, **row} for row in measured.rows])
+            model = "" if job.subject is None else job.subject.name
+            rows.append([{"model": model, **row} for row in measured.rows])
             notes[plan.title(job)] = measured.notes
         sections.append(
             {
-                "title": f"{task}, {plan.short(data)}",
+                "title": f"{task}, {names[data]}",
                 "task": task,
                 "data": data,
+                "data_key": keys[task, data],
                 "about": ABOUT[task],
                 "rows": results.over_seeds(rows),
                 "notes": notes,
@@ -155,12 +167,17 @@ def _publish(
     uri: str,
     subjects: list[tuple[Subject, int]],
     console: Console,
-) -> None:
-    """Report to the store, to --report, to MLflow, and to the runs that the models came from."""
-    page = report.page(found, figures).encode()
-    text = (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
+) -> bool:
+    """Report to the store, to --report, to MLflow, and to the runs that the models came from.
+
+    Returns:
+        whether MLflow has all of it.
+    """
     key = storage.content_key([s["stages"] for s in found["sections"]] + [found["models"]])
     home = storage.join(storage.absolute(config.store), "evaluate", "reports", key[:16])
+    found = {**found, "at": _made_at(home)}
+    page = report.page(found, figures).encode()
+    text = (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
     for folder in [home, *([config.report] if config.report else [])]:
         storage.publish(storage.join(folder, "report.html"), page)
         storage.publish(storage.join(folder, "report.json"), text)
@@ -180,13 +197,34 @@ def _publish(
     outcome = recorder.finish("FINISHED")
     _table(found, console)
     console.print(f"report: {storage.join(home, 'report.html')}", soft_wrap=True)
-    if outcome.problem is not None:
-        console.print(f"warning: MLflow does not have it yet ({outcome.problem})")
-        return
-    for run_id in dict.fromkeys(s.run_id for s, _ in subjects if s.run_id):
+    attached = {"report.html": page, "report.json": text}
+    problem = outcome.problem or _attach(attached, f"evaluation/{key[:8]}", uri, subjects)
+    if problem is not None:
+        console.print(f"warning: MLflow does not have it yet ({problem})", soft_wrap=True)
+    return problem is None
+
+
+def _made_at(home: str) -> str:
+    """When a report was made first: a rerun does not make it newer than others."""
+    place = storage.join(home, "report.json")
+    before = storage.read_json(place).get("at") if storage.exists(place) else None
+    return before or datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _attach(
+    files: dict[str, bytes], folder: str, uri: str, subjects: list[tuple[Subject, int]]
+) -> str | None:
+    """Give files to the runs that the models came from; returns why they do not have them."""
+    try:
         server = tracking.client(uri)
-        tracking.log_bytes(server, run_id, f"evaluation/{key[:8]}/report.html", page)
-        tracking.log_bytes(server, run_id, f"evaluation/{key[:8]}/report.json", text)
+        # A run that the server did not tell at the start is asked for again.
+        runs = [s.run_id or models.run_of(s.uri, uri) for s, _ in subjects if s.uri]
+        for run_id in dict.fromkeys(run for run in runs if run):
+            for name, data in files.items():
+                tracking.log_bytes(server, run_id, f"{folder}/{name}", data)
+    except Exception as error:  # whatever the server does, the measurements are done
+        return tracking.described(uri, error)
+    return None
 
 
 def metrics_of(found: dict[str, Any]) -> dict[str, float]:
