@@ -38,6 +38,7 @@ UNKNOWN = "unknown"
 MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
 MAX_DIGEST = 36  # characters, likewise
 RETRY_WAIT_S = 5.0
+FLUSH_POLL_S = 0.05
 CLIENT_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -122,19 +123,22 @@ def ensure_run(spec: RunSpec) -> str:
     """Find the run of the key and set it running again, or create it; returns the run id."""
     server = client(spec.uri)
     experiment = experiment_id(server, spec.experiment, spec.store)
-    if run := find_run(server, experiment, spec.key):
+    run = find_run(server, experiment, spec.key)
+    if run is None:
+        # With who started it and by which command, as MLflow's own runs have it.
+        tags = resolve_tags({**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: git_commit()})
+        run = server.create_run(experiment, run_name=spec.name, tags=tags)
+    else:
         server.update_run(run.info.run_id, status="RUNNING")
         if run.data.tags.get(COMMIT_TAG, UNKNOWN) == UNKNOWN:
             server.set_tag(run.info.run_id, COMMIT_TAG, git_commit())
-        return str(run.info.run_id)
-    # With who started it and by which command, as MLflow's own runs have it.
-    tags = resolve_tags({**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: git_commit()})
-    run = server.create_run(experiment, run_name=spec.name, tags=tags)
     run_id = str(run.info.run_id)
-    params = [Param(name, str(value)[:6000]) for name, value in sorted(spec.params.items())]
+    # Of a run that was found, too: the server may have gone away between these requests.
+    missing = sorted(spec.params.keys() - run.data.params.keys())
+    params = [Param(name, str(spec.params[name])[:6000]) for name in missing]
     for start in range(0, len(params), MAX_PARAMS):
         server.log_batch(run_id, params=params[start : start + MAX_PARAMS])
-    if spec.dataset_fingerprint:
+    if spec.dataset_fingerprint and not (run.inputs and run.inputs.dataset_inputs):
         log_dataset(server, run_id, spec.dataset_uri, spec.dataset_fingerprint, "training")
     return run_id
 
@@ -169,6 +173,16 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("GIT_COMMIT", UNKNOWN)
     return found.stdout.strip()
+
+
+def described(uri: str, error: Exception) -> str:
+    """What went wrong with a server, as a recorder says it."""
+    return f"{uri}: {type(error).__name__}: {error}"[:500]
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: the server or its storage is away."""
+    return isinstance(error, MlflowException) or storage.may_pass(error)
 
 
 class Outcome(NamedTuple):
@@ -231,16 +245,31 @@ class Recorder:
         """Why delivery is late at the moment, if it is."""
         return self._problem
 
-    def finish(self, status: str, wait_s: float = 60.0) -> Outcome:
-        """Deliver what is left for at most `wait_s` and set the run's status."""
-        with self._lock:
-            self._other["status"] = status
+    def flush(self, wait_s: float) -> Outcome:
+        """Wait until everything is delivered, for at most `wait_s`; the run goes on."""
+        self._wake.set()
+        deadline = time.monotonic() + wait_s
+        while (late := self._waiting) and time.monotonic() < deadline:
+            time.sleep(FLUSH_POLL_S)
+        return self._outcome(late, wait_s)
+
+    def finish(self, status: str | None, wait_s: float = 60.0) -> Outcome:
+        """Deliver what is left for at most `wait_s` and set the run's status; None leaves it."""
+        if status is not None:
+            with self._lock:
+                self._other["status"] = status
         self._closing.set()
         self._wake.set()
         self._thread.join(wait_s)
-        if self._thread.is_alive() and self._problem is None:
-            self._problem = f"{self._spec.uri} did not take everything within {wait_s:.0f} s"
-        return Outcome(self._run_id, self._problem)
+        return self._outcome(self._thread.is_alive(), wait_s)
+
+    @property
+    def _waiting(self) -> bool:
+        return bool(self._run_id is None or self._metrics or self._other)
+
+    def _outcome(self, late: bool, wait_s: float) -> Outcome:
+        problem = self._problem or f"{self._spec.uri} did not take everything within {wait_s:.0f} s"
+        return Outcome(self._run_id, problem if late else None)
 
     def _work(self) -> None:
         while True:
@@ -250,7 +279,7 @@ class Recorder:
                 self._deliver()
                 self._problem = None
             except Exception as error:  # whatever the server does, training goes on
-                self._problem = f"{self._spec.uri}: {type(error).__name__}: {error}"[:500]
+                self._problem = described(self._spec.uri, error)
                 self._delivered.clear()  # a request that failed may still have arrived
                 if self._closing.wait(RETRY_WAIT_S):
                     time.sleep(1.0)
@@ -264,9 +293,12 @@ class Recorder:
             self._run_id = ensure_run(self._spec)
         server = client(self._spec.uri)
         while points := self._metrics[:MAX_METRICS]:
-            new = [p for p in points if p.step > self._last_step(server, p.key)]
+            new = []
+            for point in points:
+                if point.step > self._last_step(server, point.key):
+                    self._delivered[point.key] = point.step
+                    new.append(point)
             server.log_batch(self._run_id, metrics=new)
-            self._delivered |= {p.key: p.step for p in new}
             with self._lock:
                 del self._metrics[: len(points)]
         for name in list(self._other):
@@ -329,7 +361,8 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run.
 
     The model is code of ours (`served_model.py`, `ce_model`) beside plain tensors: loading it
-    unpickles nothing. Input and output are described in `served_model.py`.
+    unpickles nothing. Input and output are described in `served_model.py`. The run goes on: whoever
+    has begun it ends it.
 
     Returns:
         the model's URI, `models:/<model id>`.
@@ -365,6 +398,7 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
             signature=signature,
             input_example={"image": np.ascontiguousarray(image), "mask": mask},
         )
+        mlflow.end_run("RUNNING")  # else the end of the block would call it FINISHED
     return str(logged.model_uri)
 
 

@@ -1,5 +1,6 @@
 """A trained model as files: `weights.safetensors` and `model.json`; loading them runs no code."""
 
+import json
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -76,7 +77,7 @@ def load_model(uri: str) -> LoadedModel:
     """A model that `save_model` wrote, in eval mode on the CPU.
 
     Raises:
-        UserError: not a model folder, altered weights, or keys that do not fit the network.
+        UserError: not a model folder, altered files, or keys that do not fit the network.
     """
     try:
         description = storage.read_json(storage.join(uri, MODEL))
@@ -86,6 +87,13 @@ def load_model(uri: str) -> LoadedModel:
             f"'{uri}' is not a model folder: it must hold {MODEL} and {WEIGHTS}, as "
             "jobs/pretrain.py writes them"
         ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        description = None
+    if not isinstance(description, dict):
+        raise UserError(
+            f"{MODEL} in '{uri}' is no JSON object: it was altered or cut; take the model from its "
+            "run again"
+        )
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"'{uri}' has model format {description.get('format_version')}; this program reads "

@@ -1,6 +1,7 @@
 """The pretraining stage from end to end on a tiny dataset, with deaths on the way."""
 
 import errno
+import io
 import os
 import resource
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -22,9 +24,11 @@ import ray
 import torch
 import torch.distributed
 import torch.multiprocessing
+from mlflow.exceptions import MlflowException
+from rich.console import Console
 
 from ce_model.training import Networks
-from pipelines import dataset, pretrain, progress, storage, tracking
+from pipelines import dataset, pretrain, progress, registry, storage, tracking
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.pretrain import PretrainConfig, checkpoint, worker
@@ -271,6 +275,35 @@ def test_an_absent_tracking_server_costs_no_step_and_gets_all_later(
     assert list(tmp_path.glob("pretrain/*/commit.json"))
 
 
+def test_a_server_that_goes_away_after_training_gets_model_and_summary_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tracking.tracking_uri(None, str(tmp_path))
+    spec = tracking.RunSpec(uri=uri, store=str(tmp_path), experiment="e", key="k", name="n")
+    stage = str(tmp_path / "stage")
+    task: Any = SimpleNamespace(stage_uri=stage, plan=SimpleNamespace(steps=STEPS, side=128))
+    trained = checkpoint.Checkpoint(stage, STEPS, {"history": []})
+    monkeypatch.setattr(checkpoint, "latest", lambda stage_uri: trained)
+    monkeypatch.setattr(run_module, "_export", lambda *_: {"model": "m"})
+
+    def away(*_: Any) -> str:
+        raise MlflowException("nobody answers")
+
+    for log_model, status in ((away, "RUNNING"), (lambda *_: "models:/m-1", "FINISHED")):
+        monkeypatch.setattr(run_module, "_log_model", log_model)
+        screen = io.StringIO()
+        summary = run_module._train(
+            PretrainConfig(), task, scaling=None, spec=spec, console=Console(file=screen)
+        )
+        run_id = summary["tracking_run_id"]
+        assert tracking.client(uri).get_run(run_id).info.status == status
+        finished = status == "FINISHED"
+        assert ("give the same command again" in " ".join(screen.getvalue().split())) != finished
+        assert Path(stage, run_module.COMMIT).exists() == finished
+    assert registry.summary(uri, run_id) == summary
+    assert summary["model_uri"] == "models:/m-1"
+
+
 def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:
     # The ranks compare the bits of their parameters at every checkpoint and fail if they differ.
     summary = pretrain.run(
@@ -351,11 +384,50 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
         ({"norm": "lrn"}, "network.norm is lrn"),
         ({"adversarial": 2.0}, "objective.adversarial is 2.0"),
         ({"batch_size": 2, "num_workers": 2}, "at least 2 pictures per worker"),
+        ({"learning_rate": np.nan}, "learning_rate is nan; it must be a finite number above 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a finite number above 0"),
+        ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate is 0.0; it must be"),
+        ({"discriminator_learning_rate": np.inf}, "discriminator_learning_rate is inf"),
+        ({"ring_weight": np.inf}, "ring_weight is inf; it must be a finite number above 0"),
+        ({"fill": (np.nan, 0.0, 0.0)}, "each value must be 0 to 255"),
+        ({"threads_per_worker": 0}, "threads_per_worker is 0; it must be 1 or more"),
+        ({"validate_every": 0}, "validate_every is 0; it must be 1 or more"),
+        ({"max_failures": -1}, "max_failures is -1; it must be 0 or more"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"seed": 2**64}, f"seed is {2**64}; it must be {2**64 - 1} or less"),
+        ({"shorter": -1}, "shorter is -1; it must be 0 or more"),
+        ({"shorter": 100}, "shorter is 100 px; it must be 0 or at least 128"),
+        (
+            {"strategy": "random_block", "region": "hole", "overlap": 16},
+            "overlap is 16 px; it must be 0 with random_block holes of inpaint",
+        ),
+        ({"preset": "alexnet", "strategy": "central", "overlap": 4}, "overlap is 4 px"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({}, (2e-3, 2e-4)),
+        ({"adversarial": 0.0}, (2e-4, 2e-5)),
+        ({"adversarial": 1.0}, (2e-4, 2e-4)),  # as train.lua without a reconstruction loss
+        ({"adversarial": 1.0, "learning_rate": 1e-3}, (1e-3, 1e-3)),
+        ({"adversarial": 1.0, "discriminator_learning_rate": 1e-5}, (2e-4, 1e-5)),
+        ({"preset": "alexnet"}, (1e-4, 1e-5)),
+        ({"preset": "alexnet", "adversarial": 0.001}, (1e-4, 1e-5)),
+        ({"preset": "alexnet", "strategy": "central", "adversarial": 0.001}, (1e-3, 1e-4)),
+    ],
+)
+def test_learning_rates_are_those_of_the_paper(
+    changes: dict[str, Any], rates: tuple[float, float]
+) -> None:
+    config = PretrainConfig(**changes)
+    losses = settings.objective(config, mean_rgb=(0.0, 0.0, 0.0))
+    assert settings.learning_rates(config, losses.adversarial) == pytest.approx(rates)
 
 
 def test_each_worker_takes_a_gpu_where_there_are_gpus() -> None:
@@ -380,5 +452,8 @@ def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path
     assert settings.pretrain_key(replace(config, **how), manifest) == key
     for what in ({"seed": 1}, {"strategy": "random_block"}, {"steps": 25}, {"adversarial": 0.0}):
         assert settings.pretrain_key(replace(config, **what), manifest) != key
+    alone = replace(config, adversarial=1.0)
+    same = replace(alone, discriminator_learning_rate=2e-4)
+    assert settings.pretrain_key(alone, manifest) == settings.pretrain_key(same, manifest)
     other = replace(manifest, seed=manifest.seed + 1)
     assert settings.pretrain_key(config, other) != key

@@ -1,13 +1,18 @@
 """The recorder: an absent server delays the curves and costs nothing else."""
 
+import itertools
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import free_port, mlflow_server_command
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
 from pipelines.errors import UserError
@@ -66,6 +71,61 @@ def test_a_run_without_a_known_commit_gets_the_first_that_is_known(
         run_id = tracking.ensure_run(make_spec(sqlite, tmp_path))
         found.append(tracking.client(sqlite).get_run(run_id).data.tags[tracking.COMMIT_TAG])
     assert found == ["unknown", "a" * 40, "a" * 40]
+
+
+@pytest.mark.parametrize("fault", [1, 2, 3])  # two requests with parameters, one with the dataset
+def test_what_a_fault_left_out_of_a_new_run_comes_later(
+    fault: int, sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = itertools.count(1)
+    for name in ("log_batch", "log_inputs"):
+        real = getattr(MlflowClient, name)
+
+        def request(*args: Any, real: Any = real, **kwargs: Any) -> None:
+            if next(requests) == fault:
+                raise MlflowException("nobody answers")
+            real(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, request)
+    spec = make_spec(sqlite, tmp_path)
+    with pytest.raises(MlflowException):
+        tracking.ensure_run(spec)
+    for _ in range(2):
+        run = tracking.client(sqlite).get_run(tracking.ensure_run(spec))
+        assert run.data.params == {name: str(value) for name, value in spec.params.items()}
+        assert [found.dataset.digest for found in run.inputs.dataset_inputs] == ["f" * 36]
+
+
+def test_steps_made_again_before_the_first_delivery_come_once(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, ensure = threading.Event(), tracking.ensure_run
+    monkeypatch.setattr(tracking, "ensure_run", lambda spec: there.wait(20) and ensure(spec))
+    recorder = Recorder(make_spec(sqlite, tmp_path))
+    for begun, steps in ((1.0, range(3)), (2.0, range(1, 5))):  # a worker died after step 2
+        for step in steps:
+            recorder.metrics({"a": step}, step, time_s=begun)
+    there.set()
+    run_id = recorder.finish("FINISHED").run_id
+    assert run_id is not None
+    assert points(sqlite, run_id, "a") == [(step, step) for step in range(5)]
+
+
+def test_a_run_ends_when_it_is_told_to(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(make_spec(sqlite, tmp_path))
+    recorder.metrics({"a": 1}, 1)
+    run_id, problem = recorder.flush(wait_s=60)
+    assert problem is None and run_id is not None
+    assert points(sqlite, run_id, "a") == [(1, 1)]
+    logged = SimpleNamespace(model_uri="models:/m-1")
+    monkeypatch.setattr(tracking.mlflow.pyfunc, "log_model", lambda **_: logged)
+    tracking.log_model(sqlite, run_id, tmp_path, 128, [])
+    server = tracking.client(sqlite)
+    assert server.get_run(run_id).info.status == "RUNNING"
+    assert recorder.finish(None).problem is None
+    assert server.get_run(run_id).info.status == "RUNNING"
 
 
 def test_a_replayed_history_adds_only_what_is_missing(sqlite: str, tmp_path: Path) -> None:
@@ -129,6 +189,7 @@ def test_a_server_that_comes_late_gets_everything_and_nobody_waited(relay: Relay
 def test_a_server_that_never_comes_is_named(tmp_path: Path) -> None:
     recorder = Recorder(make_spec(f"http://127.0.0.1:{free_port()}", tmp_path))
     recorder.metrics({"a": 1}, 1)
+    assert recorder.flush(wait_s=0.5).problem is not None
     outcome = recorder.finish("FINISHED", wait_s=3)
     assert outcome.run_id is None
     assert outcome.problem is not None and "127.0.0.1" in outcome.problem

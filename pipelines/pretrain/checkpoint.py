@@ -36,7 +36,7 @@ class Checkpoint:
 
 def save(stage_uri: str, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
     """Write the checkpoint of a step; returns its URI."""
-    uri = storage.join(stage_uri, "checkpoints", f"step-{step:08d}")
+    uri = _uri(stage_uri, _name(step))
     with storage.staged_file(storage.join(uri, TENSORS)) as staged:
         weights.write_tensors(tensors, staged)
         digest, size = storage.sha256_of(staged), staged.stat().st_size
@@ -45,10 +45,16 @@ def save(stage_uri: str, step: int, tensors: dict[str, Tensor], state: dict[str,
     return uri
 
 
-def prune(stage_uri: str, keep: int) -> None:
-    """Remove all but the newest checkpoints; the commit file goes first."""
-    for name in _names(stage_uri)[keep:]:
-        uri = storage.join(stage_uri, "checkpoints", name)
+def prune(stage_uri: str, saved: int, keep: int) -> None:
+    """Keep the newest checkpoints up to the one just saved; the commit file goes first.
+
+    One of a later step that can be used is another process's; one that cannot is in the way.
+    """
+    names = _names(stage_uri)
+    later = [name for name in names if name > _name(saved)]
+    unusable = [name for name in later if _read(_uri(stage_uri, name)) is None]
+    for name in unusable + names[len(later) + keep :]:
+        uri = _uri(stage_uri, name)
         storage.remove(storage.join(uri, STATE))
         storage.remove(uri)
 
@@ -56,16 +62,29 @@ def prune(stage_uri: str, keep: int) -> None:
 def latest(stage_uri: str) -> Checkpoint | None:
     """The newest checkpoint whose files are what they were when it was written."""
     for name in _names(stage_uri):
-        uri = storage.join(stage_uri, "checkpoints", name)
-        if found := _read(uri):
+        if found := _read(_uri(stage_uri, name)):
             return found
     return None
 
 
+def passed_over(stage_uri: str, found: Checkpoint | None) -> list[str]:
+    """Names of the newer ones that `latest` could not use."""
+    newest = "" if found is None else _name(found.step)
+    return [name for name in _names(stage_uri) if name > newest]
+
+
 def at_step(stage_uri: str, step: int) -> Checkpoint:
     """The checkpoint of a step that `latest` has found."""
-    uri = storage.join(stage_uri, "checkpoints", f"step-{step:08d}")
+    uri = _uri(stage_uri, _name(step))
     return Checkpoint(uri, step, storage.read_json(storage.join(uri, STATE)))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _uri(stage_uri: str, name: str) -> str:
+    return storage.join(stage_uri, "checkpoints", name)
 
 
 def _names(stage_uri: str) -> list[str]:

@@ -1,13 +1,15 @@
 """What a training run is asked to do, and the key that names its result."""
 
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from ce_model.masks import Strategy
 from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
 from ce_model.training import Objective, Precision, default_learning_rates
 from pipelines import storage
 from pipelines.dataset import Manifest
+from pipelines.errors import UserError
 from pipelines.stream import WINDOW_ROWS
 
 KEY_VERSION = 1  # part of every key: raise it when the same settings train differently
@@ -26,6 +28,24 @@ NOT_IN_KEY = {
     "tracking_uri",
     "experiment",
 }
+
+
+LEAST = {  # what a setting must be at the least
+    "steps": 1,
+    "batch_size": 1,
+    "seed": 0,
+    "shorter": 0,
+    "window_rows": 1,
+    "num_workers": 1,
+    "threads_per_worker": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "log_every": 1,
+    "validate_every": 1,
+    "validation_images": 1,
+    "max_failures": 0,
+}
+MAX_SEED = 2**64 - 1  # torch takes no larger one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +90,8 @@ class PretrainConfig:
     learning_rate: float | None = None
     """Of the generator; None: by preset and strategy, as in the paper."""
     discriminator_learning_rate: float | None = None
-    """None: a tenth of the generator's."""
+    """None: a tenth of the generator's; without a reconstruction loss (--adversarial 1) the same,
+    as in train.lua."""
     seed: int = 0
     """Seed of the weights, the order, the crops, the choice of holes and dropout."""
     precision: Precision = "auto"
@@ -107,30 +128,36 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything starts."""
-        for name in (
-            "steps",
-            "batch_size",
-            "num_workers",
-            "checkpoint_every",
-            "log_every",
-            "validation_images",
-            "keep_checkpoints",
-            "window_rows",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}; it must be {least} or more")
+        for name in ("learning_rate", "discriminator_learning_rate", "ring_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} is {value}; it must be a finite number above 0")
+        if self.seed > MAX_SEED:
+            raise UserError(f"seed is {self.seed}; it must be {MAX_SEED} or less")
         if self.batch_size % self.num_workers:
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size}; it must be a multiple of num_workers "
                 f"{self.num_workers}, so that every worker gets equal steps"
             )
         if self.preset == "inpaint" and self.batch_size // self.num_workers < 2:
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size} for {self.num_workers} workers; preset inpaint "
                 "needs at least 2 pictures per worker, since its bottleneck is batch-normalised"
             )
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.overlap and network(self).output != "center":
+            raise UserError(
+                f"overlap is {self.overlap} px; it must be 0 with {self.holes} holes of "
+                f"{self.preset}, since only the central prediction of inpaint covers a ring"
+            )
+        if self.shorter and self.shorter < side(self):
+            raise UserError(
+                f"shorter is {self.shorter} px; it must be 0 or at least {side(self)}, the side of "
+                f"the pictures that {self.preset} reads"
+            )
         objective(self, mean_rgb=(0.0, 0.0, 0.0))  # checks of the network and the losses
 
     @property
@@ -171,7 +198,10 @@ def learning_rates(config: PretrainConfig, adversarial: float) -> tuple[float, f
     """Of the generator and the discriminator."""
     default, _ = default_learning_rates(network(config), config.holes, adversarial)
     generator = default if config.learning_rate is None else config.learning_rate
-    return generator, config.discriminator_learning_rate or generator / 10
+    discriminator = generator if adversarial == 1 else generator / 10
+    if config.discriminator_learning_rate is not None:
+        discriminator = config.discriminator_learning_rate
+    return generator, discriminator
 
 
 def side(config: PretrainConfig) -> int:
@@ -191,7 +221,10 @@ def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
     The number of workers is left out because the stream does not depend on it.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
-    resolved = {"strategy": config.holes, "objective": asdict(objective(config, manifest.mean_rgb))}
+    losses = objective(config, manifest.mean_rgb)
+    resolved: dict[str, Any] = {"strategy": config.holes, "objective": asdict(losses)}
+    if losses.adversarial == 1:  # the one default rate that is no tenth of the generator's
+        _, resolved["discriminator_learning_rate"] = learning_rates(config, losses.adversarial)
     return storage.content_key(
         {
             "stage": "pretrain",

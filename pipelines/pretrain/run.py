@@ -173,18 +173,24 @@ def _train(
 ) -> dict[str, Any]:
     recorder = tracking.Recorder(spec)
     watch = _Watch(config, task, recorder, console)
-    status = "FAILED"
+    status: str | None = "FAILED"
+    problem = None
     try:
         found = checkpoint.latest(task.stage_uri)
+        if unusable := checkpoint.passed_over(task.stage_uri, found):
+            console.print(
+                f"warning: checkpoint {', '.join(unusable)} is unfinished or damaged and is passed "
+                f"over; going on from step {found.step if found else 0}"
+            )
         if found is None or found.step < task.plan.steps:
             with watch.running() as mailbox:
                 _fit_or_tell(config, task, scaling, mailbox)
             found = checkpoint.latest(task.stage_uri)
-        if watch.diverged_at is not None:
+        if watch.diverged is not None:
             raise UserError(
-                f"training diverged: up to step {watch.diverged_at} none of the last "
-                f"{config.log_every} updates was finite, and none was applied; lower "
-                "--learning-rate or try --precision fp32"
+                f"training diverged: up to step {watch.diverged['step']}, "
+                f"{watch.diverged['updates']} updates in a row were not finite, and none of them "
+                "was applied; lower --learning-rate or try --precision fp32"
             )
         if found is None or found.step < task.plan.steps:
             raise RuntimeError(f"training ended at {found and found.step} of {task.plan.steps}")
@@ -194,28 +200,39 @@ def _train(
             recorder.tag("alarm.collapse", collapsed)  # promotion refuses such a run
             console.print(f"warning: the run has collapsed: {collapsed}")
         console.print("writing the model")
-        summary = _export(config, task, spec, found, recorder, watch)
-        status = "FINISHED"
+        summary = _export(config, task, spec, found, watch)
+        summary["tracking_run_id"], problem = recorder.flush(DELIVERY_WAIT_S)
+        if problem is None:
+            problem = _log_result(spec.uri, summary, task.plan.side)
+        status = "FINISHED" if problem is None else None
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        outcome = recorder.finish(status, wait_s=DELIVERY_WAIT_S)
-    summary["tracking_run_id"] = outcome.run_id
-    if outcome.problem is None and outcome.run_id is not None:
-        summary["model_uri"] = _log_model(
-            spec.uri, outcome.run_id, summary["model"], task.plan.side
-        )
-        server = tracking.client(spec.uri)
-        text = json.dumps(summary, indent=2).encode()
-        tracking.log_bytes(server, outcome.run_id, "summary.json", text)
+        outcome = recorder.finish(status, wait_s=DELIVERY_WAIT_S if problem is None else 0.0)
+    problem = problem or outcome.problem
+    if problem is None:
         storage.publish_json(storage.join(task.stage_uri, COMMIT), summary)
     else:
         console.print(
-            f"warning: MLflow does not have everything yet ({outcome.problem}). Nothing is lost: "
+            f"warning: MLflow does not have everything yet ({problem}). Nothing is lost: "
             "give the same command again when the server is back, and it delivers the rest.",
         )
     return summary
+
+
+def _log_result(uri: str, summary: dict[str, Any], side: int) -> str | None:
+    """Log the model and the summary; returns why that has to wait, as a recorder does."""
+    run_id = summary["tracking_run_id"]
+    try:
+        summary["model_uri"] = _log_model(uri, run_id, summary["model"], side)
+        text = json.dumps(summary, indent=2).encode()
+        tracking.log_bytes(tracking.client(uri), run_id, "summary.json", text)
+    except Exception as error:
+        if not tracking.may_pass(error):
+            raise
+        return tracking.described(uri, error)
+    return None
 
 
 def _fit_or_tell(
@@ -233,8 +250,8 @@ def _fit_or_tell(
         if failure is None or not failure.final:
             return
     raise UserError(
-        f"training stopped: {failure.reason}. The last checkpoint is kept, and the same command "
-        "goes on from it"
+        f"training stopped: {failure.reason}. Once that is mended, the same command goes on from "
+        "the last checkpoint"
     )
 
 
@@ -289,7 +306,7 @@ class _Watch:
         self._progress = monitor.TrainingProgress(console, task.plan.steps)
         self._stop = threading.Event()
         self.peak_memory_bytes = 0
-        self.diverged_at: int | None = None
+        self.diverged: dict[str, Any] | None = None
         self.panel_uri: str | None = None
 
     @contextmanager
@@ -333,7 +350,7 @@ class _Watch:
                 self._progress.note(f"resumed at step {step}")
                 self.replay(message["history"])
             elif message["kind"] == "diverged":
-                self.diverged_at = step
+                self.diverged = message
 
     def _publish_panel(self, step: int, pictures: dict[str, Any]) -> None:
         title = f"{self._config.preset}, {self._config.holes} holes, step {step}: validation"
@@ -349,7 +366,6 @@ def _export(
     task: worker.Task,
     spec: tracking.RunSpec,
     found: checkpoint.Checkpoint,
-    recorder: tracking.Recorder,
     watch: _Watch,
 ) -> dict[str, Any]:
     """Write the model folder and put together what was measured."""
@@ -397,7 +413,6 @@ def _export(
         "losses": {name: last[name] for name in last if name.startswith("loss/")},
         "validation": validation,
         "tracking_uri": spec.uri,
-        "tracking_run_id": recorder.run_id,
         "checkpoint": found.uri,
         "panel": storage.join(task.stage_uri, "panel.png"),
         "model": model_uri,

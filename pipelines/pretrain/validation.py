@@ -16,6 +16,7 @@ from ce_model.training import Objective, fill, predict
 
 PANEL_PICTURES = 8
 CHUNK = 64  # pictures evaluated at once
+COLUMNS = 4 + 4 * 3  # errors of a picture; mean colours of filling and truth, and their squares
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, f
     mean_colour = (
         torch.tensor(look.objective.fill, device=pictures.image.device).view(1, 3, 1, 1) / 255
     )
-    rows = []
+    rows = [torch.empty(0, COLUMNS, dtype=torch.float64, device=pictures.image.device)]
     for start in range(0, len(pictures.image), CHUNK):
         chunk = slice(start, start + CHUNK)
         seen = predict(
@@ -66,9 +67,9 @@ def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, f
         measured = torch.stack([errors.l1, errors.l2, errors.psnr, filled.psnr], dim=1)
         colours = [_hole_colour(x, seen.hole) for x in (seen.prediction.clamp(0, 1), seen.target)]
         squares = [colour.square() for colour in colours]
-        rows.append(torch.cat([measured.double(), *colours, *squares], dim=1))
+        row = torch.cat([measured.double(), *colours, *squares], dim=1)
+        rows.append(row[seen.hole.any(dim=(1, 2, 3))])
     values = torch.cat(rows)
-    values = values[values.isfinite().all(dim=1)]
     total = torch.cat([values.sum(dim=0), values.new_tensor([len(values)])])
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)

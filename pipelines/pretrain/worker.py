@@ -1,5 +1,6 @@
 """What each training process does: take batches from the stream, step, report, checkpoint."""
 
+import copy
 import hashlib
 import itertools
 import os
@@ -24,6 +25,8 @@ from pipelines.errors import UserError
 from pipelines.pretrain import checkpoint, validation
 from pipelines.progress import Failure
 from pipelines.stream import StreamPlan
+
+SKIPPED_IN_A_ROW = 10  # updates that could not be applied: now the weights are at fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def _train(task: Task, mailbox: Any) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         memory.keep_freed_memory()
-    dtype = training.resolve_precision(task.precision, device)
+    dtype = resolve_precision(task.precision, device)
 
     batches = stream.batches(ray.train.get_dataset_shard("train"), task.plan)
     first = next(batches, None)
@@ -105,6 +108,14 @@ def _train(task: Task, mailbox: Any) -> None:
     networks = distribute(networks, task)
     batches = itertools.chain([first], batches)
     run(task, networks, optimizers, batches, reporter, device, dtype, start)
+
+
+def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype:
+    """The precision of this worker; what its processor lacks is the user's to mend."""
+    try:
+        return training.resolve_precision(requested, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
@@ -222,7 +233,8 @@ class Reporter:
         self._look = validation.Look(task.network, task.objective, dtype)
         self._pictures, self._typical = pictures, typical
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._skipped: list[Tensor] = []  # of each step since the last point
+        self._in_a_row = 0
         self._wait_s = self._train_s = 0.0
         self._clock = time.perf_counter()
         self._history: list[dict[str, Any]] = []
@@ -231,6 +243,10 @@ class Reporter:
 
     def begin(self, networks: Networks) -> None:
         """Measure the untrained network."""
+        if self._typical is not None:
+            # A copy: training goes on with the statistics that it has.
+            networks = Networks(copy.deepcopy(networks.generator), None)
+            self.settle(networks)
         self._untrained = validation.measure(networks.generator, self._pictures, self._look)
         self._post_panel(0, networks)
         self._clock = time.perf_counter()
@@ -244,34 +260,37 @@ class Reporter:
         self._clock = time.perf_counter()
 
     def add(self, values: dict[str, Tensor], wait_s: float) -> None:
-        """Collect a step without waiting for the device."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        """Collect a step without waiting for the device; of a skipped one only that it was."""
+        skipped = values["nonfinite"]
+        for name in values.keys() - {"nonfinite"}:
+            applied = torch.where(skipped.bool(), 0, values[name])
+            self._sums[name] = self._sums[name] + applied if name in self._sums else applied
+        self._skipped.append(skipped)
         self._wait_s += wait_s
-        self._steps += 1
 
     def log(self, step: int, rates: tuple[float, float]) -> bool:
-        """Average over the steps since the last point and over the ranks.
+        """Average over the applied steps since the last point and over the ranks.
 
         Returns:
-            False when not one of these steps could be applied.
+            False when SKIPPED_IN_A_ROW steps in a row, or all of a shorter run, were skipped.
         """
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].double() for name in names])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             sums /= self._ranks
-        means = dict(zip(names, (sums / self._steps).tolist(), strict=True))
+        skipped = torch.stack(self._skipped).bool().tolist()
+        steps, applied = len(skipped), skipped.count(False)
         elapsed = time.perf_counter() - self._clock
-        skipped = round(means.pop("nonfinite") * self._steps)
         self._totals["train_s"] += elapsed
         self._totals["wait_s"] += self._wait_s
-        self._totals["steps"] += self._steps
-        self._totals["skipped"] += skipped
-        point = means | {
+        self._totals["steps"] += steps
+        self._totals["skipped"] += steps - applied
+        point = dict(zip(names, (sums / applied).tolist(), strict=True)) if applied else {}
+        point |= {
             "learning_rate/generator": rates[0],
-            "images_per_second": self._task.plan.batch_size * self._steps / elapsed,
-            "seconds_per_step": elapsed / self._steps,
+            "images_per_second": self._task.plan.batch_size * steps / elapsed,
+            "seconds_per_step": elapsed / steps,
             "data_wait_share": self._wait_s / elapsed,
             "updates_skipped": float(self._totals["skipped"]),
             "memory/rank_0_peak_bytes": peak_rss_bytes(),
@@ -279,12 +298,21 @@ class Reporter:
         if self._task.objective.adversarial > 0:
             point["learning_rate/discriminator"] = rates[1]
         self._record(step, point)
-        applied = bool(skipped < self._steps)
-        if not applied:
-            self._post({"kind": "diverged", "step": step})
-        self._sums, self._steps, self._wait_s = {}, 0, 0.0
+        longest = self._longest_row(skipped)
+        diverged = longest >= min(SKIPPED_IN_A_ROW, self._task.plan.steps)
+        if diverged:
+            self._post({"kind": "diverged", "step": step, "updates": longest})
+        self._sums, self._skipped, self._wait_s = {}, [], 0.0
         self._clock = time.perf_counter()
-        return applied
+        return not diverged
+
+    def _longest_row(self, skipped: list[bool]) -> int:
+        """Most updates skipped in a row; a row may have begun before the last point."""
+        longest = 0
+        for skip in skipped:
+            self._in_a_row = self._in_a_row + 1 if skip else 0
+            longest = max(longest, self._in_a_row)
+        return longest
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -331,7 +359,7 @@ class Reporter:
             }
             tensors = training.state_tensors(networks, optimizers)
             uri = checkpoint.save(self._task.stage_uri, step, tensors, state)
-            checkpoint.prune(self._task.stage_uri, self._task.keep_checkpoints)
+            checkpoint.prune(self._task.stage_uri, step, self._task.keep_checkpoints)
             self._post({"kind": "checkpoint", "step": step, "uri": uri})
 
     def _record(self, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,57 @@
+"""Validation: what counts in the means, however the pictures are shared out."""
+
+import math
+
+import pytest
+import torch
+
+from ce_model.networks import NetworkConfig
+from ce_model.training import Objective
+from pipelines.pretrain import validation
+from pipelines.pretrain.validation import Look, Pictures
+
+LOOK = Look(NetworkConfig(), Objective(adversarial=0.0), torch.float32)
+
+
+def pictures(count: int) -> Pictures:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (count, 128, 128, 3), generator=generator, dtype=torch.uint8)
+    hidden = torch.zeros(count, 128, 128, dtype=torch.bool)
+    hidden[:, 32:96, 32:96] = True
+    return Pictures(image, hidden)
+
+
+class Grey(torch.nn.Module):
+    """Fills every hole with grey, those of the first `broken` pictures with NaN."""
+
+    def __init__(self, broken: int = 0) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        filled = torch.zeros(len(context), 3, 64, 64)
+        filled[: self.broken] = float("nan")
+        return filled
+
+
+def test_a_rank_without_pictures_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = validation.measure(Grey(), pictures(3), LOOK)
+    totals: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: totals.append(total.clone()))
+    validation.measure(Grey(), pictures(3), LOOK)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(totals[0]))
+    assert validation.measure(Grey(), pictures(0), LOOK) == alone
+
+
+def test_a_filling_that_is_not_finite_shows_in_the_means() -> None:
+    measured = validation.measure(Grey(broken=1), pictures(3), LOOK)
+    assert math.isnan(measured["psnr_hole"]) and math.isfinite(measured["psnr_mean_fill"])
+
+
+def test_a_picture_without_a_hidden_pixel_is_left_out() -> None:
+    some = pictures(3)
+    hidden = some.hidden.clone()
+    hidden[2] = False
+    expected = validation.measure(Grey(), Pictures(some.image[:2], some.hidden[:2]), LOOK)
+    assert validation.measure(Grey(), Pictures(some.image, hidden), LOOK) == expected
