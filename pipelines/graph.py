@@ -3,8 +3,10 @@
 A stage is a function from the results of the stages it needs to a JSON result. Its key is the
 sha256 over its kind, its settings and the keys of its needs; its result is committed once, under
 `<store>/workflow/<key>/commit.json`. So the same command runs only what is missing, after any
-death, and two graphs that contain the same work share it. The tasks themselves take no CPU: what
-they start (Ray Data, Ray Train) asks for its own.
+death, and two graphs that contain the same work share it. A result that says `delivered: False` is
+not final, since MLflow was away: what needs it runs, but neither is committed, and the same command
+runs them again. The tasks themselves take no CPU: what they start (Ray Data, Ray Train) asks for
+its own.
 """
 
 import json
@@ -25,11 +27,12 @@ from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.progress import ProgressDisplay, duration
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # format 1 also has results that are not final
 COMMIT = "commit.json"
 LOOK_S = 0.5
 LINE_EVERY_S = 60.0  # in a log: a stage may take hours
 SYSTEM_RETRIES = 2  # of a task whose process died: it goes on where its stage was
+NOT_FINAL = "MLflow was away; the same command delivers the rest"
 
 Result = dict[str, Any]
 Status = Literal["done", "skipped", "failed", "blocked", "left out"]
@@ -44,7 +47,8 @@ class Stage:
     kind: str
     """What is done; with settings and needs it makes the key."""
     run: Callable[[Mapping[str, Result]], Result]
-    """Results of the needed stages by name -> result, plain JSON."""
+    """Results of the needed stages by name -> result, plain JSON; `delivered: False` in it says
+    that the stage has to run again."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the result depends on beside the needed stages, plain JSON; no path, time or count."""
     needs: tuple[str, ...] = ()
@@ -64,12 +68,14 @@ class Outcome:
     gpu_hours: float = 0.0
     result: Result | None = None
     error: str | None = None
+    final: bool = True
 
     @property
     def line(self) -> str:
         """In a sentence."""
         took = f" in {duration(self.seconds)}" if self.status == "done" else ""
-        return f"{self.name}: {self.status}{took}" + (f": {self.error}" if self.error else "")
+        why = self.error or ("" if self.final else NOT_FINAL)
+        return f"{self.name}: {self.status}{took}" + (f": {why}" if why else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,11 @@ class Planned:
     key: str
     runs: bool
     why: str
+
+
+def delivered(result: Result) -> bool:
+    """Whether a result is final."""
+    return bool(result.get("delivered", True))
 
 
 def ordered(stages: Sequence[Stage]) -> list[Stage]:
@@ -163,7 +174,7 @@ def _why(stage: Stage, found: Mapping[str, str], store: str) -> str:
     if not storage.exists(uri):
         return "never finished in this store"
     before = storage.read_json(uri)
-    old, new = _flat(before["settings"]), _flat(stage.settings)
+    old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(stage.settings)))
     changes = [
         f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
         for name in sorted(old.keys() | new.keys())
@@ -320,6 +331,8 @@ def _run_and_commit(
 ) -> dict[str, Any]:
     began = time.time()
     result = stage.run(inputs)
+    if not all(map(delivered, inputs.values())):
+        result = {**result, "delivered": False}
     seconds = time.time() - began
     hours = seconds / 3600 * (resources.cpus if stage.workers is None else stage.workers)
     on_gpus = bool(resources.gpus) and stage.workers is not None
@@ -330,6 +343,8 @@ def _run_and_commit(
         "cpu_hours": 0.0 if on_gpus else hours,
         "gpu_hours": hours if on_gpus else 0.0,
     }
+    if not delivered(result):
+        return record
     try:
         storage.publish_json(commit_uri(store, record["key"]), record, exclusive=True)
     except FileExistsError:  # another job was first; both results are of the same key
@@ -341,7 +356,7 @@ def _run_and_commit(
 
 def _outcome(record: Mapping[str, Any], name: str, status: Status) -> Outcome:
     measured = {key: record[key] for key in ("key", "seconds", "cpu_hours", "gpu_hours", "result")}
-    return Outcome(name=name, status=status, **measured)
+    return Outcome(name=name, status=status, final=delivered(record["result"]), **measured)
 
 
 def _short(error: object) -> str:

@@ -118,24 +118,34 @@ def acquire_patiently(
 
 
 @contextmanager
-def held(claim: Claim, *, lease_s: float) -> Iterator[threading.Event]:
-    """Renew a claim from a thread while the block runs; the event is set when it was lost."""
-    stop, lost = threading.Event(), threading.Event()
+def held(
+    claim: Claim, *, lease_s: float, clock: Callable[[], float] = time.time
+) -> Iterator[Callable[[], bool]]:
+    """Renew a claim from a thread while the block runs.
+
+    The block gets a function that says whether the claim is lost: somebody else has it, or it could
+    not be renewed for `lease_s`, so that somebody else may have it.
+    """
+    stop, taken = threading.Event(), threading.Event()
+    renewed = clock()
 
     def keep() -> None:
+        nonlocal renewed
         while not stop.wait(lease_s / 4):
+            now = clock()
             try:
-                renew(claim, lease_s=lease_s, now=time.time())
+                renew(claim, lease_s=lease_s, now=now)
             except LeaseLostError:
-                lost.set()
+                taken.set()
                 return
-            except OSError:
-                continue  # storage is away: the next renewal may come in time, or the claim ends
+            except Exception:  # storage is away, or refuses: the next renewal may come in time
+                continue
+            renewed = now
 
     thread = threading.Thread(target=keep, name="lease", daemon=True)
     thread.start()
     try:
-        yield lost
+        yield lambda: taken.is_set() or clock() > renewed + lease_s
     finally:
         stop.set()
         thread.join()

@@ -6,7 +6,8 @@ here decides anything: promotion does, under a lease, since aliases have no comp
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,18 @@ def _facts(run: Any) -> RunFacts:
         params=dict(run.data.params),
         tags=dict(run.data.tags),
     )
+
+
+@contextmanager
+def open_run(spec: tracking.RunSpec, *, good: bool) -> Iterator[str]:
+    """A run that ends with the block, as FAILED unless it is good and nothing raises."""
+    run_id = tracking.ensure_run(spec)
+    status = "FAILED"
+    try:
+        yield run_id
+        status = "FINISHED" if good else "FAILED"
+    finally:
+        tracking.client(spec.uri).set_terminated(run_id, status)
 
 
 def runs_tagged(uri: str, experiment_id: str, name: str, value: str) -> list[RunFacts]:

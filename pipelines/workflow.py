@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import chain, cluster, dataset, graph, pretrain, samples, storage, tracking
+from pipelines import chain, cluster, dataset, graph, pretrain, registry, samples, storage, tracking
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import run as evaluation
@@ -23,7 +23,8 @@ from pipelines.graph import Outcome, Planned, Stage
 from pipelines.prepare import plan as listing
 from pipelines.prepare import sources
 from pipelines.pretrain import PretrainConfig
-from pipelines.pretrain.config import NOT_IN_KEY
+from pipelines.pretrain import config as learning
+from pipelines.pretrain.run import COMMIT
 from pipelines.progress import plain_console
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
@@ -71,6 +72,13 @@ class WorkflowConfig:
                 )
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks is {self.tasks}; give at least one, each once")
+        for task in self.tasks:
+            if "prepared" not in measuring.WANTED[task]:
+                raise UserError(
+                    f"tasks is {self.tasks}; {task} needs one of "
+                    f"{', '.join(measuring.WANTED[task])}, and the workflow measures on the "
+                    "prepared dataset of the training: use jobs/evaluate.py"
+                )
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}; it must be 1 or more")
 
@@ -116,7 +124,6 @@ def stages(config: WorkflowConfig) -> list[Stage]:
         tracking_uri=config.tracking_uri,
         experiment=config.experiment,
     )
-    settings = {k: v for k, v in asdict(config.pretrain).items() if k not in NOT_IN_KEY}
     measured = {
         task: _evaluation(config, task, model="unknown", data="unknown") for task in config.tasks
     }
@@ -133,7 +140,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
             name="pretrain",
             kind="pretrain",
             run=partial(train, config=training),
-            settings=settings | {"strategy": training.holes},
+            settings=_trained_with(training),
             needs=("prepare",),
             workers=config.pretrain.num_workers,
         ),
@@ -162,6 +169,18 @@ def stages(config: WorkflowConfig) -> list[Stage]:
     ]
 
 
+def _trained_with(config: PretrainConfig) -> dict[str, Any]:
+    """What `pretrain_key` depends on, as far as it is known before there is a dataset."""
+    losses = learning.objective(config, mean_rgb=(0.0, 0.0, 0.0))  # the mean follows from prepare
+    return {
+        **{k: v for k, v in asdict(config).items() if k not in learning.NOT_IN_KEY},
+        "version": learning.KEY_VERSION,
+        "strategy": config.holes,
+        "objective": asdict(losses),
+        "learning_rates": learning.learning_rates(config, losses.adversarial),
+    }
+
+
 def source_key(source: str | None) -> str:
     """What the pictures are: the dataset's fingerprint, or a digest of all names and sizes."""
     if source is None:
@@ -181,8 +200,10 @@ def prepare(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, A
 
 
 def train(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, Any]:
-    """Stage: the training; its result is the summary."""
-    return pretrain.run(config, inputs["prepare"]["dataset"])
+    """Stage: the training; its result is the summary, final when the training is committed."""
+    summary = pretrain.run(config, inputs["prepare"]["dataset"])
+    stage = storage.join(storage.absolute(config.store), "pretrain", summary["key"][:16])
+    return {**summary, "delivered": storage.exists(storage.join(stage, COMMIT))}
 
 
 def evaluate(
@@ -190,7 +211,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Stage: one measurement; its report is attached to the training run."""
     summary = inputs["pretrain"]
-    model = summary["tracking_run_id"] or summary["model"]
+    model = summary["tracking_run_id"] if graph.delivered(summary) else summary["model"]
     data = inputs["prepare"]["dataset"]
     return evaluation.run(_evaluation(config, task, model=model, data=data))
 
@@ -213,12 +234,13 @@ def promote(
     """Stage: the alias, if every gate holds.
 
     Raises:
-        UserError: a gate refuses, so that the stage is asked again next time.
+        UserError: a gate refuses, or MLflow lacks something, so that the stage is asked again next
+            time.
     """
-    run_id = inputs["pretrain"]["tracking_run_id"]
-    if run_id is None:
-        raise UserError("the training could not reach the tracking server; run it again")
+    if not all(map(graph.delivered, inputs.values())):
+        raise UserError(f"the evidence is not all there: {graph.NOT_FINAL}")
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
+    run_id = inputs["pretrain"]["tracking_run_id"]
     decision = promotion.promote(uri, run_id, config.name, demanded, config.store)
     if not decision.promoted:
         raise UserError(decision.text)
@@ -243,7 +265,8 @@ def outcome_table(ended: list[Outcome]) -> Table:
         table.add_column(name)
     for o in ended:
         numbers = (f"{o.seconds:.1f}", f"{o.cpu_hours:.4f}", f"{o.gpu_hours:.4f}")
-        table.add_row(o.name, o.key[:16], o.status, *numbers)
+        status = o.status if o.final else f"{o.status}, not final"
+        table.add_row(o.name, o.key[:16], status, *numbers)
     return table
 
 
@@ -270,29 +293,24 @@ def _log_runs(config: WorkflowConfig, uri: str, wanted: list[Stage], ended: list
         name=f"workflow-{key[:8]}",
         tags={"stage": "workflow"},
     )
-    parent = tracking.ensure_run(spec)
-    for stage, outcome in zip(graph.ordered(wanted), ended, strict=True):
-        child = tracking.ensure_run(
-            replace(
+    with registry.open_run(spec, good=all(o.result is not None for o in ended)) as parent:
+        for stage, outcome in zip(graph.ordered(wanted), ended, strict=True):
+            below = replace(
                 spec,
                 key=storage.content_key([key, outcome.key]),
                 name=stage.name,
                 params={"key": outcome.key},
                 tags={"stage": f"workflow.{stage.kind}", "mlflow.parentRunId": parent},
             )
-        )
-        for name in ("seconds", "cpu_hours", "gpu_hours"):
-            server.log_metric(child, name, getattr(outcome, name), step=0)
-        server.set_tag(child, "status", outcome.status)
-        if run_id := (outcome.result or {}).get("tracking_run_id"):
-            server.set_tag(child, "training_run_id", run_id)
-        if outcome.error:
-            server.set_tag(child, "error", outcome.error)
-        good = outcome.result is not None
-        server.set_terminated(child, "FINISHED" if good else "FAILED")
-    tracking.log_bytes(server, parent, "workflow.json", _json(wanted, ended))
-    good = all(outcome.result is not None for outcome in ended)
-    server.set_terminated(parent, "FINISHED" if good else "FAILED")
+            with registry.open_run(below, good=outcome.result is not None) as child:
+                for name in ("seconds", "cpu_hours", "gpu_hours"):
+                    server.log_metric(child, name, getattr(outcome, name), step=0)
+                server.set_tag(child, "status", outcome.status)
+                if run_id := (outcome.result or {}).get("tracking_run_id"):
+                    server.set_tag(child, "training_run_id", run_id)
+                if outcome.error:
+                    server.set_tag(child, "error", outcome.error)
+        tracking.log_bytes(server, parent, "workflow.json", _json(wanted, ended))
 
 
 def _json(wanted: list[Stage], ended: list[Outcome]) -> bytes:

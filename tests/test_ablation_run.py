@@ -1,14 +1,22 @@
 """A whole sweep with successive halving: what it compares, logs, and does not do twice."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import write_pictures
+from rich.console import Console
 
-from pipelines import storage, tracking
+from pipelines import graph, pretrain, registry, storage, tracking
 from pipelines.ablation import run as ablation
-from pipelines.ablation.config import AblateConfig
+from pipelines.ablation.config import AblateConfig, Arm, Cell
+from pipelines.errors import UserError
+from pipelines.evaluation import config as measuring
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.pretrain import PretrainConfig
+from pipelines.pretrain import config as learning
 
 
 def config(source: str, store: Path) -> AblateConfig:
@@ -61,3 +69,100 @@ def test_halving_compares_equal_budgets_only_and_a_rerun_trains_nothing(
     again = ablation.sweep(wanted)
     assert capsys.readouterr().err.count(": skipped") == 2 * len(found["cells"])
     assert again["comparisons"] == found["comparisons"]
+
+
+def test_what_changes_a_sweep_changes_its_key(
+    dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = config(dataset_uri, tmp_path)
+    keys = [ablation.sweep_key(usual, dataset_uri)]
+    assert ablation.sweep_key(replace(usual, store="elsewhere"), dataset_uri) == keys[0]
+    write_pictures(tmp_path / "more" / "train", {"apple": 2, "pear": 2})
+    write_pictures(tmp_path / "more" / "val", {"apple": 1, "pear": 1}, first=100)
+    more = replace(usual, data=(str(tmp_path / "more"),))
+    keys.append(ablation.sweep_key(more, dataset_uri))
+    for stage in (learning, measuring):
+        monkeypatch.setattr(stage, "KEY_VERSION", stage.KEY_VERSION + 1)
+        keys.append(ablation.sweep_key(usual, dataset_uri))
+    assert len(set(keys)) == 4
+
+
+def test_a_task_without_data_is_refused_before_any_training(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    wanted = replace(config(dataset_uri, tmp_path), tasks=("detection",))
+    with pytest.raises(UserError, match="task 'detection' has no data"):
+        ablation.cell_stages(wanted, Cell(Arm("central", 0.0), 0, 6), dataset_uri)
+
+
+def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = {"key": "k" * 64, "tracking_run_id": None, "model": "folder", "weights_sha256": "s"}
+    monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
+    training = PretrainConfig(store=str(tmp_path))
+    late = ablation.train({}, config=training, data="d")
+    assert not graph.delivered(late)
+
+    measured: list[Any] = []
+
+    def evaluate(config: Any) -> dict[str, Any]:
+        measured.append(config.model)
+        return {"models": [], "sections": [], "delivered": False}
+
+    monkeypatch.setattr(ablation.evaluation, "run", evaluate)
+    cell = Cell(Arm("central", 0.0), 0, 6)
+    asked = ablation._evaluation(config("d", tmp_path), cell, "d")
+    assert not graph.delivered(ablation.measure({"t": late}, config=asked, trained="t"))
+    assert measured == [("central-0=folder",)]
+
+
+def finished(config: AblateConfig, run_ids: list[str]) -> dict[str, Any]:
+    """What `sweep` returns, of one arm with a cell per training run."""
+    cells = [
+        {"arm": "central-0", "strategy": "central", "adversarial": 0.0, "seed": seed, "steps": 6,
+         "status": "done", "error": None, "scores": {"L2": 0.1}, "seconds": 1.0, "cpu_hours": 0.1,
+         "gpu_hours": 0.0, "curve": [], "panel": None, "restarts": 0, "tracking_run_id": run_id}
+        for seed, run_id in enumerate(run_ids)
+    ]  # fmt: skip
+    return {"key": "k" * 64, "dataset_fingerprint": "f" * 64, "code": "c", "metric": "L2",
+            "verdict": "no verdict", "arms": ["central-0"], "seeds": len(cells), "steps": 6,
+            "rungs": [], "comparisons": {}, "cells": cells}  # fmt: skip
+
+
+def logged(config: AblateConfig, found: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    """What is printed, the status of every run by its name, and the server."""
+    shown = io.StringIO()
+    ablation._publish(config, found, Console(file=shown, width=200))
+    server = tracking.client(tracking.tracking_uri(None, config.store))
+    experiment = tracking.experiment_id(server, config.experiment, config.store)
+    runs = server.search_runs([experiment])
+    return shown.getvalue(), {run.info.run_name: run.info.status for run in runs}, server
+
+
+def test_a_training_run_on_another_server_is_named_and_the_others_are_logged(
+    tmp_path: Path,
+) -> None:
+    wanted = config("d", tmp_path)
+    uri = tracking.tracking_uri(None, wanted.store)
+    spec = tracking.RunSpec(
+        uri=uri, store=wanted.store, experiment=wanted.experiment, key="t", name="training"
+    )
+    with registry.open_run(spec, good=True) as here:
+        pass
+    text, statuses, server = logged(wanted, finished(wanted, ["0" * 32, here]))
+    assert f"{uri} does not have the training runs of central-0 seed 0, 6 steps\n" in text
+    assert len(statuses) == 4 and set(statuses.values()) == {"FINISHED"}
+    cell = server.get_run(server.get_run(here).data.tags["mlflow.parentRunId"])
+    assert cell.info.run_name == "central-0 seed 1" and cell.data.metrics["L2"] == 0.1
+
+
+def test_a_server_that_goes_away_leaves_no_run_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*arguments: object) -> None:
+        raise OSError("no space left there")
+
+    monkeypatch.setattr(ablation, "_log_cell", away)
+    wanted = config("d", tmp_path)
+    text, statuses, _ = logged(wanted, finished(wanted, ["0" * 32]))
+    assert "does not have the sweep yet (no space left there)" in text
+    assert set(statuses.values()) == {"FAILED"} and len(statuses) == 2

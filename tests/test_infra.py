@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -113,6 +114,51 @@ def test_every_schedule_calls_the_same_sweep() -> None:
         assert "--tick nightly" in entry
     (cron,) = (d for _, d in documents() if d["kind"] == "CronJob")
     assert cron["apiVersion"] == "batch/v1" and cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+SCHEDULED = """\
+#!/bin/sh
+if [ "$1" = create ]; then echo rayjob.ray.io/sweep; exit; fi
+reply=$(head -n 1 "$REPLIES")
+sed -i 1d "$REPLIES"
+if [ "$reply" = "no answer" ]; then exit 1; fi
+echo "$reply"
+"""
+
+
+@pytest.mark.parametrize(
+    ("replies", "code"),
+    [
+        (["", "Running RUNNING", "no answer", "no answer", "Complete SUCCEEDED"], 0),
+        (["Running RUNNING", "Retrying ", "Complete FAILED"], 1),
+        (["Initializing ", "Failed "], 1),
+        (["ValidationFailed "], 1),
+        (["no answer"] * 20, 1),
+    ],
+)
+def test_the_schedule_waits_for_the_end_of_its_job(
+    replies: list[str], code: int, tmp_path: Path
+) -> None:
+    (cron,) = (d for _, d in documents() if d["kind"] == "CronJob")
+    ((container,),) = values(cron, "containers")
+    left = tmp_path / "replies"
+    left.write_text("".join(f"{reply}\n" for reply in replies))
+    for name, text in {"kubectl": SCHEDULED, "sleep": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REPLIES": str(left)}
+    command = [*container["command"], *container["args"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, left.read_text()) == (code, "")
+    assert code == 0 or replies[-1] in done.stderr
+
+
+def test_the_service_can_join_the_ray_of_its_machine() -> None:
+    """A driver needs the sockets and the session folder under /tmp/ray of whoever runs Ray."""
+    unit = (INFRA / "systemd" / "context-encoder-ablation.service").read_text()
+    assert "\nPrivateTmp=true" not in unit
+    (writable,) = re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE)
+    assert "/tmp" in writable.split()  # ProtectSystem=strict makes it read-only
 
 
 PODS = [

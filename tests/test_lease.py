@@ -1,11 +1,13 @@
 """A lease has one holder at a time, and survives a holder that dies."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from pipelines import lease, storage
+from pipelines.errors import UserError
 from pipelines.lease import Claim, LeaseBusyError, LeaseLostError
 
 LEASE_S = 10.0
@@ -94,5 +96,48 @@ def test_a_held_lease_is_renewed_until_the_block_ends(tmp_path: Path) -> None:
     with lease.held(claim, lease_s=1.0) as lost:
         with pytest.raises(LeaseBusyError):
             lease.acquire_patiently(uri, "other", lease_s=1.0, wait_s=1.5)
-        assert not lost.is_set()
+        assert not lost()
     lease.acquire_patiently(uri, "other", lease_s=1.0, wait_s=0)
+
+
+@pytest.mark.parametrize("fault", [OSError("no route"), UserError("no credentials")])
+def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_over(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    tries = threading.Semaphore(0)
+
+    def refused(*arguments: object, **options: object) -> None:
+        tries.release()
+        raise fault
+
+    claim = lease.acquire(str(tmp_path), "holder", lease_s=0.1, now=now)
+    renew = lease.renew
+    monkeypatch.setattr(lease, "renew", refused)
+    with lease.held(claim, lease_s=0.1, clock=lambda: now) as lost:
+        for _ in range(2):  # the fault does not end the thread
+            assert tries.acquire(timeout=30)
+        assert not lost()
+        now += 0.11
+        assert lost()
+
+        def renewed(*arguments: object, **options: object) -> None:
+            renew(claim, lease_s=0.1, now=now)
+            tries.release()
+
+        monkeypatch.setattr(lease, "renew", renewed)
+        while tries.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert tries.acquire(timeout=30)
+        assert not lost()  # nobody had taken it
+
+
+def test_a_lease_that_another_holder_took_is_lost(tmp_path: Path) -> None:
+    claim = lease.acquire(str(tmp_path), "holder", lease_s=0.1, now=100)
+    with lease.held(claim, lease_s=0.1, clock=lambda: 100) as lost:
+        lease.acquire(str(tmp_path), "heir", lease_s=0.1, now=101)
+        deadline = time.monotonic() + 30
+        while not lost():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,9 +19,10 @@ import torch
 
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
-from pipelines import cli, registry, storage, tracking, weights
+from pipelines import cli, lease, registry, storage, tracking, weights
 from pipelines.errors import UserError
-from pipelines.promotion import explain
+from pipelines.lease import Claim
+from pipelines.promotion import explain, gates
 from pipelines.promotion.gates import Gates, read_gates
 from pipelines.promotion.run import Decision, PromoteConfig, promote, roll_back, run
 
@@ -201,6 +205,65 @@ def test_two_promotions_at_once_change_the_alias_once(home: Home, good: str) -> 
     assert sum("already" in decision.text for decision in decisions) == 1
     assert len(registry.versions_of_run(home.uri, name, good)) == 1
     assert aliases(home, name) == {"champion": "1"}
+
+
+def test_a_champion_that_came_while_a_model_was_judged_is_not_replaced(
+    home: Home, good: str, better: str, worse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines, each with a store of its own: no lease keeps them apart."""
+    name = "overtaken"
+    assert ask(home, worse, name).promoted
+    judge = gates.quality
+
+    def slow(*arguments: Any) -> list[gates.Verdict]:
+        monkeypatch.setattr(gates, "quality", judge)
+        assert ask(replace(home, store=home.store / "other machine"), better, name).promoted
+        return judge(*arguments)
+
+    monkeypatch.setattr(gates, "quality", slow)
+    with pytest.raises(UserError, match="version 1 before, 3 now"):
+        ask(home, good, name)
+    assert aliases(home, name)["champion"] == "3"
+    assert failed(ask(home, good, name)) == [f"not worse than the champion on {PSNR}"]
+
+
+def test_whoever_lost_the_lease_changes_no_champion(
+    home: Home, good: str, better: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "lost"
+    held = lease.held
+
+    @contextmanager
+    def lost(claim: Claim, *, lease_s: float) -> Iterator[Callable[[], bool]]:
+        with held(claim, lease_s=lease_s):
+            yield lambda: True
+
+    assert ask(home, good, name).promoted
+    monkeypatch.setattr(lease, "held", lost)
+    with pytest.raises(UserError, match="give the command again"):
+        ask(home, better, name)
+    assert aliases(home, name)["champion"] == "1"
+    monkeypatch.setattr(lease, "held", held)
+    assert ask(home, better, name).promoted
+    monkeypatch.setattr(lease, "held", lost)
+    with pytest.raises(UserError, match="give the command again"):
+        roll_back(home.uri, name, str(home.store))
+    assert aliases(home, name) == {"champion": "2", "previous": "1"}
+
+
+def test_a_promotion_killed_halfway_can_be_rolled_back(
+    home: Home, good: str, better: str, worse: str
+) -> None:
+    name = "halfway"
+    for run_id in (worse, good):
+        assert ask(home, run_id, name).promoted
+    registry.set_alias(home.uri, name, "previous", "2")  # the next one got no further than this
+    roll_back(home.uri, name, str(home.store))
+    assert aliases(home, name) == {"champion": "1"}
+    assert ask(home, better, name).promoted
+    registry.set_alias(home.uri, name, "champion", "1")  # killed just before its last step
+    with pytest.raises(UserError, match="no previous champion"):
+        roll_back(home.uri, name, str(home.store))
 
 
 def test_weights_altered_after_the_evaluation_are_refused(home: Home) -> None:

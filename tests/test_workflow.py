@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import write_pictures
 
-from pipelines import graph, registry, tracking
+from pipelines import graph, pretrain, registry, storage, tracking, workflow
 from pipelines.errors import UserError
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.pretrain import PretrainConfig
+from pipelines.pretrain import config as learning
+from pipelines.promotion.gates import Gates
 from pipelines.workflow import WorkflowConfig, run, source_key, stages
 
 
@@ -53,6 +55,54 @@ def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) 
     elsewhere = replace(config(pictures).pretrain, num_workers=2, log_every=1)
     store = str(tmp_path / "moved")
     assert graph.keys(stages(config(pictures, pretrain=elsewhere, store=store))) == before
+
+
+def test_a_training_that_would_differ_has_another_key(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = graph.keys(stages(config(pictures)))
+    usual = learning.objective
+    monkeypatch.setattr(learning, "objective", lambda *a, **k: replace(usual(*a, **k), overlap=0))
+    other_default = graph.keys(stages(config(pictures)))
+    monkeypatch.setattr(learning, "objective", usual)
+    monkeypatch.setattr(learning, "KEY_VERSION", learning.KEY_VERSION + 1)
+    other_version = graph.keys(stages(config(pictures)))
+    assert len({k["pretrain"] for k in (before, other_default, other_version)}) == 3
+    assert before["prepare"] == other_version["prepare"]
+
+
+def test_a_training_is_final_when_it_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its summary may look whole although MLflow has not taken the last of it."""
+    summary = {"key": "k" * 64, "tracking_run_id": "1" * 32, "model_uri": "models:/m-1"}
+    monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
+    inputs = {"prepare": {"dataset": "d"}}
+    training = PretrainConfig(store=str(tmp_path))
+    assert not graph.delivered(workflow.train(inputs, config=training))
+    storage.publish_json(str(tmp_path / "pretrain" / ("k" * 16) / "commit.json"), summary)
+    assert graph.delivered(workflow.train(inputs, config=training))
+
+
+def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow.evaluation, "run", lambda config: {"model": config.model})
+    summary = {"tracking_run_id": "1" * 32, "model": "folder", "delivered": False}
+    inputs = {"prepare": {"dataset": "d"}, "pretrain": summary}
+    asked = config(pictures)
+    late = workflow.evaluate(inputs, config=asked, task="inpainting")
+    assert late["model"] == ("model=folder",)
+    with pytest.raises(UserError, match="the same command delivers the rest"):
+        workflow.promote({"pretrain": summary}, config=asked, demanded=Gates())
+    inputs["pretrain"] = summary | {"delivered": True}
+    found = workflow.evaluate(inputs, config=asked, task="inpainting")
+    assert found["model"] == (f"model={'1' * 32}",)
+
+
+def test_a_task_that_a_prepared_dataset_cannot_serve_is_refused(pictures: Path) -> None:
+    with pytest.raises(UserError, match="detection needs one of voc"):
+        config(pictures, tasks=("inpainting", "detection"))
 
 
 def test_a_new_picture_changes_every_key(pictures: Path) -> None:

@@ -84,6 +84,39 @@ def test_the_plan_names_what_changed_and_runs_nothing(ray_cluster: None, tmp_pat
     assert calls(log) == {"first": 1, "last": 1, "left": 1, "right": 1}
 
 
+def test_the_plan_names_no_list_that_is_the_same(ray_cluster: None, tmp_path: Path, log: Path):
+    settings = {"value": 1, "sides": (64, 128)}  # a tuple here, a list in the store
+    one = replace(stage(log, "first"), settings=settings)
+    run([one], tmp_path)
+    (planned,) = graph.plan([replace(one, settings=settings | {"value": 2})], str(tmp_path))
+    assert planned.why == "value 1 -> 2"
+
+
+def late_at_first(inputs: Mapping[str, Any], *, log: str, name: str) -> dict[str, Any]:
+    """MLflow is away at the first call."""
+    found = work(inputs, log=log, name=name, value=1)
+    return {**found, "delivered": len(Path(log, name).read_text().splitlines()) > 1}
+
+
+def test_what_mlflow_lacks_is_not_final_and_runs_again(
+    ray_cluster: None, tmp_path: Path, log: Path
+):
+    stages = [
+        replace(stage(log, "first"), run=partial(late_at_first, log=str(log), name="first")),
+        stage(log, "alone"),
+        stage(log, "last", needs=("first", "alone")),
+    ]
+    late = run(stages, tmp_path)
+    assert {outcome.status for outcome in late.values()} == {"done"}
+    assert [name for name, outcome in late.items() if outcome.final] == ["alone"]
+    assert late["last"].line.endswith("MLflow was away; the same command delivers the rest")
+    assert [p.name for p in graph.plan(stages, str(tmp_path)) if p.runs] == ["first", "last"]
+    again = run(stages, tmp_path)
+    assert all(outcome.final for outcome in again.values())
+    assert {o.status for o in run(stages, tmp_path).values()} == {"skipped"}
+    assert calls(log) == {"alone": 1, "first": 2, "last": 2}
+
+
 def fail(inputs: Mapping[str, Any], *, error: Exception) -> dict[str, Any]:
     raise error
 

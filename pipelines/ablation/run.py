@@ -27,9 +27,9 @@ from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
 from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.pictures import layout_of
 from pipelines.graph import Outcome, Stage
 from pipelines.pretrain import PretrainConfig, checkpoint, pretrain_key
+from pipelines.pretrain.run import COMMIT
 from pipelines.progress import plain_console
 
 CURVE = "validation/psnr_hole"
@@ -85,7 +85,6 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
     console = plain_console()
     with cluster.connected() as resources:
         data = _dataset(config)
-        fingerprint = dataset.read_manifest(data).fingerprint
         left = arms(config)
         rungs: list[dict[str, Any]] = []
         results: list[dict[str, Any]] = []
@@ -98,7 +97,7 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
                 rungs.append({"steps": steps, "kept": names})
                 console.print(f"after {steps} steps: {', '.join(names)} go on")
                 left = kept
-    found = _result(config, fingerprint, results, rungs)
+    found = _result(config, data, results, rungs)
     _publish(config, found, console)
     return found
 
@@ -159,7 +158,7 @@ def cell_stages(config: AblateConfig, cell: Cell, data: str) -> list[Stage]:
 
 
 def _measured_with(config: EvaluateConfig) -> dict[str, Any]:
-    layouts = {uri: layout_of(uri) for uri in config.data}
+    layouts = plan.layouts_of(config)
     return {
         "version": measuring.KEY_VERSION,
         "precision": config.precision,
@@ -167,9 +166,8 @@ def _measured_with(config: EvaluateConfig) -> dict[str, Any]:
             task: {
                 "settings": measuring.settings_of(config, task),
                 "data": [
-                    plan.fingerprint(task, uri, layout, config)
-                    for uri, layout in layouts.items()
-                    if layout in measuring.WANTED[task]
+                    plan.fingerprint(task, uri, layouts[uri], config)
+                    for uri in plan.data_for(task, layouts)
                 ],
             }
             for task in config.tasks
@@ -195,21 +193,23 @@ def _evaluation(config: AblateConfig, cell: Cell, data: str) -> EvaluateConfig:
 
 
 def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> dict[str, Any]:
-    """Stage: pretrain one cell; the summary, and the curve of the report."""
+    """Stage: pretrain one cell; the summary, final when it is committed, and the curve."""
     summary = pretrain.run(config, data)
     stage = storage.join(storage.absolute(config.store), "pretrain", summary["key"][:16])
     found = checkpoint.latest(stage)
     history = found.state["history"] if found else []
     curve = [[r["step"], r["values"][CURVE]] for r in history if CURVE in r["values"]]
-    return {**summary, "curve": curve}
+    delivered = storage.exists(storage.join(stage, COMMIT))
+    return {**summary, "curve": curve, "delivered": delivered}
 
 
 def measure(inputs: Mapping[str, Any], *, config: EvaluateConfig, trained: str) -> dict[str, Any]:
     """Stage: evaluate one cell; its scores by name."""
     summary = inputs[trained]
-    model = summary["tracking_run_id"] or summary["model"]
+    model = summary["tracking_run_id"] if graph.delivered(summary) else summary["model"]
     found = evaluation.run(replace(config, model=(f"{config.model[0]}={model}",)))
-    return {"scores": evidence.scores_of([found], summary["weights_sha256"]).values}
+    scores = evidence.scores_of([found], summary["weights_sha256"]).values
+    return {"scores": scores, "delivered": graph.delivered(found)}
 
 
 def _cell_result(cell: Cell, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def better_half(results: list[dict[str, Any]], left: list[Arm], metric: str) -> 
 
 def _result(
     config: AblateConfig,
-    fingerprint: str,
+    data: str,
     results: list[dict[str, Any]],
     rungs: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -281,24 +281,10 @@ def _result(
         if metric in compared
         else f"No verdict: no cell has a score {metric}; there are {', '.join(names) or 'none'}."
     )
-    sweep_key = storage.content_key(
-        {
-            "stage": "ablation",
-            "dataset": fingerprint,
-            "cells": [
-                pretrain_key_of(config, cell, fingerprint)
-                for cell in cells(config, arms(config), config.pretrain.steps)
-            ],
-            "tasks": list(config.tasks),
-            "settings": [asdict(getattr(config, name)) for name in _settings_groups()],
-            "metric": metric,
-            "rungs": list(config.rungs),
-        }
-    )
     return {
         "format_version": 1,
-        "key": sweep_key,
-        "dataset_fingerprint": fingerprint,
+        "key": sweep_key(config, data),
+        "dataset_fingerprint": dataset.read_manifest(data).fingerprint,
         "code": tracking.git_commit(),
         "metric": metric,
         "verdict": verdict,
@@ -312,14 +298,19 @@ def _result(
     }
 
 
-def pretrain_key_of(config: AblateConfig, cell: Cell, fingerprint: str) -> str:
-    """Names a cell inside a sweep; settings and data, no path."""
-    settings = {
-        name: value
-        for name, value in asdict(pretraining(config, cell)).items()
-        if name not in pretrain.config.NOT_IN_KEY
-    }
-    return storage.content_key({"dataset": fingerprint, **settings})
+def sweep_key(config: AblateConfig, data: str) -> str:
+    """Names a sweep by what its trainings and evaluations depend on; no path."""
+    manifest = dataset.read_manifest(data)
+    wanted = cells(config, arms(config), config.pretrain.steps)
+    return storage.content_key(
+        {
+            "stage": "ablation",
+            "cells": [pretrain_key(pretraining(config, cell), manifest) for cell in wanted],
+            "measured": _measured_with(_evaluation(config, wanted[0], data)),
+            "metric": config.verdict_metric,
+            "rungs": list(config.rungs),
+        }
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -337,10 +328,14 @@ def _publish(config: AblateConfig, found: dict[str, Any], console: Console) -> N
     console.print(f"report: {storage.join(home, 'ablation.html')}", soft_wrap=True)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
     try:
-        _log(config, found, uri, page, text)
+        missing = _log(config, found, uri, page, text)
     except Exception as error:  # the sweep is done and stored; a server that is away costs nothing
         reason = str(error).splitlines()[0]
         console.print(f"warning: {uri} does not have the sweep yet ({reason}); run it again later")
+        return
+    if missing:
+        lacking = f"warning: {uri} does not have the training runs of {'; '.join(missing)}"
+        console.print(lacking, soft_wrap=True)
 
 
 def _panels(found: dict[str, Any]) -> dict[str, bytes]:
@@ -352,8 +347,14 @@ def _panels(found: dict[str, Any]) -> dict[str, bytes]:
     }
 
 
-def _log(config: AblateConfig, found: dict[str, Any], uri: str, page: bytes, text: bytes) -> None:
-    """Parent run with the report, one child per cell; the training runs lie below the children."""
+def _log(
+    config: AblateConfig, found: dict[str, Any], uri: str, page: bytes, text: bytes
+) -> list[str]:
+    """Parent run with the report, one child per cell; the training runs lie below the children.
+
+    Returns:
+        the cells whose training run the server does not have: it was on another one.
+    """
     spec = tracking.RunSpec(
         uri=uri,
         store=config.store,
@@ -366,33 +367,49 @@ def _log(config: AblateConfig, found: dict[str, Any], uri: str, page: bytes, tex
         tags={"stage": "ablation", "dataset_fingerprint": found["dataset_fingerprint"]},
     )  # fmt: skip
     server = tracking.client(uri)
-    parent = tracking.ensure_run(spec)
-    for cell in found["cells"]:
-        child = tracking.ensure_run(
-            replace(
+    missing = []
+    with registry.open_run(spec, good=not failures(found)) as parent:
+        for cell in found["cells"]:
+            name = f"{cell['arm']} seed {cell['seed']}"
+            below = replace(
                 spec,
                 key=storage.content_key([found["key"], cell["arm"], cell["seed"], cell["steps"]]),
-                name=f"{cell['arm']} seed {cell['seed']}",
+                name=name,
                 params={n: cell[n] for n in ("strategy", "adversarial", "seed", "steps")},
                 tags={"stage": "cell", "mlflow.parentRunId": parent},
             )
-        )
-        numbers = {
-            **cell["scores"],
-            "cost/cpu_hours": cell["cpu_hours"],
-            "cost/gpu_hours": cell["gpu_hours"],
-        }
-        for name, value in numbers.items():
-            server.log_metric(child, name.replace("%", " percent"), value, step=0)
-        if run_id := cell["tracking_run_id"]:
-            server.set_tag(child, "training_run_id", run_id)
-            if "mlflow.parentRunId" not in registry.run_facts(uri, run_id).tags:
-                server.set_tag(run_id, "mlflow.parentRunId", child)
-        if cell["error"]:
-            server.set_tag(child, "error", cell["error"])
-        server.set_terminated(child, "FINISHED" if cell["status"] == "done" else "FAILED")
-    for name in ("verdict", "mlflow.note.content"):  # a column of the list, and the description
-        server.set_tag(parent, name, found["verdict"])
-    tracking.log_bytes(server, parent, "ablation.html", page)
-    tracking.log_bytes(server, parent, "ablation.json", text)
-    server.set_terminated(parent, "FAILED" if failures(found) else "FINISHED")
+            with registry.open_run(below, good=cell["status"] == "done") as child:
+                _log_cell(server, child, cell)
+                run_id = cell["tracking_run_id"]
+                if run_id and not _put_below(uri, run_id, child):
+                    missing.append(f"{name}, {cell['steps']} steps")
+        for tag in ("verdict", "mlflow.note.content"):  # a column of the list, and the description
+            server.set_tag(parent, tag, found["verdict"])
+        tracking.log_bytes(server, parent, "ablation.html", page)
+        tracking.log_bytes(server, parent, "ablation.json", text)
+    return missing
+
+
+def _log_cell(server: Any, child: str, cell: dict[str, Any]) -> None:
+    """Scores and cost of a cell, and why it failed."""
+    numbers = {
+        **cell["scores"],
+        "cost/cpu_hours": cell["cpu_hours"],
+        "cost/gpu_hours": cell["gpu_hours"],
+    }
+    for name, value in numbers.items():
+        server.log_metric(child, name.replace("%", " percent"), value, step=0)
+    if cell["error"]:
+        server.set_tag(child, "error", cell["error"])
+
+
+def _put_below(uri: str, run_id: str, child: str) -> bool:
+    """Put a training run below that of its cell; False when the server does not have it."""
+    try:
+        facts = registry.run_facts(uri, run_id)
+    except UserError:
+        return False
+    registry.tag_run(uri, child, "training_run_id", run_id)
+    if "mlflow.parentRunId" not in facts.tags:
+        registry.tag_run(uri, run_id, "mlflow.parentRunId", child)
+    return True

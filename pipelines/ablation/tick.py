@@ -65,13 +65,13 @@ def once_per_period(
         claim = _claim(storage.join(folder, "lease"), owner, lease_s, clock, sleep)
     except LeaseBusyError as busy:
         return Tick(decision="still running", period=period, detail=f"by {busy.owner}")
-    with lease.held(claim, lease_s=lease_s) as lost:
+    with lease.held(claim, lease_s=lease_s, clock=clock) as lost:
         last = _last(folder)  # another start may have finished while we waited
         if last is not None and last >= period:
             return Tick(decision="already done", period=period)
         missed = 0 if last is None else period - last - 1
         complete = sweep()
-        if lost.is_set():
+        if lost():
             return Tick(decision="lost", period=period, missed=missed)
         if complete:
             record = {"period": period, "period_s": period_s, "ended": clock(), "missed": missed}

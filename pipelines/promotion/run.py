@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ class PromoteConfig:
     explain: str | None = None
     """Print where a registered model came from: models:/NAME@champion or models:/NAME/3."""
     store: str = "store"
-    """Where promotions of one model wait for each other."""
+    """Where promotions of one model wait for each other: give all of them the same."""
     tracking_uri: str | None = None
     """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
 
@@ -90,6 +90,9 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
 
     What speaks against the evidence itself (nothing measured, other weights, a pickle) is found
     before anything is registered. What fails only on quality stays registered as `candidate`.
+
+    Raises:
+        UserError: another promotion changed the champion meanwhile.
     """
     source = dossier.source_of(uri, run_id)
     model = dossier.collect(uri, run_id, source)
@@ -98,7 +101,7 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
         text = _refusal(sound)
         registry.tag_run(uri, run_id, "promotion.refused", text)
         return Decision(False, None, sound, f"refused, nothing registered: {text}")
-    with _alone(store, name):
+    with _alone(store, name) as lost:
         registry.ensure_name(uri, name)
         version = registry.ensure_version(uri, name, run_id, source, _origin(model))
         champion = registry.by_alias(uri, name, CHAMPION)
@@ -116,6 +119,7 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
             registry.tag_version(uri, version, _audit("refused", text))
             text = f"refused, {name} version {version.version} stays {CANDIDATE}: {text}"
             return Decision(False, version.version, verdicts, text)
+        _require_champion(uri, name, champion, lost)
         _crown(uri, version, champion, verdicts)
     before = "none" if champion is None else f"version {champion.version}"
     text = f"promoted: {name} version {version.version} is champion; before: {before}"
@@ -134,33 +138,62 @@ def _crown(uri: str, version: Version, champion: Version | None, verdicts: list[
     registry.delete_alias(uri, version.name, CANDIDATE)
 
 
+def _require_champion(
+    uri: str, name: str, judged: Version | None, lost: Callable[[], bool]
+) -> None:
+    """Refuse when the champion is no longer the one that was looked at."""
+    found = registry.by_alias(uri, name, CHAMPION)
+    before, now = (NONE if version is None else version.version for version in (judged, found))
+    if before != now or lost():
+        raise UserError(
+            f"name is '{name}', whose champion another promotion may be changing (version {before} "
+            f"before, {now} now); this one has not changed it: give the command again"
+        )
+
+
 def roll_back(uri: str, name: str, store: str) -> str:
     """Make the previous champion the champion again; returns what happened.
 
     Raises:
-        UserError: there is nothing to go back to.
+        UserError: there is nothing to go back to, or another promotion changed the champion.
     """
-    with _alone(store, name):
+    with _alone(store, name) as lost:
         champion = registry.by_alias(uri, name, CHAMPION)
         previous = registry.by_alias(uri, name, PREVIOUS)
-        if champion is None or previous is None or previous.version == champion.version:
+        if champion and previous and previous.version == champion.version:  # one was killed halfway
+            previous = _replaced_by(uri, champion)
+        if champion is None or previous is None:
             raise UserError(
                 f"name is '{name}', which has no previous champion at {uri}; nothing was changed"
             )
+        _require_champion(uri, name, champion, lost)
         registry.set_alias(uri, name, CHAMPION, previous.version)
-        earlier = previous.tags.get("promotion.replaced", NONE)
-        if earlier == NONE or registry.by_number(uri, name, earlier) is None:
+        earlier = _replaced_by(uri, previous)
+        if earlier is None:
             registry.delete_alias(uri, name, PREVIOUS)
         else:
-            registry.set_alias(uri, name, PREVIOUS, earlier)
+            registry.set_alias(uri, name, PREVIOUS, earlier.version)
         reason = f"back to version {previous.version}"
         registry.tag_version(uri, champion, _audit("rolled back", reason))
     return f"rolled back: {name} version {previous.version} is champion, not {champion.version}"
 
 
+def _replaced_by(uri: str, version: Version) -> Version | None:
+    """The champion before a version."""
+    earlier = version.tags.get("promotion.replaced", NONE)
+    return None if earlier == NONE else registry.by_number(uri, version.name, earlier)
+
+
 @contextmanager
-def _alone(store: str, name: str) -> Iterator[None]:
+def _alone(store: str, name: str) -> Iterator[Callable[[], bool]]:
     """One promotion of a model at a time: aliases have no compare-and-set.
+
+    The lease lies in the store. Promotions with different stores, such as local ones of two
+    machines, do not see each other, whatever server they share: that the champion is read once more
+    before its alias moves leaves them a short moment, and no guarantee.
+
+    Yields:
+        whether the lease is lost.
 
     Raises:
         UserError: another one does not end.
@@ -175,8 +208,8 @@ def _alone(store: str, name: str) -> Iterator[None]:
             f"name is '{name}', which another promotion holds ({busy.owner}); nothing was "
             "changed, try again when it has ended"
         ) from None
-    with lease.held(claim, lease_s=LEASE_S):
-        yield
+    with lease.held(claim, lease_s=LEASE_S) as lost:
+        yield lost
 
 
 def _refusal(verdicts: list[Verdict]) -> str:
