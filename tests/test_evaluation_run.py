@@ -153,6 +153,15 @@ def test_an_overview_stands_only_where_there_is_something_to_compare() -> None:
     assert "overview" not in page and "second table" not in page
 
 
+def test_data_given_twice_are_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "data", per_class=2)
+    monkeypatch.chdir(tmp_path)
+    wanted = config(tmp_path, data=("data", "./data/", str(tmp_path / "data")), tasks=("knn",))
+    assert len(plan.layouts_of(wanted)) == 1
+
+
 def test_data_are_called_by_as_much_of_the_path_as_tells_them_apart() -> None:
     uris = ("/a/photos", "s3://b/photos", "s3://a/photos", "/a/voc/")
     assert plan.distinct(uris) == {

@@ -25,7 +25,8 @@ def layouts_of(config: EvaluateConfig) -> dict[str, Layout]:
     Raises:
         UserError: a URI is of no use, or a task has no data.
     """
-    found = {uri: layout_of(uri) for uri in config.data}
+    places = {storage.absolute(uri).rstrip("/"): uri for uri in config.data}  # each place once
+    found = {uri: layout_of(uri) for uri in places.values()}
     for task in config.tasks:
         data_for(task, found)
     return found
