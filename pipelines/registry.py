@@ -23,6 +23,7 @@ REPORTS = "evaluation"
 REPORT = "report.json"
 MAX_RUNS = 1000
 MAX_TAG = 5000  # characters of a tag's value
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an alias
 
 Value = TypeVar("Value")
 
@@ -178,18 +179,25 @@ def ensure_version(uri: str, name: str, run_id: str, source: str, tags: dict[str
 
 def by_alias(uri: str, name: str, alias: str) -> Version | None:
     """The version an alias points to."""
-    try:
-        return _version(_asking(uri, lambda server: server.get_model_version_by_alias(name, alias)))
-    except MlflowException:
-        return None
+    return _version_or_none(uri, lambda server: server.get_model_version_by_alias(name, alias))
 
 
 def by_number(uri: str, name: str, version: str) -> Version | None:
     """A version by its number."""
+    return _version_or_none(uri, lambda server: server.get_model_version(name, version))
+
+
+def _version_or_none(uri: str, action: Callable[[Any], Any]) -> Version | None:
+    """None where there is none; a server that refuses to answer has not said that."""
     try:
-        return _version(_asking(uri, lambda server: server.get_model_version(name, version)))
-    except MlflowException:
-        return None
+        return _version(_asking(uri, action))
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise UserError(
+            f"tracking_uri is '{uri}', which refuses to say which model versions there are "
+            f"({error.error_code}: {str(error)[:300]}); nothing was changed"
+        ) from None
 
 
 def set_alias(uri: str, name: str, alias: str, version: str) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
@@ -299,6 +301,20 @@ def test_missing_evidence_and_alarms_are_refused(home: Home) -> None:
     assert failed(ask(home, alone, "bare")) == ["no collapse alarm", "seeds"]
     high = replace(GATES, min_seeds=1, thresholds={PSNR: {"min": 25.0}, "linear/x": {"max": 1.0}})
     assert failed(ask(home, alone, "bare", high))[1:] == [f"min {PSNR}", "max linear/x"]
+
+
+def test_a_server_that_refuses_has_not_said_that_there_is_no_champion(
+    home: Home, good: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.by_alias(home.uri, "never", "champion") is None
+    assert registry.by_number(home.uri, "never", "1") is None
+
+    def refusing(*_: Any) -> None:
+        raise MlflowException("not for you", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(tracking.client(home.uri).__class__, "get_model_version_by_alias", refusing)
+    with pytest.raises(UserError, match=r"PERMISSION_DENIED.*nothing was changed"):
+        ask(home, good, "refused")
 
 
 def test_scores_of_other_settings_are_not_compared(home: Home, good: str) -> None:
