@@ -97,6 +97,7 @@ def test_ctrl_c_is_one_message_and_the_same_command_goes_on(
     sent: signal.Signals, tmp_path: Path
 ) -> None:
     longer = ["--steps", "100"]  # the signal has to come before the end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's `&`
     job = start("pretrain", "--store", str(tmp_path), *TINY, *longer)
     wait_for("pretrain/*/checkpoints/step-00000010/state.json", tmp_path, job)
     children = psutil.Process(job.pid).children(recursive=True)
