@@ -213,19 +213,29 @@ def _raw_manifest(uri: str) -> dict[str, Any] | None:
     return raw if isinstance(raw, dict) and {"format_version", "splits"} <= raw.keys() else None
 
 
+def find_manifest(uri: str) -> Manifest | None:
+    """The manifest of a committed dataset; None where there is none.
+
+    Raises:
+        UserError: this version cannot read it.
+    """
+    raw = _raw_manifest(uri)
+    return None if raw is None else manifest_from_json(raw, uri)
+
+
 def read_manifest(uri: str) -> Manifest:
     """The manifest of a committed dataset.
 
     Raises:
         UserError: there is none, or this version cannot read it.
     """
-    raw = _raw_manifest(uri)
-    if raw is None:
+    manifest = find_manifest(uri)
+    if manifest is None:
         raise UserError(
             f"'{uri}' is not a prepared dataset: it has no {MANIFEST} of one. Make one with "
             "python jobs/prepare.py --source PICTURES --output DATASET"
         )
-    return manifest_from_json(raw, uri)
+    return manifest
 
 
 def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:

@@ -426,10 +426,10 @@ def remove(uri: str) -> None:
             retrying(lambda file=file: fs.rm_file(file), f"removing {file}")  # type: ignore[misc]
 
 
-def remove_empty_folder(uri: str) -> None:
+def remove_if_empty(uri: str) -> None:
     """Delete a folder that holds nothing; object stores have none."""
     if is_local(uri):
-        with suppress(OSError):  # it is not there, or somebody has just put something into it
+        with suppress(OSError):  # it holds something, or is not there
             local_path(uri).rmdir()
 
 

@@ -24,7 +24,7 @@ from pipelines.prepare import plan as listing
 from pipelines.prepare import sources
 from pipelines.pretrain import PretrainConfig
 from pipelines.pretrain import config as learning
-from pipelines.pretrain.run import COMMIT
+from pipelines.pretrain.run import is_committed, stage_uri
 from pipelines.progress import plain_console
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
@@ -171,14 +171,9 @@ def stages(config: WorkflowConfig) -> list[Stage]:
 
 def _trained_with(config: PretrainConfig) -> dict[str, Any]:
     """What `pretrain_key` depends on, as far as it is known before there is a dataset."""
-    losses = learning.objective(config, mean_rgb=(0.0, 0.0, 0.0))  # the mean follows from prepare
-    return {
-        **{k: v for k, v in asdict(config).items() if k not in learning.NOT_IN_KEY},
-        "version": learning.KEY_VERSION,
-        "strategy": config.holes,
-        "objective": asdict(losses),
-        "learning_rates": learning.learning_rates(config, losses.adversarial),
-    }
+    settings = learning.settings_in_key(config, mean_rgb=(0.0, 0.0, 0.0))  # it follows from prepare
+    rates = learning.learning_rates(config, settings["objective"]["adversarial"])
+    return {**settings, "learning_rates": rates}
 
 
 def source_key(source: str | None) -> str:
@@ -202,8 +197,7 @@ def prepare(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, A
 def train(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, Any]:
     """Stage: the training; its result is the summary, final when the training is committed."""
     summary = pretrain.run(config, inputs["prepare"]["dataset"])
-    stage = storage.join(storage.absolute(config.store), "pretrain", summary["key"][:16])
-    return {**summary, "delivered": storage.exists(storage.join(stage, COMMIT))}
+    return {**summary, "delivered": is_committed(stage_uri(config.store, summary["key"]))}
 
 
 def evaluate(

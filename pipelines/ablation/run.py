@@ -29,7 +29,7 @@ from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.graph import Outcome, Stage
 from pipelines.pretrain import PretrainConfig, checkpoint, pretrain_key
-from pipelines.pretrain.run import COMMIT
+from pipelines.pretrain.run import is_committed, stage_uri
 from pipelines.progress import plain_console
 
 CURVE = "validation/psnr_hole"
@@ -195,12 +195,11 @@ def _evaluation(config: AblateConfig, cell: Cell, data: str) -> EvaluateConfig:
 def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> dict[str, Any]:
     """Stage: pretrain one cell; the summary, final when it is committed, and the curve."""
     summary = pretrain.run(config, data)
-    stage = storage.join(storage.absolute(config.store), "pretrain", summary["key"][:16])
+    stage = stage_uri(config.store, summary["key"])
     found = checkpoint.latest(stage)
     history = found.state["history"] if found else []
     curve = [[r["step"], r["values"][CURVE]] for r in history if CURVE in r["values"]]
-    delivered = storage.exists(storage.join(stage, COMMIT))
-    return {**summary, "curve": curve, "delivered": delivered}
+    return {**summary, "curve": curve, "delivered": is_committed(stage)}
 
 
 def measure(inputs: Mapping[str, Any], *, config: EvaluateConfig, trained: str) -> dict[str, Any]:

@@ -250,7 +250,9 @@ def _is_held(member: Member, known: Known) -> bool:
     return (
         member.data is not None
         and digests.contains(known.keys, digests.of_key(member.key))
-        and digests.contains(known.contents, hashlib.sha256(member.data).digest()[:16])
+        and digests.contains(
+            known.contents, digests.of_content(hashlib.sha256(member.data).digest())
+        )
     )
 
 

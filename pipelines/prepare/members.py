@@ -18,6 +18,7 @@ from pipelines.prepare.sources import (
     UNKNOWN,
     Piece,
     archive_stem,
+    leads_outside,
     sample_of,
 )
 
@@ -138,7 +139,7 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
             continue
         sample = piece.key + sample_of(name)
         member = Member(piece.key + name, None, *_place(piece, path))
-        if entry.special or name.startswith("/") or ".." in path.parts:
+        if entry.special or leads_outside(path):
             what = f"a {entry.special}" if entry.special else "a path that leads outside"
             refused = Fault("refused", f"{what}; only files below the archive's root are read")
             yield _File(sample, member._replace(fault=refused))

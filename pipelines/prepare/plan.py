@@ -151,8 +151,7 @@ def clear_work(uri: str, key: str) -> None:
     for name in storage.children(folder):
         if name.startswith(key[:16]):
             storage.remove(storage.join(folder, name))
-    if not storage.children(folder):
-        storage.remove_empty_folder(folder)
+    storage.remove_if_empty(folder)
 
 
 def unit_uri(work: str, unit: int) -> str:

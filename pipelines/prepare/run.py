@@ -79,14 +79,13 @@ def run(config: PrepareConfig) -> str:
 
 def _old_manifest(uri: str) -> Manifest | None:
     """The dataset that is added to; None for a new one."""
-    if dataset.is_dataset(uri):
-        return dataset.read_manifest(uri)
-    if storage.exists(storage.join(uri, dataset.MANIFEST)):
+    old = dataset.find_manifest(uri)
+    if old is None and storage.exists(storage.join(uri, dataset.MANIFEST)):
         raise UserError(
             f"output is '{uri}', where a {dataset.MANIFEST} lies that is no dataset's; give an "
             "--output elsewhere"
         )
-    return None
+    return old
 
 
 def _require_apart(source: str, uri: str) -> None:
@@ -120,7 +119,8 @@ def commit(uri: str, manifest: Manifest, old: Manifest | None) -> bool:
 
 
 def _is_done(uri: str, key: str) -> bool:
-    return dataset.is_dataset(uri) and key in dataset.read_manifest(uri).jobs
+    found = dataset.find_manifest(uri)
+    return found is not None and key in found.jobs
 
 
 def _second(uri: str, key: str) -> str:

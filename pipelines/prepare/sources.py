@@ -251,9 +251,13 @@ def _is_inner_archive(entry: tars.Entry) -> bool:
     if entry.special or not entry.name.lower().endswith(ARCHIVE_SUFFIXES):
         return False
     path = PurePosixPath(entry.name)
-    leads_outside = path.is_absolute() or ".." in path.parts
     is_named = len(entry.name) <= MAX_KEY_CHARS and not path.name.startswith(".")
-    return is_named and not leads_outside
+    return is_named and not leads_outside(path)
+
+
+def leads_outside(path: PurePosixPath) -> bool:
+    """Whether a member of an archive would lie outside the archive's root."""
+    return path.is_absolute() or ".." in path.parts
 
 
 def sample_of(name: str) -> str:

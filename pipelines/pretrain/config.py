@@ -215,25 +215,23 @@ def shorter(config: PretrainConfig) -> int:
     return default if config.shorter is None else config.shorter
 
 
-def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
-    """Names the result: the settings that matter and the dataset; no path, time or worker count.
+def settings_in_key(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> dict[str, Any]:
+    """The settings that matter, and what some defaults come to; no path, time or worker count.
 
     The number of workers is left out because the stream does not depend on it.
     """
+    losses = objective(config, mean_rgb)
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
-    losses = objective(config, manifest.mean_rgb)
-    resolved: dict[str, Any] = {"strategy": config.holes, "objective": asdict(losses)}
+    settings |= {"version": KEY_VERSION, "strategy": config.holes, "objective": asdict(losses)}
     if losses.adversarial == 1:  # the one default rate that is no tenth of the generator's
-        _, resolved["discriminator_learning_rate"] = learning_rates(config, losses.adversarial)
-    return storage.content_key(
-        {
-            "stage": "pretrain",
-            "version": KEY_VERSION,
-            "dataset": manifest.fingerprint,
-            **settings,
-            **resolved,
-        }
-    )
+        _, settings["discriminator_learning_rate"] = learning_rates(config, losses.adversarial)
+    return settings
+
+
+def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
+    """Names the result: the settings that matter and the dataset."""
+    settings = settings_in_key(config, manifest.mean_rgb)
+    return storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **settings})
 
 
 assert {field.name for field in fields(PretrainConfig)} >= NOT_IN_KEY

@@ -39,6 +39,16 @@ DELIVERY_WAIT_S = 120.0  # for an MLflow server that is away when training has e
 SERVED_WITH = ("torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow")
 
 
+def stage_uri(store: str, key: str) -> str:
+    """Where a training leaves what it makes."""
+    return storage.join(storage.absolute(store), "pretrain", key[:16])
+
+
+def is_committed(stage: str) -> bool:
+    """Whether a training has ended and MLflow has all of it."""
+    return storage.exists(storage.join(stage, COMMIT))
+
+
 def run(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     """Pretrain on a prepared dataset; returns the summary of what was measured.
 
@@ -49,9 +59,9 @@ def run(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     manifest = dataset.read_manifest(dataset_uri)
     plan = _plan(config, dataset_uri, manifest)
     key = pretrain_key(config, manifest)
-    stage = storage.join(storage.absolute(config.store), "pretrain", key[:16])
+    stage = stage_uri(config.store, key)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
-    if storage.exists(storage.join(stage, COMMIT)):
+    if is_committed(stage):
         summary: dict[str, Any] = storage.read_json(storage.join(stage, COMMIT))
         console.print(f"already trained: {stage}")
     else:
