@@ -3,7 +3,7 @@
 
 The job's own two functions (`gather`, `write_shard`) run in this process on one core, on pictures
 at ImageNet's usual 500x375, with all three strategies at 227 px, 2 variants each; then the masks
-of the same keys are drawn alone.
+of the same keys are drawn alone, a column at a time as in the job.
 
 $ python -m benchmarks.mask_cost --pictures data/pretrain_A/train --resize-to 500 375
 """
@@ -49,8 +49,8 @@ def main() -> None:
         shards.mask_cell(SEED, masks[-1], "warm-up")
         job_s = prepare_here(source, str(uri), masks)
         began = time.process_time()
-        for key in keys:
-            for spec in masks:
+        for spec in masks:
+            for key in keys:
                 shards.mask_cell(SEED, spec, key)
         masks_s = time.process_time() - began
         sizes: Counter[str] = Counter()

@@ -37,7 +37,7 @@ MAX_SHAPES = 8
 CELL_PX = (50, 3)  # a noise cell is 50 / 3 px: 600 cells on the 10,000 px canvas of the code
 WEIGHT_ONE = 128  # fixed-point 1.0 of an interpolation weight
 NOISE_HALF_RANGE = 512  # noise is -512 to 511, so that sums stay exact: see _noise_weights
-LEVEL_BITS = 17  # noise without its lowest 17 bits, its level, fits in a byte
+NOISE_UNIT = 2**17  # of the sums: noise in it stays between -128 and 128
 SAMPLE_STRIDE = 61  # px, row-major; shares no factor with usual sides, so all columns are met
 NUM_VERTICES = 32  # of a random shape
 DIRECTION_ONE = 1024  # fixed-point 1.0 of a direction
@@ -161,38 +161,41 @@ def _region_pair(
         raise ValueError(f"mask share is {share}; it must be 0.20 to 0.30, as in the authors' code")
     num_hidden = round(share * size**2)
     values = _noise(size, generator)
-    levels = (values >> LEVEL_BITS).astype(np.int8)
-    yield _smallest(values, levels, num_hidden).reshape(size, size)
-    yield _smallest(-values, ~levels, num_hidden).reshape(size, size)
+    yield _smallest(values, num_hidden).reshape(size, size)
+    yield _smallest(np.negative(values, out=values), num_hidden).reshape(size, size)
 
 
-def _noise(size: int, generator: np.random.Generator) -> NDArray[np.int32]:
-    """Smooth noise, one value per pixel, row-major."""
-    weights = _noise_weights(size)
-    period, cells = CELL_PX[0], weights.shape[1]
-    draws = _raw(generator, 2 + math.ceil(cells**2 / 4))
-    row, column = (int(draw) % period for draw in draws[:2])
-    low = draws[2:].astype("<u8").view("<u2")[: cells**2] % (2 * NOISE_HALF_RANGE)
-    noise = low.astype(np.float32).reshape(cells, cells) - NOISE_HALF_RANGE
-    field = weights[row : row + size] @ noise @ weights[column : column + size].T
-    return field.ravel().astype(np.int32)  # exact
+def _noise(size: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Smooth noise, one value per pixel, row-major: exact, and between -128 and 128."""
+    period, num_cells = CELL_PX[0], _noise_weights(size).shape[1]
+    draws = _raw(generator, 2 + math.ceil(num_cells**2 / 4))
+    rows, down = _crop_weights(size, int(draws[0]) % period)
+    columns, across = _crop_weights(size, int(draws[1]) % period)
+    low = draws[2:].astype("<u8").view("<u2")[: num_cells**2] % (2 * NOISE_HALF_RANGE)
+    whole = low.astype(np.float32).reshape(num_cells, num_cells) - NOISE_HALF_RANGE
+    noise = whole / np.float32(NOISE_UNIT)  # a power of two: all sums stay exact
+    field: NDArray[np.float32] = down.T @ noise[rows, columns] @ across
+    return field.ravel()
 
 
-def _smallest(values: NDArray[np.int32], levels: NDArray[np.int8], count: int) -> Mask:
+def _smallest(values: NDArray[np.float32], count: int) -> Mask:
     """Exactly `count` of the values, the smallest; of equal ones the first.
 
-    The quantile is sought among the values of its level alone (levels are in the same order).
-    `np.partition` of all takes as long where it is fast, but five times as long on AMD's Zen 4,
-    which is slow at the AVX-512 instruction that NumPy uses for it.
+    Values are between -128 and 128. The quantile is sought among those of its level (whole part)
+    alone. `np.partition` of all takes as long where it is fast, but five times as long on AMD's
+    Zen 4, which is slow at the AVX-512 instruction that NumPy uses for it.
     """
+    levels = values.astype(np.int8)
     sample = np.sort(levels[::SAMPLE_STRIDE], kind="stable")  # a radix sort
     level = int(sample[(count - 1) * len(sample) // len(levels)])  # a guess, mostly right
-    while (missing := count - int(np.count_nonzero(levels < level))) <= 0:
+    chosen: Mask = levels < level
+    while (missing := count - int(np.count_nonzero(chosen))) <= 0:
         level -= 1
+        chosen = levels < level
     while (found := len(places := np.flatnonzero(levels == level))) < missing:
+        chosen[places] = True
         missing -= found
         level += 1
-    chosen: Mask = levels < level
     near = values[places]
     quantile = np.partition(near, missing - 1)[missing - 1]
     smaller = places[near < quantile]
@@ -233,6 +236,15 @@ def _visible(size: int) -> Mask:
 def _raw(generator: np.random.Generator, count: int) -> NDArray[np.uint64]:
     """64 random bits each. NumPy may change what Generator methods draw, but not these."""
     return np.asarray(generator.bit_generator.random_raw(count), dtype=np.uint64)
+
+
+@cache
+def _crop_weights(size: int, phase: int) -> tuple[slice, NDArray[np.float32]]:
+    """The cells that a crop with this phase meets, and their weights, one column per pixel."""
+    weights = _noise_weights(size)[phase : phase + size].T
+    used = np.flatnonzero(weights.any(axis=1))
+    cells = slice(int(used[0]), int(used[-1]) + 1)
+    return cells, np.ascontiguousarray(weights[cells])
 
 
 @cache

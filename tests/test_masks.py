@@ -45,21 +45,19 @@ def test_the_smallest_values_are_chosen_and_of_equal_ones_the_first(
     generator = np.random.default_rng(spread + count)
     for ordered in (False, True):
         values = generator.integers(-(spread // 2), spread - spread // 2, 10000, dtype=np.int32)
-        values = np.sort(values) if ordered else values
-        levels = (values >> masks.LEVEL_BITS).astype(np.int8)
+        values = (np.sort(values) if ordered else values).astype(np.float32) / masks.NOISE_UNIT
         expected = np.zeros(len(values), np.bool_)
         expected[np.argsort(values, kind="stable")[:count]] = True
-        assert np.array_equal(masks._smallest(values, levels, count), expected)
+        assert np.array_equal(masks._smallest(values, count), expected)
 
 
 def test_a_sample_that_misleads_changes_nothing() -> None:
-    values = np.arange(6100, dtype=np.int32) << 10
-    for misleading in (-(1 << 23), 1 << 23):
+    values = np.arange(6100, dtype=np.float32) / 128
+    for misleading in (-64, 64):
         values[:: masks.SAMPLE_STRIDE] = misleading
-        levels = (values >> masks.LEVEL_BITS).astype(np.int8)
         expected = np.zeros(len(values), np.bool_)
         expected[np.argsort(values, kind="stable")[:1525]] = True
-        assert np.array_equal(masks._smallest(values, levels, 1525), expected)
+        assert np.array_equal(masks._smallest(values, 1525), expected)
 
 
 @pytest.mark.parametrize("share", [0.20, 0.23, 0.30])
