@@ -86,7 +86,7 @@ def prepare_here(source: Path, uri: str, masks: tuple[dataset.MaskSpec, ...]) ->
         gather.gather({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
     sums = totals.add_up(work, planned)
     totals.index_spills(work, planned, sums.rows)
-    common = shards.Work(uri, work, "k" * 8, SEED, masks, (), 4096, {})
+    common = shards.Work(uri, work, "k" * 8, SEED, masks, (), 4096, sums.groups, {})
     shards.write_shard(
         {"split": "train", "shard": 0, "first_bucket": 0, "last_bucket": planned.num_buckets},
         work=common,

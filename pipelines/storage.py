@@ -209,9 +209,18 @@ def open_input(uri: str) -> BinaryIO:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole object."""
+    """The whole object.
+
+    Raises:
+        OSError: the storage failed for longer than we try, or there is no file (ENXIO: a device or
+            a pipe, which may have no end).
+    """
     if is_local(uri):
-        return retrying(local_path(uri).read_bytes, f"reading {uri}")
+        path = local_path(uri)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ENXIO, "a device or a pipe, not a file", str(path))
+        return retrying(path.read_bytes, f"reading {uri}")
     fs, path = filesystem(uri)
     return retrying(lambda: bytes(fs.cat_file(path)), f"reading {uri}")
 

@@ -347,6 +347,29 @@ def test_of_equal_pictures_one_stays_and_val_never_leaks_into_train(
     assert not {"train/b/leak.jpg", "train/b/other.jpg"} & set(rows)
 
 
+def test_a_folder_train_alone_makes_a_split_for_validation_in_an_archive_too(
+    serially: None, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "alone" / "train", {"a": 40, "b": 40})
+    write_pictures(tmp_path / "both" / "train", {"a": 40, "b": 40})
+    write_pictures(tmp_path / "both" / "val", {"a": 5}, first=100)
+    for name in ("alone", "both"):
+        splits = []
+        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as archive:
+            for file in sorted((tmp_path / name).rglob("*.jpg")):
+                archive.add(file, file.relative_to(tmp_path / name))
+        for source in (name, f"{name}.tar.gz"):
+            manifest = prepared(tmp_path / source, tmp_path / f"of-{source}")
+            assert manifest.written == manifest.listed
+            splits.append(rows_of(tmp_path / f"of-{source}"))
+        assert splits[0] == splits[1]
+        held = [key for key, (split,) in splits[1].items() if split == "val"]
+        if name == "both":
+            assert sorted(held) == [f"val/a/{number:04}.jpg" for number in range(100, 105)]
+        else:
+            assert 5 < len(held) < 30
+
+
 def test_of_two_members_with_one_name_the_second_is_set_aside(
     serially: None, tmp_path: Path
 ) -> None:

@@ -192,6 +192,15 @@ def test_a_name_that_no_file_can_have_is_reported_at_once(folder: Path) -> None:
     assert "symbolic links" in str(faults[0]) and "too long" in str(faults[1])
 
 
+def test_a_device_or_a_pipe_in_a_list_is_reported_and_never_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "link.jpg").symlink_to("/dev/zero")
+    put(folder / "a.txt", b"/dev/zero\npipe.jpg\nlink.jpg\n")
+    faults = [member.fault for member in pictures(folder / "a.txt").values()]
+    assert [fault and fault.kind for fault in faults] == ["unreadable"] * 3
+    assert all("a device or a pipe, not a file" in str(fault) for fault in faults)
+
+
 def test_access_refused_is_a_fault_of_a_local_file_and_ends_the_job_with_a_remote_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -638,6 +647,9 @@ def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> No
         assert [labels.of(key) for key in keys] == ["n2", "n1", "n3"]
         assert labels.of("val/x_00000009.JPEG") is None
     assert read_labels(str(tmp_path / "kaggle.csv"), None).of("val/x_00000002.JPEG") == "n1"
+    put(tmp_path / "spaces.txt", b"ice cream\ncheese cake\nn1 motorway\n")
+    spaces = read_labels(str(tmp_path / "truth.txt"), str(tmp_path / "spaces.txt"))
+    assert spaces.by_number == ("cheese cake", "ice cream", "n1 motorway")
     put(tmp_path / "bad.txt", b"a 1\nb 9\n")
     with pytest.raises(UserError, match="'9' is no place in class_list, which has 3"):
         read_labels(str(tmp_path / "bad.txt"), classes)

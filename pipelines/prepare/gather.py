@@ -30,6 +30,7 @@ from pipelines.prepare.spill import Row
 REQUESTS_AHEAD = 16
 SPILL_BYTES = 128 << 20  # of JPEGs in memory, also where one archive is a whole unit
 MAX_FAULTS = 20_000
+OPEN = "open"  # pictures that become train or val when the whole source is known
 
 
 class Shuffle(NamedTuple):
@@ -39,7 +40,7 @@ class Shuffle(NamedTuple):
     num_buckets: int
     validation_share: float
     keep_splits: bool
-    """Whether the source says which pictures are for validation."""
+    """Whether the listing says which pictures are for validation; archives may yet say so."""
 
     def order(self, sha256: str) -> int:
         """Place in the shuffle, 0 .. 2^64 - 1; equal pictures have equal places."""
@@ -49,6 +50,17 @@ class Shuffle(NamedTuple):
         """train or val, by the key alone: a new picture never moves an old one."""
         share = hash64("split", self.seed, key) / 2**64
         return "val" if share < self.validation_share else "train"
+
+    def group(self, member: Member) -> str:
+        """The split that a picture goes to, or OPEN.
+
+        A `train` folder in an archive counts only where there is also one for validation, which is
+        known when all is read: until then, what would else be validation's is kept apart.
+        """
+        split = member.split or self.split(member.key)
+        if member.split == "train" and not self.keep_splits and self.split(member.key) == "val":
+            return OPEN
+        return split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +82,7 @@ class SpillFile:
 
     path: str
     split: str
+    """train, val or OPEN."""
     rows: int
     bytes: int
     offsets: tuple[int, ...]
@@ -131,11 +144,10 @@ def gather(
         if _is_held(member, known):
             continue
         member = _labelled(member, labels)
-        split = member.split or shuffle.split(member.key)
         try:
-            spills.add(split, _row(member, shuffle, limits, known))
+            spills.add(shuffle.group(member), _row(member, shuffle, limits, known))
         except Fault as fault:
-            aside = _set_aside(member, split, fault)
+            aside = _set_aside(member, member.split or shuffle.split(member.key), fault)
             if digests.contains(known.aside, digests.of_aside(aside.key, aside.sha256)):
                 continue
             faults.append(aside)

@@ -5,9 +5,10 @@
     LABEL           line n belongs to the picture whose file name ends in the number n, as in
                     the official list for ILSVRC2012_val_00000001.JPEG and on
 
-With a class list (one class name per line) an integer LABEL is its place there, counted from 0, or
-from 1 where the largest label equals the number of classes. Under the header `PredictionString`,
-which is Kaggle's for ImageNet, the LABEL is the first word: the boxes of the objects follow it.
+With a class list an integer LABEL is its place there, counted from 0, or from 1 where the largest
+label equals the number of classes. The list has one class name per line, or `n01440764 tench, Tinca
+tinca`, of which the first word is the name. Under the header `PredictionString`, which is Kaggle's
+for ImageNet, the LABEL is the first word: the boxes of the objects follow it.
 """
 
 import re
@@ -18,6 +19,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare.columns import fields
 
+WORDNET_ID = re.compile(r"n\d+\s")
 HEADERS = ("imageid", "name", "file", "filename", "key")  # of the first column
 
 
@@ -82,7 +84,8 @@ def _lines(uri: str, name: str) -> list[str]:
 def _named(labels: list[str], names: list[str], uri: str) -> list[str]:
     if not names:
         return labels
-    names = [name.split()[0] for name in names]  # `n01440764 tench, Tinca tinca`
+    if all(WORDNET_ID.match(name) for name in names):
+        names = [name.split()[0] for name in names]
     numbers = [int(label) if label.isdecimal() else -1 for label in labels]
     base = 1 if max(numbers) == len(names) else 0
     wrong = [

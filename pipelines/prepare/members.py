@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 128 << 20  # of one picture's file; a larger one is never read
 MAX_LABEL_BYTES = 1 << 10
 MAX_SAMPLE_PICTURES = 16  # with one name in a WebDataset shard; MAX_FILE_BYTES in all
 NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-NO_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
+NO_PLACE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 
 
 class Member(NamedTuple):
@@ -76,7 +76,7 @@ def read_file(piece: Piece) -> Member:
             raise OSError(
                 f"access to {piece.uri} was refused ({reason}); check credentials and permissions"
             ) from error
-        if not isinstance(error, NO_FILE) and error.errno not in NO_NAME:
+        if not isinstance(error, NO_FILE) and error.errno not in NO_PLACE:
             raise
         return member._replace(fault=Fault("unreadable", reason))
     if len(data) != size:

@@ -189,13 +189,15 @@ def _passes(
         masks=config.masks,
         classes=merged_classes(old.classes if old else (), sums.listed_by_class),
         row_group_rows=config.row_group_rows,
+        groups=sums.groups,
         repeated_keys=totals.repeated_keys(work, planned, sums),
     )
     counts = {
         split: shards.num_shards(
             rows, config.rows_per_shard, config.row_group_rows, planned.num_buckets
         )
-        for split, rows in sorted(sums.rows.items())
+        for split, groups in sums.groups.items()
+        if (rows := sum(sums.rows[group] for group in groups))
     }
     items = shards.items(counts, planned.num_buckets, shards.finished_shards(work))
     run_tasks("writing shards", items, partial(shards.write_shard, work=common))

@@ -38,6 +38,8 @@ class Work(NamedTuple):
     masks: tuple[MaskSpec, ...]
     classes: tuple[str, ...]
     row_group_rows: int
+    groups: dict[str, tuple[str, ...]]
+    """Split -> the spilled groups that it is made of."""
     repeated_keys: dict[bytes, int]
     """Digest of a key that occurs more than once -> place of the picture that keeps it."""
 
@@ -112,7 +114,7 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     held: dict[str, bytes | memoryview] = {}
     rows = [
         row._replace(jpeg=held.setdefault(row.sha256, row.jpeg))  # many may be equal
-        for row in _rows(work.work, split, first, last)
+        for row in _rows(work, split, first, last)
     ]
     rows.sort(key=lambda row: (row.order, row.key))
     rows, twins = with_own_keys(rows, split, work.repeated_keys)
@@ -136,7 +138,7 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
 
 def _held_by_validation(work: Work, first: int, last: int) -> dict[str, str]:
     """sha256 -> key of the pictures of these buckets that validation keeps."""
-    rows = (row._replace(jpeg=b"") for row in _rows(work.work, "val", first, last))
+    rows = (row._replace(jpeg=b"") for row in _rows(work, "val", first, last))
     kept, _ = with_own_keys(list(rows), "val", work.repeated_keys)
     return {row.sha256: row.key for row in kept}
 
@@ -190,34 +192,35 @@ def _aside(row: Row, split: str, fault: FaultClass, message: str) -> SetAside:
     )
 
 
-def _rows(work: str, split: str, first: int, last: int) -> Iterator[Row]:
+def _rows(work: Work, split: str, first: int, last: int) -> Iterator[Row]:
     """Rows of the buckets first .. last - 1 of all units."""
-    for path, begin, end in spilled_ranges(work, split, first, last):
-        uri = storage.join(work, path)
-        yield from storage.retrying(
-            lambda uri=uri, begin=begin, end=end: list(  # type: ignore[misc]
-                spill.read(storage.read_range(uri, begin, end))
-            ),
-            f"reading {uri}",
-        )
+    for group in work.groups[split]:
+        for path, begin, end in spilled_ranges(work.work, group, first, last):
+            uri = storage.join(work.work, path)
+            yield from storage.retrying(
+                lambda uri=uri, begin=begin, end=end: list(  # type: ignore[misc]
+                    spill.read(storage.read_range(uri, begin, end))
+                ),
+                f"reading {uri}",
+            )
 
 
-def spilled_ranges(work: str, split: str, first: int, last: int) -> Iterator[tuple[str, int, int]]:
+def spilled_ranges(work: str, group: str, first: int, last: int) -> Iterator[tuple[str, int, int]]:
     """Path and byte range of these buckets in each spill file that has any of them."""
-    paths, offsets = _spill_index(work, split)
+    paths, offsets = _spill_index(work, group)
     for path, (begin, end) in zip(paths, offsets[:, [first, last]].tolist(), strict=True):
         if begin < end:
             yield path, begin, end
 
 
 @lru_cache(maxsize=4)
-def _spill_index(work: str, split: str) -> tuple[list[str], NDArray[np.int64]]:
-    uri = storage.join(work, f"offsets-{split}.npy")
+def _spill_index(work: str, group: str) -> tuple[list[str], NDArray[np.int64]]:
+    uri = storage.join(work, f"offsets-{group}.npy")
     if not storage.exists(uri):
         return [], np.zeros((0, 1 << 16), np.int64)
     with storage.open_input(uri) as file:
         offsets = np.load(file)
-    return storage.read_json(storage.join(work, f"spills-{split}.json")), offsets
+    return storage.read_json(storage.join(work, f"spills-{group}.json")), offsets
 
 
 def _write(path: Path, rows: Sequence[Row], work: Work) -> list[int]:

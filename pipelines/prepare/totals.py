@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare import digests, gather
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.gather import SetAside, SpillFile
+from pipelines.prepare.gather import OPEN, SetAside, SpillFile
 from pipelines.prepare.plan import Plan
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -34,10 +34,22 @@ class Totals:
 
     listed: int
     rows: Counter[str]
-    """By split, duplicates included."""
+    """By split or OPEN, duplicates included."""
     listed_by_class: Counter[str]
     faults: Counter[str]
     faults_by_class: Counter[str]
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Split -> the groups of pictures that it is made of.
+
+        What the hash of its key would give to validation stays in training where the source says
+        so and has pictures for validation, as a folder `train` beside a folder `val`.
+        """
+        open_split = "train" if self.rows["val"] else "val"
+        return {
+            split: (split, OPEN) if split == open_split else (split,) for split in ("train", "val")
+        }
 
     @property
     def duplicates(self) -> int:
@@ -149,24 +161,24 @@ def write_set_aside(uri: str, groups: Iterable[Sequence[SetAside]]) -> None:
                 writer.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
 
 
-def index_spills(work: str, planned: Plan, splits: Iterable[str]) -> None:
-    """For the second pass: where each bucket lies in each spill file of a split."""
-    for split in splits:
-        files = _spills(work, planned.num_units, split)
+def index_spills(work: str, planned: Plan, groups: Iterable[str]) -> None:
+    """For the second pass: where each bucket lies in each spill file of a group."""
+    for group in groups:
+        files = _spills(work, planned.num_units, group)
         paths = [file.path for file in files]
-        with storage.staged_file(storage.join(work, f"offsets-{split}.npy")) as staged:
+        with storage.staged_file(storage.join(work, f"offsets-{group}.npy")) as staged:
             shape = (len(paths), planned.num_buckets + 1)
             table = np.lib.format.open_memmap(staged, mode="w+", dtype=np.int64, shape=shape)
-            for row, file in enumerate(_spills(work, planned.num_units, split)):
+            for row, file in enumerate(_spills(work, planned.num_units, group)):
                 table[row] = file.offsets
             table.flush()
-        storage.publish_json(storage.join(work, f"spills-{split}.json"), paths)
+        storage.publish_json(storage.join(work, f"spills-{group}.json"), paths)
 
 
-def _spills(work: str, num_units: int, split: str) -> Iterator[SpillFile]:
+def _spills(work: str, num_units: int, group: str) -> Iterator[SpillFile]:
     for unit in range(num_units):
         for file in gather.read_record(work, unit).spills:
-            if file.split == split:
+            if file.split == group:
                 yield file
 
 
