@@ -14,7 +14,11 @@ Reconstruction = Literal["l2", "l1"]
 
 
 def reconstruction_loss(
-    prediction: Tensor, target: Tensor, weight: Tensor, kind: Reconstruction = "l2"
+    prediction: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    kind: Reconstruction = "l2",
+    num_pixels: Tensor | None = None,
 ) -> Tensor:
     """Weighted error over the pixels that count, divided by their number of values.
 
@@ -22,13 +26,19 @@ def reconstruction_loss(
     weights. So a hole of weight 1 gives the mean over the hidden values of the batch, and a ring
     of weight 10 raises the loss, as in train.lua.
 
+    Where the batch is a part of a larger one, `num_pixels` is the mean number of such pixels in
+    its parts: then the mean of the parts' losses is the loss of the whole. None counts here.
+
     Shape:
-        prediction, target: float (B, 3, T, T); weight: float (B, 1, T, T); result: ().
+        prediction, target: float (B, 3, T, T); weight: float (B, 1, T, T); num_pixels: ();
+        result: ().
     """
     # Weights have one channel, so with channels_last every operation on them would be strided.
     difference = prediction.to(torch.float32, memory_format=torch.contiguous_format) - target
     error = difference.square() if kind == "l2" else difference.abs()
-    return (weight * error).sum() / (prediction.shape[1] * torch.count_nonzero(weight))
+    if num_pixels is None:
+        num_pixels = torch.count_nonzero(weight)
+    return (weight * error).sum() / (prediction.shape[1] * num_pixels)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ Dropout draws from the global random state of torch by nature: the caller seeds 
 To compile, call `networks.generator.compile()`, which works in place. To train on several devices,
 wrap the networks in DistributedDataParallel with `ddp_settings()`: without the exchange of buffers
 in each forward pass, because the discriminator runs forward twice before its backward pass, and
-nothing in training reads the running statistics.
+nothing in training reads the running statistics. The gradient is that of the global batch, however
+the hidden pixels are spread over the ranks.
 
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, sections 3.2 and 5; train.lua and train_random.lua for the step order, the
@@ -15,12 +16,13 @@ overlap ring and the learning rates.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
@@ -245,6 +247,7 @@ def train_step(
     statistics = _statistics(networks)
     before = [value.clone() for value in statistics]
     views = make_views(image, hidden, network, objective)
+    num_pixels = _counting(views.weight, networks.generator)
     with _autocast(image.device, dtype):
         prediction = networks.generator(views.context)
     skip = torch.zeros((), device=image.device)
@@ -257,7 +260,7 @@ def train_step(
         skip = _not_finite(metrics["grad_norm/discriminator"])
 
     reconstruction = reconstruction_loss(
-        prediction, views.target, views.weight, objective.reconstruction
+        prediction, views.target, views.weight, objective.reconstruction, num_pixels()
     )
     joint = reconstruction
     if networks.discriminator is not None:
@@ -422,6 +425,29 @@ def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _counting(weight: Tensor, network: nn.Module) -> Callable[[], Tensor]:
+    """Begin to count the pixels with a weight; the answer is the mean over the network's ranks.
+
+    DistributedDataParallel averages the gradients. Divided by each rank's own count, a pixel of a
+    rank with small holes would weigh more than one of a rank with large holes.
+    """
+    count = torch.count_nonzero(weight)
+    if not isinstance(network, DistributedDataParallel):
+        return lambda: count
+    group = network.process_group
+    ranks = torch.distributed.get_world_size(group)
+    if ranks == 1:
+        return lambda: count
+    # The forward pass need not wait for it. A sum, because gloo has no average.
+    reduction = torch.distributed.all_reduce(count, group=group, async_op=True)
+
+    def mean() -> Tensor:
+        reduction.wait()
+        return count / ranks
+
+    return mean
 
 
 def _adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:

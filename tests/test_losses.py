@@ -45,6 +45,16 @@ def test_hole_loss_is_the_mean_over_hidden_values(kind: Literal["l2", "l1"]) -> 
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_losses_of_parts_by_their_mean_count_average_to_the_loss_of_the_whole() -> None:
+    prediction, target = (torch.from_numpy(array) for array in _pair(8))
+    weight = torch.zeros(4, 1, 8, 8)
+    weight[0], weight[2, :, :2] = 1, 10  # the second part hides a quarter of the first, with a ring
+    parts = zip(prediction.split(2), target.split(2), weight.split(2), strict=True)
+    mean = torch.count_nonzero(weight) / 2
+    losses = [reconstruction_loss(*part, num_pixels=mean) for part in parts]
+    torch.testing.assert_close(sum(losses) / 2, reconstruction_loss(prediction, target, weight))
+
+
 def test_visible_pixels_get_no_gradient() -> None:
     prediction, target = (torch.from_numpy(array) for array in _pair(8))
     hidden = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3

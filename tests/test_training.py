@@ -410,7 +410,7 @@ def process_group() -> Iterator[None]:
 
 def _wrapped(networks: Networks) -> Networks:
     settings = ddp_settings()
-    return Networks(*(DistributedDataParallel(n, **settings) for n in networks if n is not None))
+    return Networks(*(n if n is None else DistributedDataParallel(n, **settings) for n in networks))
 
 
 @pytest.mark.usefixtures("process_group")
@@ -451,6 +451,42 @@ def _bad_gradient_on_rank_1(rank: int, store: str) -> None:
 @pytest.mark.slow
 def test_a_bad_gradient_on_one_rank_is_applied_on_no_rank(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_bad_gradient_on_rank_1, (str(tmp_path / "store"),), nprocs=2)
+
+
+def _unequal_holes(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    objective = default_objective(ALEXNET)  # the hidden pixels only
+    settings = {"network": ALEXNET, "objective": objective, "dtype": torch.float32}
+    image, nothing = _batch(ALEXNET)[0], torch.zeros(4, 227, 227, dtype=torch.bool)
+    part = slice(2 * rank, 2 * rank + 2)
+    for sides in ((90, 60, 9, 5), (0, 0, 50, 7)):  # of the squares hidden on ranks 0 0 1 1, px
+        hidden = nothing.clone()
+        for picture, side in zip(hidden, sides, strict=True):
+            picture[20 : 20 + side, 30 : 30 + side] = True
+        torch.manual_seed(0)
+        # Without batch norm, whose statistics are each rank's own.
+        whole = Networks(nn.Conv2d(3, 3, 3, padding=1), None)
+        wrapped = _wrapped(copy.deepcopy(whole))
+        expected = train_step(whole, make_optimizers(whole, 1e-3, 0.0), image, hidden, **settings)
+        found = train_step(
+            wrapped, make_optimizers(wrapped, 1e-3, 0.0), image[part], hidden[part], **settings
+        )
+        assert found["nonfinite"] == 0
+        for ours, theirs in zip(
+            wrapped.generator.parameters(), whole.generator.parameters(), strict=True
+        ):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+        loss = found["loss/reconstruction"]
+        dist.all_reduce(loss)
+        torch.testing.assert_close(loss / 2, expected["loss/reconstruction"])
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_holes_of_unequal_size_give_the_gradient_of_the_joined_batch(
+    tmp_path: Path,
+) -> None:
+    torch.multiprocessing.spawn(_unequal_holes, (str(tmp_path / "store"),), nprocs=2)
 
 
 def test_precision_is_what_the_processor_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
