@@ -225,6 +225,25 @@ def test_shares_of_the_labels_have_names_of_their_own() -> None:
             settings(label_shares=(0.5, 0.5))
 
 
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_the_largest_share_of_the_labels_counts_in_whatever_order_they_are_given(task: str) -> None:
+    shares = {"10%": 0.2, "100%": 0.5, "1%": 0.1}
+    ending = "" if task == "linear" else " (30)"
+    more = {"layer": "e6"} if task == "linear" else {}
+    rows = [
+        {"model": "a", "labels": name + ending, **more, "accuracy": results.summary([score])}
+        for name, score in shares.items()
+    ]
+    section = {"title": "t", "task": task, "rows": rows}
+    (cells,) = report.overview([section]).cells
+    assert cells[1].startswith("50.0%")
+    if task == "linear":
+        grid = report.main_grid(section)
+        assert "100%" in grid.caption and grid.cells == [["a", "50.0%"]]
+        (axes,) = report.chart(rows).axes
+        assert axes.lines[0].get_ydata().tolist() == [50]
+
+
 def test_probes_with_few_labels_keep_their_shares_apart() -> None:
     rng = np.random.default_rng(0)
     split = frozen.Split({"e6": rng.random((400, 4), np.float32)}, np.arange(400) % 2)

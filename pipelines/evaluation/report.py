@@ -85,10 +85,7 @@ def overview(sections: list[dict[str, Any]]) -> Grid:
 
 
 def _main_scores(section: dict[str, Any]) -> dict[str, str]:
-    rows = [row for row in section["rows"] if row["model"]]
-    labels = [row["labels"] for row in rows if "labels" in row]
-    if labels:
-        rows = [row for row in rows if row["labels"] == labels[-1]]
+    rows = _most_labels([row for row in section["rows"] if row["model"]])
     best: dict[str, tuple[float, str]] = {}
     for row in rows:
         for score in MAIN_SCORES:
@@ -97,6 +94,17 @@ def _main_scores(section: dict[str, Any]) -> dict[str, str]:
                 layer = f" ({row['layer']})" if "layer" in row else ""
                 best[row["model"]] = (mean, _cell(score, row[score]) + layer)
     return {name: text for name, (_, text) in best.items()}
+
+
+def _most_labels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the largest share of the labels; all of them where there are no shares."""
+    shares = [_share(row) for row in rows]
+    return [row for row, share in zip(rows, shares, strict=True) if share == max(shares)]
+
+
+def _share(row: dict[str, Any]) -> float:
+    """The number in `10%` or `10% (30)`, with the pictures behind it."""
+    return float(row["labels"].partition("%")[0]) if "labels" in row else 0.0
 
 
 def _quoted_transfer() -> str:
@@ -164,6 +172,13 @@ def grids(section: dict[str, Any]) -> list[Grid]:
     return found
 
 
+def main_grid(section: dict[str, Any]) -> Grid:
+    """The table that stands for a section: the first, or that of the largest share of labels."""
+    if "labels" in LAYOUT[section["task"]]["by"]:
+        section = {**section, "rows": _most_labels(section["rows"])}
+    return grids(section)[0]
+
+
 def _grid(task: str, caption: str, rows: list[dict[str, Any]], across: str | None) -> Grid:
     names = _distinct(_row_name(row) for row in rows)
     if across is None:
@@ -211,9 +226,8 @@ def _value(name: str, value: float | None, percent: float = 1) -> str:
 
 
 def chart(rows: list[dict[str, Any]]) -> Figure:
-    """Lines over the layers, one per model, with the spread over seeds (all labels)."""
-    labels = _distinct(row.get("labels", "") for row in rows)
-    rows = [row for row in rows if row.get("labels", "") == labels[-1]]
+    """Lines over the layers, one per model, with the spread over seeds (most labels)."""
+    rows = _most_labels(rows)
     layers = _distinct(row["layer"] for row in rows)
     figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
     axes = figure.subplots()

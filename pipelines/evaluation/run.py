@@ -241,10 +241,9 @@ def metrics_of(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _table(found: dict[str, Any], console: Console) -> None:
-    """The main table of every section: the first, or that with all labels."""
+    """The main table of every section."""
     for section in found["sections"]:
-        grids = report.grids(section)
-        grid = grids[-1 if section["task"] == "linear" else 0]
+        grid = report.main_grid(section)
         table = Table(title=f"{section['title']}: {grid.caption}", title_justify="left")
         table.add_column(grid.head[0], overflow="fold")  # several names begin alike: never cut
         for name in grid.head[1:]:
