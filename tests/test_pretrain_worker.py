@@ -1,16 +1,19 @@
 """What a worker reports: averages, divergence, and the untrained network."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from ce_model import training
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Networks, Objective, estimate_statistics
 from pipelines.errors import UserError
-from pipelines.pretrain import validation, worker
+from pipelines.pretrain import checkpoint, validation, worker
 from pipelines.pretrain.validation import Pictures
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
@@ -25,25 +28,33 @@ def pictures(count: int, seed: int = 0) -> Pictures:
     return Pictures(image, hidden)
 
 
+def make_task(steps: int, **changes: Any) -> worker.Task:
+    settings = {
+        "plan": SimpleNamespace(steps=steps, batch_size=2, seed=0),
+        "stage_uri": "",
+        "network": ALEXNET,
+        "objective": PIXELS,
+        "learning_rates": (1e-3, 1e-4),
+        "precision": "fp32",
+        "compile": False,
+        "threads": 1,
+        "checkpoint_every": 10,
+        "keep_checkpoints": 1,
+        "log_every": 1,
+        "validate_every": 10,
+        "validation_images": 2,
+    }
+    return worker.Task(**{**settings, **changes})  # type: ignore[arg-type]
+
+
 def make_reporter(
-    posted: list[dict[str, Any]], steps: int = 100, typical: Pictures | None = None
+    posted: list[dict[str, Any]],
+    steps: int = 100,
+    typical: Pictures | None = None,
+    task: worker.Task | None = None,
 ) -> worker.Reporter:
-    task = worker.Task(
-        plan=SimpleNamespace(steps=steps, batch_size=2),  # type: ignore[arg-type]
-        stage_uri="",
-        network=ALEXNET,
-        objective=PIXELS,
-        learning_rates=(1e-3, 1e-4),
-        precision="fp32",
-        compile=False,
-        threads=1,
-        checkpoint_every=10,
-        keep_checkpoints=1,
-        log_every=1,
-        validate_every=10,
-        validation_images=2,
-    )
     mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
+    task = task or make_task(steps)
     return worker.Reporter(task, mailbox, 0, 1, torch.float32, pictures(2), typical)
 
 
@@ -96,6 +107,56 @@ def test_a_short_run_diverges_when_all_its_steps_are_skipped(
     skipped: list[bool], stops: int | None
 ) -> None:
     assert go(make_reporter([], steps=3), skipped, log_every=1) == stops
+
+
+def go_on(task: worker.Task, until: int) -> dict[str, Any]:
+    """Train from the newest checkpoint to the death after a step; what the newest one then says."""
+    networks = Networks(torch.nn.Conv2d(3, 3, 3, padding=1), None)
+    optimizers = training.make_optimizers(networks, 1e-2, 0.0)
+    reporter = make_reporter([], task=task)
+    found = checkpoint.latest(task.stage_uri)
+    if found is not None:
+        training.load_state_tensors(networks, optimizers, found.tensors())
+        reporter.resume(found.state)
+    start = found.step if found else 0
+    batches = (
+        {
+            "image": pictures(2, seed=at).image.numpy(),
+            "mask": np.packbits(pictures(2).hidden.flatten(1).numpy(), axis=1),
+            "augment": np.zeros(2, np.uint8),
+            "step": np.full(2, at, np.int32),
+        }
+        for at in range(start, until)
+    )
+    device = torch.device("cpu")
+    worker.run(task, networks, optimizers, batches, reporter, device, torch.float32, start)
+    newest = checkpoint.latest(task.stage_uri)
+    assert newest is not None
+    return newest.state
+
+
+@pytest.mark.parametrize(("log_every", "steps"), [(3, [2, 3, 4, 6]), (2, [2, 4, 6])])
+def test_a_run_that_goes_on_between_two_points_has_the_curves_of_an_unbroken_one(
+    log_every: int, steps: list[int], tmp_path: Path
+) -> None:
+    curves, totals = [], []
+    for deaths in ([], [3, 5]):
+        torch.manual_seed(0)
+        stage = str(tmp_path / str(len(deaths)))
+        task = make_task(6, stage_uri=stage, checkpoint_every=2, log_every=log_every)
+        for until in [*deaths, 6]:
+            state = go_on(task, until)
+        measured = [
+            {name: v for name, v in point["values"].items() if name.startswith(("loss", "grad"))}
+            | {"step": point["step"]}
+            for point in state["history"]
+            if "loss/joint" in point["values"]
+        ]
+        assert [point["step"] for point in measured] == steps
+        curves.append(measured)
+        totals.append({name: state["totals"][name] for name in ("steps", "skipped")})
+    assert curves[0] == curves[1]
+    assert totals == [{"steps": 6, "skipped": 0}] * 2
 
 
 def test_the_untrained_network_is_measured_without_the_shift_of_dropout(

@@ -112,7 +112,7 @@ class PretrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
     log_every: int = 10
-    """Steps between two points of a curve."""
+    """Steps between two points of a curve; a checkpoint has a point of its own."""
     validate_every: int | None = None
     """Steps between validations and panels; None: as checkpoint_every."""
     validation_images: int = 256

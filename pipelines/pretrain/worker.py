@@ -177,12 +177,13 @@ def run(
             network=task.network, objective=task.objective, dtype=dtype,
         )  # fmt: skip
         reporter.add(values, wait_s=arrived - waiting)
-        logging = expected % task.log_every == 0 or expected == task.plan.steps
-        if logging and not reporter.log(expected, task.learning_rates):
-            return  # the same on all ranks: gradients are averaged, so all saw the fault
         last = expected == task.plan.steps
         validating = last or expected % task.validate_every == 0
         saving = last or expected % task.checkpoint_every == 0
+        # What goes on at a checkpoint knows of the steps before only what is in a point.
+        logging = saving or expected % task.log_every == 0
+        if logging and not reporter.log(expected, task.learning_rates):
+            return  # the same on all ranks: gradients are averaged, so all saw the fault
         if validating or saving:
             reporter.settle(networks)
         if validating:
