@@ -677,6 +677,7 @@ def test_the_closing_word_is_the_card_in_the_dataset(
     manifest = prepared(pictures, tmp_path / "d")
     shown = capsys.readouterr().err
     assert "70 written + 0 set aside + 0 duplicates" in " ".join(shown.split())
+    assert f"fingerprint {manifest.fingerprint}\n" in shown  # whole, so that it can be copied
     facts = json.loads((tmp_path / "d" / "card.json").read_text())
     classes = facts["pictures_per_class"]
     assert sum(classes["train"].values()) == manifest.rows("train")

@@ -208,9 +208,10 @@ def _classes(facts: dict[str, Any]) -> str:
 def show(uri: str, manifest: Manifest) -> None:
     """The closing table."""
     console.print(f"dataset {uri}", soft_wrap=True)
+    console.print(f"fingerprint {manifest.fingerprint}", soft_wrap=True)
     table = Table(show_header=False)
     for _ in range(3):
-        table.add_column(overflow="fold")  # a fingerprint that is cut cannot be compared
+        table.add_column(overflow="fold")
     for split, files in manifest.splits.items():
         size = sum(file.bytes + sum(s.bytes for s in file.sidecars) for file in files)
         count = f"{manifest.rows(split):,} pictures"
@@ -228,7 +229,6 @@ def show(uri: str, manifest: Manifest) -> None:
             table.add_row(name, f"{sum(counts.values()):,}", kinds)
     columns = ", ".join(f"{spec.column} x {spec.variants}" for spec in manifest.masks)
     table.add_row("masks", f"{len(manifest.masks)} columns", columns)
-    table.add_row("fingerprint", "", manifest.fingerprint)
     console.print(table)
 
 
