@@ -23,7 +23,16 @@ import mlflow.artifacts
 import mlflow.models
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
@@ -34,6 +43,7 @@ from pipelines.errors import UserError
 
 KEY_TAG = "pipeline_key"
 COMMIT_TAG = "mlflow.source.git.commit"
+WEIGHTS_TAG = "weights_sha256"
 UNKNOWN = "unknown"
 MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
 MAX_DIGEST = 36  # characters, likewise
@@ -358,16 +368,19 @@ def global_server(uri: str) -> Iterator[None]:
 
 
 def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list[str]) -> str:
-    """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run.
+    """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run, once.
 
     The model is code of ours (`served_model.py`, `ce_model`) beside plain tensors: loading it
     unpickles nothing. Input and output are described in `served_model.py`. The run goes on: whoever
-    has begun it ends it.
+    has begun it ends it. A run that has a whole model of these weights gets no second one: the
+    server may have gone away after the model and before the summary that names it.
 
     Returns:
         the model's URI, `models:/<model id>`.
     """
-    quieten()
+    digest = storage.sha256_of(folder / "weights.safetensors")
+    if logged_before := _model_of_weights(uri, run_id, digest):
+        return logged_before
     images, masks = ("image", np.dtype(np.uint8)), ("mask", np.dtype(np.uint8))
     signature = ModelSignature(
         inputs=Schema(
@@ -397,9 +410,22 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
             pip_requirements=requirements,
             signature=signature,
             input_example={"image": np.ascontiguousarray(image), "mask": mask},
+            tags={WEIGHTS_TAG: digest},
         )
         mlflow.end_run("RUNNING")  # else the end of the block would call it FINISHED
     return str(logged.model_uri)
+
+
+def _model_of_weights(uri: str, run_id: str, digest: str) -> str | None:
+    """URI of the oldest whole model of these weights that a run has logged."""
+    server = client(uri)
+    models = server.search_logged_models(
+        [server.get_run(run_id).info.experiment_id],
+        f"source_run_id = '{run_id}' AND tags.{WEIGHTS_TAG} = '{digest}'",
+        order_by=[{"field_name": "creation_timestamp"}],
+    )
+    whole = [str(model.model_uri) for model in models if model.status == LoggedModelStatus.READY]
+    return whole[0] if whole else None
 
 
 def run_of_key(uri: str, key: str | None) -> str | None:

@@ -27,8 +27,9 @@ import torch.multiprocessing
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from ce_model.training import Networks
-from pipelines import dataset, pretrain, progress, registry, storage, tracking
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Networks, default_objective
+from pipelines import dataset, pretrain, progress, registry, storage, tracking, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.pretrain import PretrainConfig, checkpoint, worker
@@ -302,6 +303,36 @@ def test_a_server_that_goes_away_after_training_gets_model_and_summary_later(
         assert Path(stage, run_module.COMMIT).exists() == finished
     assert registry.summary(uri, run_id) == summary
     assert summary["model_uri"] == "models:/m-1"
+
+
+def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = NetworkConfig(bottleneck=8)
+    generator = build_generator(network, generator=torch.Generator().manual_seed(0))
+    folder = str(tmp_path / "model")
+    weights.save_model(folder, generator, network, default_objective(network), {})
+    uri = tracking.tracking_uri(None, str(tmp_path))
+    run_id = tracking.ensure_run(
+        tracking.RunSpec(uri=uri, store=str(tmp_path), experiment="e", key="k", name="n")
+    )
+    log_bytes = tracking.log_bytes
+
+    def away(*_: Any) -> None:
+        raise MlflowException("nobody answers")
+
+    uris = []
+    for log, there in ((away, False), (log_bytes, True)):
+        monkeypatch.setattr(tracking, "log_bytes", log)
+        summary = {"tracking_run_id": run_id, "model": folder}
+        assert (run_module._log_result(uri, summary, 128) is None) == there
+        uris.append(summary["model_uri"])
+    server = tracking.client(uri)
+    run = server.get_run(run_id)
+    (model,) = server.search_logged_models([run.info.experiment_id])
+    assert uris == [model.model_uri] * 2
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert registry.summary(uri, run_id) == summary
 
 
 def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:

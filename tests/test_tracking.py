@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from conftest import free_port, mlflow_server_command
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipelines import tracking
+from pipelines import storage, tracking
 from pipelines.errors import UserError
 from pipelines.tracking import Recorder, RunSpec
 
@@ -121,11 +122,42 @@ def test_a_run_ends_when_it_is_told_to(
     assert points(sqlite, run_id, "a") == [(1, 1)]
     logged = SimpleNamespace(model_uri="models:/m-1")
     monkeypatch.setattr(tracking.mlflow.pyfunc, "log_model", lambda **_: logged)
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
     tracking.log_model(sqlite, run_id, tmp_path, 128, [])
     server = tracking.client(sqlite)
     assert server.get_run(run_id).info.status == "RUNNING"
     assert recorder.finish(None).problem is None
     assert server.get_run(run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "kept"),
+    [
+        ("READY", b"weights", True),
+        ("FAILED", b"weights", False),
+        (None, b"weights", False),  # its upload has not ended
+        ("READY", b"others", False),  # trained again on another machine
+    ],
+)
+def test_a_run_keeps_its_model_if_it_is_whole_and_of_the_same_weights(
+    status: Any, data: bytes, kept: bool, sqlite: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run_id = tracking.ensure_run(make_spec(sqlite, tmp_path))
+    other_id = tracking.ensure_run(replace(make_spec(sqlite, tmp_path), key="o" * 64))
+    (tmp_path / "weights.safetensors").write_bytes(data)
+    server = tracking.client(sqlite)
+    made = server.create_logged_model(
+        server.get_run(run_id).info.experiment_id, "model", source_run_id=run_id,
+        tags={tracking.WEIGHTS_TAG: storage.sha256_of_bytes(b"weights")},
+    )  # fmt: skip
+    if status is not None:
+        server.finalize_logged_model(made.model_id, status)
+    new = SimpleNamespace(model_uri="models:/m-new")
+    monkeypatch.setattr(tracking.mlflow.pyfunc, "log_model", lambda **_: new)
+    found = tracking.log_model(sqlite, run_id, tmp_path, 128, [])
+    assert found == (made.model_uri if kept else "models:/m-new")
+    assert tracking.log_model(sqlite, other_id, tmp_path, 128, []) == "models:/m-new"
 
 
 def test_a_replayed_history_adds_only_what_is_missing(sqlite: str, tmp_path: Path) -> None:
