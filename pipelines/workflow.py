@@ -5,7 +5,7 @@ what is missing, and says why. The evaluations are stages of their own and run a
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from rich.table import Table
 from pipelines import chain, cluster, dataset, graph, pretrain, registry, samples, storage, tracking
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
+from pipelines.evaluation import models, plan
 from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig, TaskName
 from pipelines.evaluation.inpainting import InpaintingSettings
@@ -129,6 +130,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
     }
     demanded = promotion_gates.read_gates(config.gates)
     evaluations = tuple(f"evaluate {task}" for task in config.tasks)
+    follows = tuple(measured.values()) if config.until in ("evaluate", "promote") else ()
     return [
         Stage(
             name="prepare",
@@ -139,7 +141,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
         Stage(
             name="pretrain",
             kind="pretrain",
-            run=partial(train, config=training),
+            run=partial(train, config=training, measured=follows),
             settings=_trained_with(training),
             needs=("prepare",),
             workers=config.pretrain.num_workers,
@@ -194,9 +196,19 @@ def prepare(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, A
     return {"dataset": uri, "fingerprint": dataset.read_manifest(uri).fingerprint}
 
 
-def train(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, Any]:
-    """Stage: the training; its result is the summary, final when the training is committed."""
-    summary = pretrain.run(config, inputs["prepare"]["dataset"])
+def train(
+    inputs: Mapping[str, Any], *, config: PretrainConfig, measured: Sequence[EvaluateConfig] = ()
+) -> dict[str, Any]:
+    """Stage: the training; its result is the summary, final when the training is committed.
+
+    Raises:
+        UserError: what is to be measured of it cannot be; nothing was trained.
+    """
+    data = inputs["prepare"]["dataset"]
+    subject = models.untrained("model", "random", learning.network(config))
+    for asked in (replace(each, data=(data,)) for each in measured):
+        plan.require_measurable([subject], asked, plan.layouts_of(asked))
+    summary = pretrain.run(config, data)
     return {**summary, "delivered": is_committed(stage_uri(config.store, summary["key"]))}
 
 

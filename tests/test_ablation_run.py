@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from conftest import write_pictures
 from rich.console import Console
+from test_evaluation_pictures import class_folders, picture
 
 from pipelines import graph, pretrain, registry, storage, tracking
 from pipelines.ablation import run as ablation
 from pipelines.ablation.config import AblateConfig, Arm, Cell
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
+from pipelines.evaluation.frozen import FrozenSettings
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.pretrain import PretrainConfig
 from pipelines.pretrain import config as learning
@@ -93,6 +95,29 @@ def test_a_task_without_data_is_refused_before_any_training(
     wanted = replace(config(dataset_uri, tmp_path), tasks=("detection",))
     with pytest.raises(UserError, match="task 'detection' has no data"):
         ablation.cell_stages(wanted, Cell(Arm("central", 0.0), 0, 6), dataset_uri)
+
+
+def test_what_cannot_be_measured_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serially: None
+) -> None:
+    for number in range(6):
+        picture(tmp_path / "flat" / f"{number}.png", seed=number)
+    wanted = replace(config(str(tmp_path / "flat"), tmp_path), adversarial=(0.0,), seeds=1)
+    monkeypatch.setattr(ablation.graph, "execute", None)  # would fail here
+    with pytest.raises(UserError, match="task 'linear' needs labels of at least 2 classes"):
+        ablation.sweep(replace(wanted, tasks=("inpainting", "linear")))
+    labelled = str(class_folders(tmp_path / "labelled"))
+    with pytest.raises(UserError, match="task 'knn' needs labels"):
+        ablation.sweep(replace(wanted, tasks=("knn",), data=(labelled,)))
+
+    monkeypatch.setattr(ablation, "_dataset", None)  # a network is refused before this, even
+    for tasks, changes in (
+        (("inpainting", "detection"), {}),
+        (("segmentation",), {}),
+        (("linear",), {"frozen": FrozenSettings(side=128)}),
+    ):
+        with pytest.raises(UserError, match=r"preset alexnet.*'central-0' is of preset inpaint"):
+            ablation.sweep(replace(wanted, tasks=tasks, **changes))
 
 
 def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation import pictures
-from pipelines.evaluation.pictures import layout_of, read_pictures
+from pipelines.evaluation.pictures import layout_of, read_labels, read_pictures
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
@@ -64,6 +64,14 @@ def test_a_bucket_is_not_asked_whether_pictures_are_folders(
 def test_a_limit_spreads_over_the_whole_split(tmp_path: Path) -> None:
     found = read_pictures(str(class_folders(tmp_path)), "train", 2)
     assert found.labels.tolist() == [0, 1]
+
+
+def test_labels_are_those_of_the_pictures_that_are_read(tmp_path: Path, dataset_uri: str) -> None:
+    for uri in (str(class_folders(tmp_path, per_class=4)), dataset_uri):
+        for split, limit in (("train", 0), ("val", 5)):
+            found = read_labels(uri, split, limit)
+            assert found.tolist() == read_pictures(uri, split, limit).labels.tolist()
+            assert len(set(found)) == 2
 
 
 def test_a_flat_folder_has_no_labels_and_reads_grey_and_palette_pictures(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The evaluation stage: what is measured, committed, skipped and reported."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_evaluation_pictures import class_folders, picture
+from test_evaluation_voc import voc_folder
 
 from ce_model.networks import NetworkConfig, build_generator, layer_features
 from ce_model.training import default_objective
@@ -20,6 +22,8 @@ from pipelines.evaluation.finetune import FinetuneSettings
 from pipelines.evaluation.frozen import FrozenSettings
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.evaluation.retrieval import RetrievalSettings
+from pipelines.evaluation.segmentation import SegmentationSettings
+from pipelines.evaluation.voc import VocSettings
 from pipelines.progress import plain_console
 
 SMALL = NetworkConfig(preset="inpaint", bottleneck=8)
@@ -118,6 +122,31 @@ def test_labels_are_required_for_probes_and_named_in_the_message(
         picture(tmp_path / "flat" / f"{number}.png", seed=number)
     with pytest.raises(UserError, match=r"task 'linear' has no data; it needs one of prepared"):
         run.run(config(evaluated, data=(str(tmp_path / "flat"),)))
+
+
+def test_what_a_task_cannot_use_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.cluster, "connected", None)  # would fail here
+    class_folders(tmp_path / "data", per_class=2)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "data" / split / "dog")
+    asked = config(tmp_path, model=("random",), tasks=("inpainting", "knn"))
+    with pytest.raises(UserError, match=r"task 'knn' needs labels of at least 2 classes.*has 1 an"):
+        run.run(asked)
+    asked = config(tmp_path, model=("random",), tasks=("knn",), frozen=FrozenSettings(side=67))
+    with pytest.raises(UserError, match=r"knn at frozen\.side 67' needs an encoder of preset alex"):
+        run.run(asked)
+    voc_folder(tmp_path)
+    data, parts = str(tmp_path / "VOCdevkit"), VocSettings(train="train", test="train")
+    for task in ("detection", "segmentation"):
+        segmented = SegmentationSettings(train="train", test="train")
+        asked = config(
+            tmp_path, model=("autoencoder",), data=(data,), tasks=(task,), voc=parts,
+            segmentation=segmented,
+        )  # fmt: skip
+        with pytest.raises(UserError, match=f"'{task}' needs.*'autoencoder' is of preset inpaint"):
+            run.run(asked)
 
 
 def test_a_baseline_that_is_trained_wants_a_prepared_dataset(evaluated: Path) -> None:

@@ -105,6 +105,30 @@ def test_a_task_that_a_prepared_dataset_cannot_serve_is_refused(pictures: Path) 
         config(pictures, tasks=("inpainting", "detection"))
 
 
+def test_what_cannot_be_measured_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serially: None
+) -> None:
+    write_pictures(tmp_path, {"flat": 8})
+    trained: list[str] = []
+
+    def train(config: PretrainConfig, uri: str) -> dict[str, str]:
+        trained.append(uri)
+        return {"key": "k" * 64}
+
+    monkeypatch.setattr(pretrain, "run", train)
+
+    def pretrained(**options: object) -> None:
+        chain = {stage.name: stage for stage in stages(config(tmp_path / "flat", **options))}
+        chain["pretrain"].run({"prepare": chain["prepare"].run({})})
+
+    with pytest.raises(UserError, match="task 'linear' needs labels of at least 2 classes"):
+        pretrained(tasks=("inpainting", "linear"))
+    assert not trained
+    pretrained(tasks=("inpainting", "linear"), until="pretrain")  # then nothing is measured
+    pretrained()
+    assert len(trained) == 2
+
+
 def test_a_new_picture_changes_every_key(pictures: Path) -> None:
     before = graph.keys(stages(config(pictures)))
     write_pictures(pictures / "train", {"apple": 1}, first=500)

@@ -24,11 +24,13 @@ from pipelines.ablation.config import AblateConfig, Arm, Cell, arms, cells, pret
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
-from pipelines.evaluation import plan
+from pipelines.evaluation import models, plan
 from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.models import Subject
 from pipelines.graph import Outcome, Stage
 from pipelines.pretrain import PretrainConfig, checkpoint, pretrain_key
+from pipelines.pretrain import config as learning
 from pipelines.pretrain.run import is_committed, stage_uri
 from pipelines.progress import plain_console
 
@@ -83,8 +85,10 @@ def failures(found: dict[str, Any]) -> list[str]:
 def sweep(config: AblateConfig) -> dict[str, Any]:
     """Train and measure every cell, compare the arms; returns what `ablation.json` holds."""
     console = plain_console()
+    require_measurable(config, None)
     with cluster.connected() as resources:
         data = _dataset(config)
+        require_measurable(config, data)
         left = arms(config)
         rungs: list[dict[str, Any]] = []
         results: list[dict[str, Any]] = []
@@ -100,6 +104,27 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
     found = _result(config, data, results, rungs)
     _publish(config, found, console)
     return found
+
+
+def require_measurable(config: AblateConfig, data: str | None) -> None:
+    """Refuse before any training what the measurements would refuse after all of them.
+
+    Args:
+        config: the sweep.
+        data: the dataset to train on; None: not prepared yet, so only the networks are looked at.
+    """
+    wanted = [Cell(arm, 0, config.pretrain.steps) for arm in arms(config)]
+    subjects = [_subject(config, cell) for cell in wanted]
+    measured = _evaluation(config, wanted[0], data or "unknown")
+    if data is None:
+        plan.require_subjects(subjects, measured)
+    else:
+        plan.require_measurable(subjects, measured, plan.layouts_of(measured))
+
+
+def _subject(config: AblateConfig, cell: Cell) -> Subject:
+    """What a cell will be measured as, before it is trained."""
+    return models.untrained(str(cell.arm), "random", learning.network(pretraining(config, cell)))
 
 
 def _dataset(config: AblateConfig) -> str:

@@ -162,7 +162,7 @@ def _fit(
     dtype: torch.dtype,
 ) -> FastRCNN | None:
     """A trained network; None when a loss was not finite."""
-    models.require_alexnet(subject, "detection")
+    models.require_network(subject, "detection")
     generator = torch.Generator().manual_seed(seed)
     encoder = models.encoder_of(subject, seed, calibration(train.pictures, 227))
     tuning = settings.tuning

@@ -103,14 +103,14 @@ def extract(
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-def require_labels(pictures: Pictures, task: str) -> None:
-    """Refuse pictures without classes, and a single class."""
-    known = len(np.unique(pictures.labels[pictures.labels >= 0]))
-    if (pictures.labels < 0).any() or known < 2:
+def require_labels(labels: NDArray[np.int64], task: str, data: str) -> None:
+    """Refuse pictures without classes (-1), and a single class."""
+    known = len(np.unique(labels[labels >= 0]))
+    if (labels < 0).any() or known < 2:
         raise UserError(
-            f"task '{task}' needs labels of at least 2 classes for every picture; the data has "
-            f"{known} and {int((pictures.labels < 0).sum())} pictures without a label: give class "
-            "folders (train/<class>/, val/<class>/) or a dataset prepared from them"
+            f"task '{task}' needs labels of at least 2 classes for every picture; '{data}' has "
+            f"{known} and {int((labels < 0).sum())} pictures without a label: leave the task out, "
+            "or give class folders (train/<class>/, val/<class>/) or a dataset prepared from them"
         )
 
 

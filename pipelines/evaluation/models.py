@@ -29,6 +29,7 @@ Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
 BASELINES = get_args(Kind)[1:]
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 KMEANS_PICTURES = 64
+CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on conv5 and pool5
 CHECKPOINT_STATE, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 
 
@@ -220,10 +221,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def require_alexnet(subject: Subject, task: str) -> None:
-    """Refuse encoders without convolutional features at the end."""
-    if subject.network.preset != "alexnet":
-        raise UserError(
-            f"task '{task}' needs an encoder of preset alexnet, with its conv5 and pool5; "
-            f"'{subject.name}' is of preset {subject.network.preset}"
-        )
+def require_network(subject: Subject, task: str, side: int | None = None) -> None:
+    """Refuse an encoder that a task, or a probe at a side of its own, cannot use."""
+    if subject.network.preset == "alexnet" or (task not in CONVOLUTIONAL and side is None):
+        return
+    what = task if side is None else f"{task} at frozen.side {side}"
+    raise UserError(
+        f"task '{what}' needs an encoder of preset alexnet, with its conv5 and pool5; "
+        f"'{subject.name}' is of preset {subject.network.preset}: measure one of preset alexnet, "
+        "or leave this out"
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 import torch
 from numpy.typing import NDArray
@@ -162,38 +163,68 @@ def read_pictures(uri: str, split: str, limit: int) -> Pictures:
     if layout == "prepared":
         found = _read_prepared(uri, split, limit)
     elif layout == "classes":
-        found = _read_classes(uri, split, limit)
+        files, classes = _class_files(uri, split, limit)
+        found = _read_files(uri, files, classes)
     elif layout == "pictures":
         names = [n for n in storage.children(uri) if n.lower().endswith(SUFFIXES)]
         names = [names[at] for at in spread(len(names), limit)]
         found = _read_files(uri, [(name, -1) for name in names], ())
     else:
         raise UserError(f"data is '{uri}', a {layout} folder; this task wants pictures or classes")
-    if not len(found):
-        raise UserError(f"split '{split}' of '{uri}' is empty; it must hold at least one picture")
+    _refuse_empty(len(found), split, uri)
     return found
+
+
+def read_labels(uri: str, split: str, limit: int) -> NDArray[np.int64]:
+    """Labels of what `read_pictures` reads, -1 where there is none; no picture is opened."""
+    if layout_of(uri) == "prepared":
+        manifest = dataset.read_manifest(uri)
+        tables = _prepared(uri, manifest, split, limit, ["label"])
+        labels = [label for table in tables for label in _labels(table)]
+    else:
+        files, _ = _class_files(uri, split, limit)
+        labels = [label for _, label in files]
+    _refuse_empty(len(labels), split, uri)
+    return np.array(labels, np.int64)
+
+
+def _refuse_empty(count: int, split: str, uri: str) -> None:
+    if not count:
+        raise UserError(f"split '{split}' of '{uri}' is empty; it must hold at least one picture")
 
 
 def _read_prepared(uri: str, split: str, limit: int) -> Pictures:
     manifest = dataset.read_manifest(uri)
-    wanted = set(spread(manifest.rows(split), limit))
     keys: list[str] = []
     labels: list[int] = []
     encoded: list[bytes] = []
-    for group in dataset.row_groups(manifest, split):
-        chosen = [at for at in range(group.rows) if group.first_row + at in wanted]
-        if not chosen:
-            continue
-        table = dataset.read_row_group(uri, group, ["key", "label", "image"]).take(chosen)
+    for table in _prepared(uri, manifest, split, limit, ["key", "label", "image"]):
         keys += table.column("key").to_pylist()
-        labels += table.column("label").fill_null(-1).to_pylist()
+        labels += _labels(table)
         encoded += table.column("image").to_pylist()
     return Pictures(
         tuple(keys), np.array(labels, np.int64), tuple(encoded), manifest.classes, manifest.seed
     )
 
 
-def _read_classes(uri: str, split: str, limit: int) -> Pictures:
+def _prepared(
+    uri: str, manifest: dataset.Manifest, split: str, limit: int, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Some columns of the chosen rows, row group by row group."""
+    wanted = set(spread(manifest.rows(split), limit))
+    for group in dataset.row_groups(manifest, split):
+        chosen = [at for at in range(group.rows) if group.first_row + at in wanted]
+        if chosen:
+            yield dataset.read_row_group(uri, group, columns).take(chosen)
+
+
+def _labels(table: pa.Table) -> list[int]:
+    found: list[int] = table.column("label").fill_null(-1).to_pylist()
+    return found
+
+
+def _class_files(uri: str, split: str, limit: int) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Names with labels, and the classes."""
     classes = _class_names(storage.join(uri, "train"))
     here = classes if split == "train" else _class_names(storage.join(uri, split))
     unknown = sorted(set(here) - set(classes))
@@ -208,7 +239,7 @@ def _read_classes(uri: str, split: str, limit: int) -> Pictures:
         for file in storage.children(storage.join(uri, split, name))
         if file.lower().endswith(SUFFIXES)
     ]
-    return _read_files(uri, [files[at] for at in spread(len(files), limit)], tuple(classes))
+    return [files[at] for at in spread(len(files), limit)], tuple(classes)
 
 
 def _read_files(uri: str, files: list[tuple[str, int]], classes: tuple[str, ...]) -> Pictures:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pipelines import dataset, storage, weights
 from pipelines.errors import UserError
 from pipelines.evaluation import inpainting as filling
-from pipelines.evaluation import proposals, results, voc
+from pipelines.evaluation import proposals, results, voc, work
 from pipelines.evaluation.config import (
     KEY_VERSION,
     WANTED,
@@ -41,6 +41,27 @@ def data_for(task: TaskName, layouts: dict[str, Layout]) -> list[str]:
             f"gives {', '.join(f'{uri} ({layout})' for uri, layout in layouts.items())}"
         )
     return suited
+
+
+def require_measurable(
+    subjects: Iterable[Subject], config: EvaluateConfig, layouts: dict[str, Layout]
+) -> None:
+    """Refuse before any work what a measurement would refuse.
+
+    Raises:
+        UserError: a task cannot use a model, or its data.
+    """
+    require_subjects(subjects, config)
+    for task in config.tasks:
+        for uri in data_for(task, layouts):
+            work.require_data(task, uri, config)
+
+
+def require_subjects(subjects: Iterable[Subject], config: EvaluateConfig) -> None:
+    """The half of `require_measurable` that needs no data."""
+    for subject in subjects:
+        for task in config.tasks:
+            work.require_subject(task, subject, config)
 
 
 Fingerprints = dict[tuple[TaskName, str], str]

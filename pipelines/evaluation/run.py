@@ -45,6 +45,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     given = {ref: _subject(ref, config, uri) for ref in config.model}
     models.require_distinct(given)
+    plan.require_measurable(_all(given, config), config, layouts)
     with cluster.connected() as resources:
         _check_precision(config, resources)
         room = Room(config, resources, console)
@@ -78,6 +79,14 @@ def _subject(ref: str, config: EvaluateConfig, uri: str) -> Subject | None:
     if rest in models.BASELINES:
         return None
     return models.resolve(ref, store=config.store, tracking_uri=uri)
+
+
+def _all(given: dict[str, Subject | None], config: EvaluateConfig) -> list[Subject]:
+    """What is measured, with those that are trained first."""
+    return [
+        subject or models.untrained(models.named(ref)[0], "random", config.network)
+        for ref, subject in given.items()
+    ]
 
 
 def _gather(

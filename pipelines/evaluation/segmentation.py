@@ -96,7 +96,7 @@ def _fit(
     dtype: torch.dtype,
 ) -> Segmenter | None:
     """A trained network; None when a loss was not finite."""
-    models.require_alexnet(subject, "segmentation")
+    models.require_network(subject, "segmentation")
     generator = torch.Generator().manual_seed(seed)
     encoder = models.encoder_of(subject, seed, calibration(train.pictures, 227))
     tuning = settings.tuning

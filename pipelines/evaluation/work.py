@@ -23,7 +23,7 @@ from pipelines.evaluation import (
 from pipelines.evaluation.config import EvaluateConfig, TaskName
 from pipelines.evaluation.inpainting import Holes
 from pipelines.evaluation.models import Subject
-from pipelines.evaluation.pictures import Pictures, layout_of, read_pictures
+from pipelines.evaluation.pictures import Pictures, layout_of, read_labels, read_pictures
 from pipelines.evaluation.results import Measured
 
 
@@ -54,6 +54,31 @@ def perform(job: Job, config: EvaluateConfig) -> str | None:
     return None
 
 
+def require_subject(task: TaskName, subject: Subject, config: EvaluateConfig) -> None:
+    """Refuse a model that a task cannot use; asked before any work, and where it is done."""
+    side = config.frozen.side if task in ("linear", "knn") else None
+    models.require_network(subject, task, side)
+
+
+def require_data(task: TaskName, uri: str, config: EvaluateConfig) -> None:
+    """Refuse data that a task cannot use; asked before any work, and where it is done."""
+    if wants_labels(task, uri):
+        for split, limit in zip(("train", "val"), _limits(task, config), strict=True):
+            frozen.require_labels(read_labels(uri, split, limit), task, uri)
+
+
+def wants_labels(task: TaskName, uri: str) -> bool:
+    """Whether a task needs one class for every picture; VOC folders give several."""
+    return task in ("linear", "knn") or (task == "finetune" and layout_of(uri) != "voc")
+
+
+def _limits(task: TaskName, config: EvaluateConfig) -> tuple[int, int]:
+    """At most so many training and test pictures with labels."""
+    if task == "finetune":
+        return config.finetune.labels, config.finetune.test_pictures
+    return config.frozen.train_pictures, config.frozen.test_pictures
+
+
 def measure(job: Job, config: EvaluateConfig) -> Measured:
     """The measurement itself."""
     dtype = training.resolve_precision(config.precision, models.device())
@@ -61,6 +86,8 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
         return _inpainting(job, config, dtype)
     assert job.subject is not None
     subject, side = job.subject, input_side(job.subject.network)
+    require_subject(job.task, subject, config)
+    require_data(job.task, job.data_uri, config)
     if job.task == "retrieval":
         queries = read_pictures(job.data_uri, "val", config.retrieval.queries)
         database = read_pictures(job.data_uri, "train", config.retrieval.database)
@@ -75,12 +102,12 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
         return segmentation.measure(
             subject, job.seed, mapped, asked_maps, config.segmentation, dtype
         )
-    if job.task == "finetune" and layout_of(job.data_uri) == "voc":
+    if not wants_labels(job.task, job.data_uri):
         several = voc.read_several(job.data_uri, config.voc.train, config.voc.classes)
         tested = voc.read_several(job.data_uri, config.voc.test, config.voc.classes)
         return finetune.measure(subject, job.seed, several, tested, side, config.finetune, dtype)
+    train, test = _labelled(job, config)
     if job.task == "finetune":
-        train, test = _labelled(job, config.finetune.labels, config.finetune.test_pictures)
         classes = len(train.classes)
         return finetune.measure(
             subject, job.seed,
@@ -88,10 +115,7 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
             side, config.finetune, dtype,
         )  # fmt: skip
     settings = config.frozen
-    if settings.side is not None:
-        models.require_alexnet(subject, f"{job.task} at frozen.side {settings.side}")
-        side = settings.side
-    train, test = _labelled(job, settings.train_pictures, settings.test_pictures)
+    side = settings.side or side
     calibrated = settings.batch_norm == "calibrated"
     encoder = models.encoder_of(
         subject, job.seed, frozen.calibration(train, side), calibrated=calibrated
@@ -129,9 +153,7 @@ def _inpainting(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measure
     return inpainting.measure_model(model, pictures, database, config.inpainting, dtype)
 
 
-def _labelled(job: Job, train_limit: int, test_limit: int) -> tuple[Pictures, Pictures]:
+def _labelled(job: Job, config: EvaluateConfig) -> tuple[Pictures, Pictures]:
+    train_limit, test_limit = _limits(job.task, config)
     train = read_pictures(job.data_uri, "train", train_limit)
-    test = read_pictures(job.data_uri, "val", test_limit)
-    for part in (train, test):
-        frozen.require_labels(part, job.task)
-    return train, test
+    return train, read_pictures(job.data_uri, "val", test_limit)
