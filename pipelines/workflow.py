@@ -154,7 +154,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
                 settings={
                     "task": task,
                     "version": measuring.KEY_VERSION,
-                    "precision": settings_of.precision,
+                    "precision": settings_of.precision,  # as asked: no cluster told yet
                     **measuring.settings_of(settings_of, task),
                 },
                 needs=("prepare", "pretrain"),

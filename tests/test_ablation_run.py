@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import write_pictures
 from rich.console import Console
 from test_evaluation_pictures import class_folders, picture
@@ -15,6 +16,7 @@ from pipelines.ablation import run as ablation
 from pipelines.ablation.config import AblateConfig, Arm, Cell
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
+from pipelines.evaluation import models
 from pipelines.evaluation.frozen import FrozenSettings
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.pretrain import PretrainConfig
@@ -118,6 +120,26 @@ def test_what_cannot_be_measured_is_refused_before_any_training(
     ):
         with pytest.raises(UserError, match=r"preset alexnet.*'central-0' is of preset inpaint"):
             ablation.sweep(replace(wanted, tasks=tasks, **changes))
+
+
+def test_cells_that_are_compared_are_measured_in_one_precision(
+    dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = "bf16" if models.resolve_precision("auto") == torch.bfloat16 else "fp32"
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: there != "bf16")  # in this process alone
+    wanted: list[graph.Stage] = []
+
+    def listed(stages: list[graph.Stage], *_: object, **__: object) -> None:
+        wanted.extend(stages)
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(ablation.graph, "execute", listed)
+    for precision in (None, "fp32"):
+        with pytest.raises(UserError, match="enough"):
+            ablation.sweep(replace(config(dataset_uri, tmp_path), precision=precision))
+    found = [stage.settings["precision"] for stage in wanted if stage.kind == "evaluate"]
+    assert found == 6 * [there] + 6 * ["fp32"]
 
 
 def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,37 @@ def test_a_rerun_measures_nothing_and_says_so(
     assert (evaluated / "report" / "report.json").read_bytes() == before
 
 
+def computes_in_bf16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    """Let the processor say so, in this process alone."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: answer)
+
+
+def test_a_key_names_what_auto_is_on_the_workers_whatever_machine_starts_them(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = "bf16" if models.resolve_precision("auto") == torch.bfloat16 else "fp32"
+    computes_in_bf16(monkeypatch, there != "bf16")
+    for precision in ("auto", there):
+        assert run.run(config(evaluated, precision=precision))["precision"] == there
+        assert "already measured: 14 of 14" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about processors without bf16")
+def test_a_machine_without_the_precision_of_the_others_says_so(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computes_in_bf16(monkeypatch, False)
+    subject = models.untrained("random", "random", SMALL)
+    job = work.Job(
+        task="knn", subject=subject, holes=(), data_uri=str(evaluated / "data"),
+        database_uri=None, seed=0, uri="",
+    )  # fmt: skip
+    told = work.perform(job, config(evaluated, precision="bf16"))
+    assert told is not None and told.startswith("precision is bf16; this cpu device has no bf16")
+    assert "fp32 where the machines of a cluster differ" in told
+
+
 def test_a_score_computed_twice_is_equal(evaluated: Path, tmp_path: Path) -> None:
     first = json.loads((evaluated / "report" / "report.json").read_text())
     again = run.run(config(evaluated, store=str(tmp_path), tasks=("linear",), report=None))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ce_model.masks import Strategy
+from ce_model.training import Precision
 from pipelines.evaluation.config import TaskName
 from pipelines.evaluation.finetune import FinetuneSettings
 from pipelines.evaluation.frozen import FrozenSettings
@@ -69,6 +70,8 @@ class AblateConfig:
     """Common to all cells."""
     tasks: tuple[TaskName, ...] = ("inpainting", "linear")
     """What is measured of every model."""
+    precision: Precision | None = None
+    """Precision of the measurements; None: that of the trainings."""
     data: tuple[str, ...] = ()
     """Further data for the tasks, beside the dataset that is trained on."""
     inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)

@@ -28,6 +28,7 @@ from pipelines.evaluation import models, plan
 from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.models import Subject
+from pipelines.evaluation.room import precision_of_workers
 from pipelines.graph import Outcome, Stage
 from pipelines.pretrain import PretrainConfig, checkpoint, pretrain_key
 from pipelines.pretrain import config as learning
@@ -89,6 +90,7 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
     with cluster.connected() as resources:
         data = _dataset(config)
         require_measurable(config, data)
+        config = _precise(config, data, resources)
         left = arms(config)
         rungs: list[dict[str, Any]] = []
         results: list[dict[str, Any]] = []
@@ -120,6 +122,12 @@ def require_measurable(config: AblateConfig, data: str | None) -> None:
         plan.require_subjects(subjects, measured)
     else:
         plan.require_measurable(subjects, measured, plan.layouts_of(measured))
+
+
+def _precise(config: AblateConfig, data: str, resources: Resources) -> AblateConfig:
+    """With the precision that the workers measure in: cells that are compared have one."""
+    measured = _evaluation(config, Cell(arms(config)[0], 0, config.pretrain.steps), data)
+    return replace(config, precision=precision_of_workers(measured, resources))
 
 
 def _subject(config: AblateConfig, cell: Cell) -> Subject:
@@ -211,7 +219,7 @@ def _evaluation(config: AblateConfig, cell: Cell, data: str) -> EvaluateConfig:
         tasks=config.tasks,
         seeds=(cell.seed,),
         store=config.store,
-        precision=config.pretrain.precision,
+        precision=config.precision or config.pretrain.precision,
         tracking_uri=config.tracking_uri,
         **{name: getattr(config, name) for name in _settings_groups()},
     )

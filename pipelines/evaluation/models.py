@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ce_model import rescaling
+from ce_model import rescaling, training
 from ce_model.networks import ContextEncoder, NetworkConfig, build_generator
-from ce_model.training import Objective
+from ce_model.training import Objective, Precision
 from pipelines import storage, tracking, weights
 from pipelines.errors import UserError
 from pipelines.evaluation.pictures import spread
@@ -219,6 +219,17 @@ def encoder_of(
 def device() -> torch.device:
     """The GPU that Ray gave this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(requested: Precision) -> torch.dtype:
+    """What this process computes in; what its processor lacks is the user's to mend."""
+    try:
+        return training.resolve_precision(requested, device())
+    except ValueError as error:
+        raise UserError(
+            f"{error} (fp32 where the machines of a cluster differ: auto is what one of them "
+            "computes in)"
+        ) from None
 
 
 def require_network(subject: Subject, task: str, side: int | None = None) -> None:

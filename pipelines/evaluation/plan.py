@@ -122,6 +122,7 @@ def _job(
     config: EvaluateConfig,
     fingerprints: Fingerprints,
 ) -> Job:
+    assert config.precision != "auto"  # a key names one computation
     key = storage.content_key(
         {
             "stage": "evaluate",

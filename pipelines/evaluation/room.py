@@ -8,8 +8,8 @@ import ray
 import torch
 from rich.console import Console
 
-from ce_model import training
 from ce_model.networks import NetworkConfig
+from ce_model.training import Precision
 from pipelines import dataset, progress, storage, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
@@ -24,17 +24,48 @@ from pipelines.progress import ProgressDisplay
 POLL_S = 1.0
 
 
+def precision_of_workers(config: EvaluateConfig, resources: Resources) -> Precision:
+    """What `auto` comes to where measurements run, which need not be where this runs.
+
+    One worker is asked, and all are told what it said. So a key names one computation, and a node
+    that cannot compute so refuses.
+
+    Raises:
+        UserError: the worker cannot compute in the precision that is asked for.
+    """
+    if config.precision == "fp32":
+        return "fp32"
+    ask_remotely = ray.remote(_precision_here).options(**_options(config, resources))
+    precision, problem = ray.get(ask_remotely.remote(config.precision))
+    if precision is None:
+        raise UserError(problem)
+    found: Precision = precision
+    return found
+
+
+def _precision_here(requested: Precision) -> tuple[Precision | None, str]:
+    try:
+        return ("bf16" if models.resolve_precision(requested) == torch.bfloat16 else "fp32"), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _options(config: EvaluateConfig, resources: Resources) -> dict[str, Any]:
+    """What a task that measures or trains takes."""
+    if config.cpus_per_task > resources.cpus:
+        raise UserError(
+            f"cpus_per_task is {config.cpus_per_task}; the cluster has {resources.cpus} CPUs"
+        )
+    return {"num_cpus": config.cpus_per_task, "num_gpus": min(1, resources.gpus)}
+
+
 class Room:
     """Runs measurements as Ray tasks, as many at once as fit."""
 
     def __init__(self, config: EvaluateConfig, resources: Resources, console: Console) -> None:
         """Nothing runs yet."""
-        if config.cpus_per_task > resources.cpus:
-            raise UserError(
-                f"cpus_per_task is {config.cpus_per_task}; the cluster has {resources.cpus} CPUs"
-            )
         self._config, self._console = config, console
-        self._options = {"num_cpus": config.cpus_per_task, "num_gpus": min(1, resources.gpus)}
+        self._options = _options(config, resources)
 
     def perform(self, jobs: list[Job]) -> None:
         """Do what is not committed yet.
@@ -114,17 +145,17 @@ def _train_baseline(
     data: str,
     settings: baselines.BaselineSettings,
     seed: int,
-    precision: training.Precision,
+    precision: Precision,
     threads: int,
     steps: Any,
 ) -> str | None:
     torch.set_num_threads(threads)
-    dtype = training.resolve_precision(precision, models.device())
 
     def done(number: int) -> None:
         steps.post.remote({"steps": number})
 
     try:
+        dtype = models.resolve_precision(precision)
         baselines.train(kind, network, data, settings, seed, dtype, uri, done)
     except UserError as error:
         return str(error)
@@ -178,6 +209,7 @@ def paired(subjects: Sequence[Subject], seeds: Sequence[int]) -> list[tuple[Subj
 
 
 def _baseline_uri(kind: str, data: str, seed: int, config: EvaluateConfig) -> str:
+    assert config.precision != "auto"  # a key names one computation
     key = storage.content_key(
         {
             "stage": "baseline",

@@ -2,20 +2,18 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ce_model import training
 from pipelines import cluster, storage, tracking, weights
-from pipelines.cluster import Resources
-from pipelines.errors import UserError
 from pipelines.evaluation import models, plan, report, results
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.models import Subject
-from pipelines.evaluation.room import Room, with_baselines
+from pipelines.evaluation.room import Room, precision_of_workers, with_baselines
 from pipelines.evaluation.work import Job
 from pipelines.progress import plain_console
 
@@ -47,7 +45,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     models.require_distinct(given)
     plan.require_measurable(_all(given, config), config, layouts)
     with cluster.connected() as resources:
-        _check_precision(config, resources)
+        config = replace(config, precision=precision_of_workers(config, resources))
         room = Room(config, resources, console)
         subjects = with_baselines(given, config, layouts, room)
         jobs = plan.jobs_of(subjects, config, layouts, fingerprints)
@@ -57,16 +55,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     figures = _figures(jobs, found)
     delivered = _publish(found, figures, config, uri, subjects, console)
     return {**found, "delivered": delivered}
-
-
-def _check_precision(config: EvaluateConfig, resources: Resources) -> None:
-    """Without a GPU, refuse here what every task would refuse."""
-    if resources.gpus:
-        return
-    try:
-        training.resolve_precision(config.precision, "cpu")
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _subject(ref: str, config: EvaluateConfig, uri: str) -> Subject | None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ce_model import training
 from ce_model.networks import input_side
 from pipelines import weights
 from pipelines.errors import UserError
@@ -81,7 +80,7 @@ def _limits(task: TaskName, config: EvaluateConfig) -> tuple[int, int]:
 
 def measure(job: Job, config: EvaluateConfig) -> Measured:
     """The measurement itself."""
-    dtype = training.resolve_precision(config.precision, models.device())
+    dtype = models.resolve_precision(config.precision)
     if job.task == "inpainting":
         return _inpainting(job, config, dtype)
     assert job.subject is not None
