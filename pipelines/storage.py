@@ -216,11 +216,11 @@ def read_bytes(uri: str) -> bytes:
             a pipe, which may have no end).
     """
     if is_local(uri):
-        path = local_path(uri)
-        mode = path.stat().st_mode
+        file = local_path(uri)
+        mode = file.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise OSError(errno.ENXIO, "a device or a pipe, not a file", str(path))
-        return retrying(path.read_bytes, f"reading {uri}")
+            raise OSError(errno.ENXIO, "a device or a pipe, not a file", str(file))
+        return retrying(file.read_bytes, f"reading {uri}")
     fs, path = filesystem(uri)
     return retrying(lambda: bytes(fs.cat_file(path)), f"reading {uri}")
 
