@@ -26,9 +26,9 @@ class Clock:
         self.now += seconds
 
 
-def start(store: Path, clock: Clock, sweep: Any) -> Tick:
+def start(store: Path, clock: Clock, sweep: Any, period_s: float = DAY_S) -> Tick:
     return once_per_period(
-        sweep, store=str(store), name="nightly", period_s=DAY_S, clock=clock, sleep=clock.sleep
+        sweep, store=str(store), name="nightly", period_s=period_s, clock=clock, sleep=clock.sleep
     )
 
 
@@ -112,3 +112,34 @@ def test_a_crashing_sweep_frees_the_schedule(tmp_path: Path) -> None:
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tick is "):
         once_per_period(lambda: True, store=str(tmp_path), name="../x", period_s=DAY_S)
+
+
+def test_a_schedule_goes_on_when_the_length_of_its_periods_changes(tmp_path: Path) -> None:
+    hour_s = DAY_S / 24
+    clock = Clock(100.1)
+
+    def decision(period_s: float) -> str:
+        return start(tmp_path, clock, lambda: True, period_s).decision
+
+    assert [decision(hour_s), decision(hour_s)] == ["ran", "already done"]
+    assert decision(DAY_S) == "already done"  # the sweep of this hour is one of today
+    clock.now += DAY_S
+    assert [decision(DAY_S), decision(DAY_S)] == ["ran", "already done"]
+    assert [decision(hour_s), decision(hour_s)] == ["ran", "already done"]
+
+
+def test_a_sweep_of_the_future_is_told_and_no_reason_to_wait_for_it(tmp_path: Path) -> None:
+    start(tmp_path, Clock(5000.1), lambda: True)  # a clock that was wrong
+    with pytest.raises(UserError, match=r"last\.json speaks of 1983-09-10 00:00 UTC, which is"):
+        start(tmp_path, Clock(100.1), lambda: True)
+    behind = start(tmp_path, Clock(4999.9), lambda: True)  # clocks differ a little
+    assert behind.decision == "already done"
+
+
+def test_a_claim_far_into_the_future_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "ablate" / "ticks" / "nightly" / "lease"
+    lease.acquire(str(folder), "killed", lease_s=60, now=5000 * DAY_S)
+    clock = Clock(100.1)
+    with pytest.raises(UserError, match="lease speaks of 1983-09-10 00:01 UTC, which is still"):
+        start(tmp_path, clock, lambda: True)
+    assert clock.now == 100.1 * DAY_S

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from pipelines import lease, storage
@@ -54,11 +55,16 @@ def once_per_period(
         period_s: seconds between starts; periods are counted from 1970 in UTC.
         lease_s: a sweep whose process died is taken over after this time.
         clock, sleep: replaced in tests.
+
+    Raises:
+        UserError: what the schedule remembers lies in the future, so that it would wait for long.
     """
     check_name(name)
     folder = storage.join(storage.absolute(store), "ablate", "ticks", name)
     period = int(clock() // period_s)
-    if (last := _last(folder)) is not None and last >= period:
+    if (last := _last(folder, period_s)) is not None and last >= period:
+        if last > period + 1:  # one period ahead may be a clock a little ahead
+            raise _in_the_future(_last_uri(folder), last * period_s)
         return Tick(decision="already done", period=period)
     owner = lease.new_owner()
     try:  # a holder that is alive renews within the wait; a dead one is succeeded
@@ -66,7 +72,7 @@ def once_per_period(
     except LeaseBusyError as busy:
         return Tick(decision="still running", period=period, detail=f"by {busy.owner}")
     with lease.held(claim, lease_s=lease_s, clock=clock) as lost:
-        last = _last(folder)  # another start may have finished while we waited
+        last = _last(folder, period_s)  # another start may have finished while we waited
         if last is not None and last >= period:
             return Tick(decision="already done", period=period)
         missed = 0 if last is None else period - last - 1
@@ -75,7 +81,7 @@ def once_per_period(
             return Tick(decision="lost", period=period, missed=missed)
         if complete:
             record = {"period": period, "period_s": period_s, "ended": clock(), "missed": missed}
-            storage.publish_json(storage.join(folder, "last.json"), record)
+            storage.publish_json(_last_uri(folder), record)
     return Tick(decision="ran" if complete else "incomplete", period=period, missed=missed)
 
 
@@ -99,18 +105,38 @@ def _claim(
 
     Raises:
         LeaseBusyError: the holder renewed, so it is alive.
+        UserError: the claim reaches further than any that is made now.
     """
     until: float | None = None
     while True:
         try:
             return lease.acquire(uri, owner, lease_s=lease_s, now=clock())
         except LeaseBusyError as busy:
+            if busy.expires > clock() + 2 * lease_s:  # clocks may differ by less than one
+                raise _in_the_future(uri, busy.expires) from None
             until = busy.expires if until is None else until
             if busy.expires > until:
                 raise
             sleep(min(1.0, lease_s / 4))
 
 
-def _last(folder: str) -> int | None:
-    uri = storage.join(folder, "last.json")
-    return int(storage.read_json(uri)["period"]) if storage.exists(uri) else None
+def _last(folder: str, period_s: float) -> int | None:
+    """The newest complete period, counted in the present length of periods."""
+    if not storage.exists(_last_uri(folder)):
+        return None
+    found = storage.read_json(_last_uri(folder))
+    if found["period_s"] == period_s:
+        return int(found["period"])
+    return int(found["period"] * found["period_s"] // period_s)
+
+
+def _last_uri(folder: str) -> str:
+    return storage.join(folder, "last.json")
+
+
+def _in_the_future(uri: str, time_s: float) -> UserError:
+    when = f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M} UTC"
+    return UserError(
+        f"{uri} speaks of {when}, which is still to come: the clock of this machine is wrong, or "
+        "that of the one that wrote it was; set this one right, or delete that if no sweep runs"
+    )
