@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray._private.utils import resolve_object_store_memory
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -161,6 +162,16 @@ def test_the_service_can_join_the_ray_of_its_machine() -> None:
     assert "/tmp" in writable.split()  # ProtectSystem=strict makes it read-only
 
 
+def test_the_schedule_may_reach_the_api_server_behind_its_service() -> None:
+    """A policy sees the address after translation: 6443 nearly everywhere, and not 443."""
+    (cron,) = (d for _, d in documents() if d["kind"] == "CronJob")
+    labels = cron["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    policies = [d["spec"] for _, d in documents() if d["kind"] == "NetworkPolicy"]
+    own = [p for p in policies if p["podSelector"].get("matchLabels") == labels]
+    allowed = {port["port"] for p in own for e in p["egress"] for port in e["ports"]}
+    assert 6443 in allowed
+
+
 PODS = [
     (f"{name} {number}", pod)
     for name, d in documents()
@@ -187,3 +198,33 @@ def test_clusters_ask_for_a_token() -> None:
     assert len(clusters) == 3
     assert {cluster["authOptions"]["mode"] for cluster in clusters} == {"token"}
     assert all(c["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" for c in clusters)
+
+
+def test_what_submits_a_job_is_restricted_too() -> None:
+    """KubeRay's own submitter, without a template, has no security context."""
+    templates = [t for _, d in OF_RAY for t in values(d, "submitterPodTemplate")]
+    assert len(templates) == len(OF_RAY)
+    submitting = [template["spec"] for template in templates]
+    assert all(pod in [p for _, p in PODS] for pod in submitting)  # so the test above sees them
+    assert {pod["restartPolicy"] for pod in submitting} == {"Never"}
+
+
+RAY_PODS = [(name, pod) for name, pod in PODS if any(v["name"] == "memory" for v in pod["volumes"])]
+
+
+@pytest.mark.parametrize(("name", "pod"), RAY_PODS, ids=[name for name, _ in RAY_PODS])
+def test_the_object_store_fits_into_shared_memory(
+    name: str, pod: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray puts a store that is larger than /dev/shm on disk, with no more than a warning."""
+    ((container,), volumes) = (pod["containers"], pod["volumes"])
+    memory = gibibytes(container["resources"]["limits"]["memory"])
+    (volume,) = (v["emptyDir"] for v in volumes if v["name"] == "memory")
+    shared = gibibytes(volume["sizeLimit"])
+    monkeypatch.setattr("ray._private.utils.get_shared_memory_bytes", lambda: shared)
+    assert resolve_object_store_memory(memory) <= shared
+
+
+def gibibytes(quantity: str) -> int:
+    assert quantity.endswith("Gi")
+    return int(quantity.removesuffix("Gi")) << 30
