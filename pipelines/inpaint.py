@@ -4,14 +4,14 @@ Every picture is scaled to the square that the network sees, filled, scaled back
 pixels under the mask are taken from the result: all others are returned bit by bit. Output is PNG,
 which loses nothing. A picture's name is kept with the suffix .png.
 
-    OUTPUT/job.json       what is being filled with what; another job is refused here
+    OUTPUT/job.json       what is being filled with what; another job is refused here, and so are
+                          pictures or masks that changed (in bytes) after they were used
     OUTPUT/NAME.png       one per picture
     OUTPUT/commit.json    counts and faults, written last
 """
 
 import io
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,7 @@ from pipelines.errors import UserError
 from pipelines.progress import plain_console
 from pipelines.weights import LoadedModel
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 COMMIT, JOB = "commit.json", "job.json"
 MAX_PIXELS = 50_000_000
@@ -82,6 +82,10 @@ class InpaintConfig:
             raise ValueError(f"max_bad_share is {self.max_bad_share}; it must be 0 to 1")
 
 
+Sources = dict[str, list[int | None]]
+"""Name of a picture -> its bytes and those of its mask; None where it has no mask."""
+
+
 class Holes(NamedTuple):
     """Where the hole of a picture comes from."""
 
@@ -99,16 +103,15 @@ def run(config: InpaintConfig) -> dict[str, Any]:
     console = plain_console(soft_wrap=True)
     output = storage.absolute(config.output)
     model_uri = model_folder(config)
-    names = list(picture_names(config.images))
-    if not names:
-        raise UserError(f"images is '{config.images}'; there is no .jpg or .png picture in it")
+    sources = find_sources(config)
+    names = list(sources)
     key = _key(config, names, weights.load_model(model_uri))
-    _claim(output, key)
-    if storage.exists(storage.join(output, COMMIT)):
+    todo = [name for name in names if not storage.exists(storage.join(output, target(name)))]
+    news = _claim(output, key, sources, set(names) - set(todo))
+    if not news and storage.exists(storage.join(output, COMMIT)):
         console.print(f"already filled: {output}")
         done: dict[str, Any] = storage.read_json(storage.join(output, COMMIT))
         return done
-    todo = [name for name in names if not storage.exists(storage.join(output, target(name)))]
     console.print(f"{len(names)} pictures, {len(names) - len(todo)} filled before")
     with cluster.connected() as resources:
         faults = _fill_all(config, todo, model_uri, output, resources)
@@ -142,20 +145,34 @@ def model_folder(config: InpaintConfig) -> str:
     return kept
 
 
-def picture_names(folder: str, inside: str = "") -> Iterator[str]:
-    """Names of all pictures under a folder, relative to it, in order.
+def find_sources(config: InpaintConfig) -> Sources:
+    """All pictures under the folder, in order, by their names relative to it.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: no such folders, no pictures, or the output would lie among them.
     """
-    if not inside:
-        storage.require_folder(folder, "images")
-    for name in storage.children(storage.join(folder, inside) if inside else folder):
-        path = f"{inside}/{name}" if inside else name
-        if PurePosixPath(name).suffix.lower() in SUFFIXES:
-            yield path
-        elif not PurePosixPath(name).suffix and storage.is_folder(storage.join(folder, path)):
-            yield from picture_names(folder, path)
+    for name, folder in (("images", config.images), ("masks", config.masks)):
+        if folder is not None:
+            storage.require_folder(folder, name)
+            if storage.is_within(config.output, folder):
+                raise UserError(
+                    f"output is '{config.output}', which lies in {name} '{folder}'; the filled "
+                    "pictures need a folder outside it"
+                )
+    masks = {} if config.masks is None else dict(storage.walk(config.masks))
+    sources: Sources = {
+        name: [size, masks.get(name, masks.get(target(name)))]
+        for name, size in storage.walk(config.images)
+        if PurePosixPath(name).suffix.lower() in SUFFIXES
+    }
+    if not sources:
+        raise UserError(f"images is '{config.images}'; there is no .jpg or .png picture in it")
+    for name in sources:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(
+                f"images is '{config.images}'; the name {name!a} in it is not UTF-8; rename it"
+            )
+    return sources
 
 
 def target(name: str) -> str:
@@ -176,25 +193,49 @@ def _key(config: InpaintConfig, names: list[str], model: LoadedModel) -> str:
             "version": KEY_VERSION,
             "model": model.info["weights_sha256"],
             "names": names,
-            "images": config.images.rstrip("/").rsplit("/", 1)[-1],
-            "masks": config.masks and config.masks.rstrip("/").rsplit("/", 1)[-1],
+            # Of two folders with the same names and sizes in them only the place tells them apart.
+            "images": storage.absolute(config.images.rstrip("/")),
+            "masks": config.masks and storage.absolute(config.masks.rstrip("/")),
             "strategy": config.strategy,
             "seed": config.seed,
         }
     )
 
 
-def _claim(output: str, key: str) -> None:
-    """The output folder belongs to one job."""
+def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> bool:
+    """The output folder belongs to one job; returns whether pictures or masks are new to it.
+
+    Raises:
+        UserError: it holds what another job, or this one with other pictures or masks, made.
+    """
     uri = storage.join(output, JOB)
+    if filled and not storage.exists(uri):
+        raise UserError(
+            f"output is '{output}', which holds {target(min(filled))} already, and not from a job "
+            "of this kind; choose another folder"
+        )
+    job = {"key": key, "sources": sources}
     try:
-        storage.publish_json(uri, {"key": key}, exclusive=True)
+        storage.publish_json(uri, job, exclusive=True)
+        return True
     except FileExistsError:
-        if storage.read_json(uri)["key"] != key:
-            raise UserError(
-                f"output is '{output}', which holds the pictures of another job (other images, "
-                "masks or model); choose another folder"
-            ) from None
+        held = storage.read_json(uri)
+    if not isinstance(held, dict) or held.get("key") != key:
+        raise UserError(
+            f"output is '{output}', which holds the pictures of another job (other images, "
+            "masks or model); choose another folder"
+        )
+    changed = [name for name in sources if sources[name] != held["sources"][name]]
+    stale = sorted(filled.intersection(changed))
+    if stale:
+        raise UserError(
+            f"output is '{output}', which holds {target(stale[0])} made from another picture or "
+            f"mask than the one that has the name {stale[0]} now ({len(stale)} such); choose "
+            "another folder, or remove what is to be filled again"
+        )
+    if changed:
+        storage.publish_json(uri, job)
+    return bool(changed)
 
 
 def _fill_all(
@@ -211,6 +252,7 @@ def _fill_all(
     actors = config.actors or max(1, resources.gpus if gpu else resources.cpus // 2)
     blocks = max(1, -(-len(todo) // config.batch_size))
     rows = ray.data.from_items([{"name": name} for name in todo], override_num_blocks=blocks)
+    rows.context.raise_original_map_exception = True  # else a full disk is no OSError
     masks = None if config.masks is None else storage.absolute(config.masks)
     holes = Holes(masks, config.strategy, config.seed)
     results = rows.map_batches(
@@ -264,15 +306,21 @@ def read_picture(
     Raises:
         BadPicture: it cannot be read, or the hole does not fit it or the model.
     """
-    picture = np.asarray(_open(storage.join(images_uri, name)).convert("RGB"))
+    picture = _rgb(_open(storage.join(images_uri, name)))
     height, width = picture.shape[:2]
     if holes.strategy is not None:
         drawn = mask_for(holes.seed, holes.strategy, model.side, name, 0)
         shown = shrink(torch.from_numpy(drawn)[None], model.objective.overlap)[0].numpy()
         hole = ~touched(~shown, height, width)  # no pixel that the network sees a part of
+        if not hole.any():
+            raise BadPicture(f"{width} x {height} px; too small for a drawn hole")
     else:
         assert holes.masks_uri is not None
-        hole = np.asarray(_open(_mask_uri(holes.masks_uri, name)).convert("L")) > 0
+        # A grey value of a colour may be rounded to black, one of 16 bits cut off.
+        mask = _open(_mask_uri(holes.masks_uri, name))
+        deep = mask.mode.startswith("I")
+        pixels = np.asarray(mask)[..., None] if deep else np.asarray(mask.convert("RGB"))
+        hole = pixels.max(axis=2) > 0
     if hole.shape != (height, width):
         raise BadPicture(f"the mask has {hole.shape[::-1]} px, the picture {(width, height)}")
     if not (touched(hole, model.side, model.side) & ~fillable(model)).any():
@@ -290,19 +338,28 @@ def _mask_uri(masks: str, name: str) -> str:
 
 def _open(uri: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(storage.read_bytes(uri)), formats=["JPEG", "PNG"])
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise BadPicture(f"'{uri}' is not there") from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
         if image.width * image.height > MAX_PIXELS:
             raise BadPicture(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
         image.load()
         return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise BadPicture(str(error)) from None
-    except FileNotFoundError:
-        raise BadPicture(f"'{uri}' is not there") from None
-    except OSError as error:
-        if error.errno is None:  # Pillow's own, about the bytes; storage faults carry a number
-            raise BadPicture(str(error)) from None
+    except BadPicture:
         raise
+    except UnidentifiedImageError:
+        raise BadPicture("neither a JPEG nor a PNG picture") from None
+    except Exception as error:  # Pillow raises whatever its parsers meet in broken bytes
+        raise BadPicture(f"{type(error).__name__}: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def fillable(model: LoadedModel) -> Hole:

@@ -1,5 +1,10 @@
 """Batch filling changes the hole and nothing else, finishes what was begun, and names faults."""
 
+import os
+import shutil
+import struct
+import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +14,18 @@ from PIL import Image
 
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
-from pipelines import weights
+from pipelines import cluster, inpaint, weights
 from pipelines.errors import UserError
-from pipelines.inpaint import InpaintConfig, fill_pictures, run, touched
+from pipelines.inpaint import (
+    BadPicture,
+    Holes,
+    InpaintConfig,
+    fill_pictures,
+    find_sources,
+    read_picture,
+    run,
+    touched,
+)
 from pipelines.weights import LoadedModel
 
 
@@ -145,3 +159,121 @@ def test_bad_input_is_refused_before_any_work(center: str, tmp_path: Path, image
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \.jpg or \.png picture"):
         run(config(center, tmp_path / "empty"))
+
+
+def read(folder: Path, name: str, model: str, masks: Path | None = None) -> tuple[np.ndarray, ...]:
+    holes = Holes(masks and str(masks), None if masks else "central", 0)  # type: ignore[arg-type]
+    return read_picture(name, images_uri=str(folder), holes=holes, model=weights.load_model(model))
+
+
+def test_a_16_bit_picture_keeps_its_greys(full: str, tmp_path: Path) -> None:
+    grey = picture(0, 50, 60)[..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    read_back, _ = read(tmp_path, "deep.png", full)
+    assert (read_back == grey[..., None]).all()
+
+
+@pytest.mark.parametrize("kind", ["palette", "dark colour", "16 bits"])
+def test_a_mask_hides_what_is_not_black_however_dark_it_is(
+    full: str, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(picture(0, 50, 60)).save(tmp_path / "a.png")
+    hole = np.zeros((50, 60), bool)
+    hole[10:20, 30:40] = True
+    masks = {
+        "palette": Image.fromarray(hole.astype(np.uint8), "P"),
+        "dark colour": Image.fromarray(hole[..., None] * np.array([0, 0, 3], np.uint8)),
+        "16 bits": Image.fromarray(hole.astype(np.uint16)),
+    }
+    masks["palette"].putpalette([0, 0, 0, 0, 0, 2])
+    masks[kind].save(tmp_path / "masks" / "a.png")
+    assert (read(tmp_path, "a.png", full, tmp_path / "masks")[1] == hole).all()
+
+
+def test_whatever_broken_bytes_do_to_the_decoder_is_a_fault_of_the_picture(
+    full: str, tmp_path: Path
+) -> None:
+    body = b"IHDR" + struct.pack(">II", 4, 4)  # the header ends early
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(BadPicture, match="Truncated IHDR"):
+        read(tmp_path, "a.png", full)
+    Image.fromarray(picture(0, 1, 1)).save(tmp_path / "tiny.png")
+    with pytest.raises(BadPicture, match="1 x 1 px; too small for a drawn hole"):
+        read(tmp_path, "tiny.png", full)
+
+
+def test_pictures_are_found_in_folders_of_any_name(center: str, tmp_path: Path) -> None:
+    for name in ("v1.0/a b.png", "x.jpg/c.JPG", "d.png", "e.txt"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"12345")
+    found = find_sources(config(center, tmp_path / "images"))
+    assert found == {"d.png": [5, None], "v1.0/a b.png": [5, None], "x.jpg/c.JPG": [5, None]}
+    (tmp_path / "images" / os.fsdecode(b"\xe9.png")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"'\\udce9.png' in it is not UTF-8"):
+        find_sources(config(center, tmp_path / "images"))
+
+
+@pytest.mark.parametrize("inside", ["images", "images/filled", "masks"])
+def test_an_output_among_the_pictures_or_masks_is_refused(
+    center: str, images: Path, inside: str
+) -> None:
+    (images.parent / "masks").mkdir()
+    asked = {"strategy": None, "masks": str(images.parent / "masks")}
+    before = sorted(images.parent.rglob("*"))
+    with pytest.raises(UserError, match=f"which lies in {inside.partition('/')[0]} "):
+        run(config(center, images, output=str(images.parent / inside), **asked))
+    assert sorted(images.parent.rglob("*")) == before
+
+
+def test_files_of_others_are_neither_taken_for_results_nor_overwritten(
+    center: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = images.parent / "out" / "sub" / "3.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds sub/3\.png already"):
+        run(config(center, images))
+    mine.unlink()
+    (images.parent / "out" / "job.json").write_text("{}")
+    with pytest.raises(UserError, match="another job"):
+        run(config(center, images))
+    (images.parent / "out" / "job.json").unlink()
+    monkeypatch.setattr(cluster, "connected", nullcontext)
+    monkeypatch.setattr(inpaint, "_fill_all", lambda *_: {})
+    run(config(center, images))
+    twin = shutil.copytree(images, images.parent / "day 2" / "images")
+    with pytest.raises(UserError, match="another job"):
+        run(config(center, twin, output=str(images.parent / "out")))
+
+
+def test_a_changed_picture_is_not_taken_for_filled(
+    ray_cluster: None, full: str, images: Path
+) -> None:
+    masks = images.parent / "masks"
+    (masks / "sub").mkdir(parents=True)
+    for number in range(4):
+        hole = np.zeros((130 + number, 150), np.uint8)
+        hole[10:30, 20:50] = 255
+        Image.fromarray(hole).save(masks / "sub" / f"{number}.png")
+    asked = config(full, images, strategy=None, masks=str(masks), max_bad_share=0.2)
+    assert list(run(asked)["faults"]) == ["sub/4.png"]
+    Image.fromarray(picture(0, 134, 150)[..., 0]).save(masks / "sub" / "4.png")  # it was lacking
+    assert run(asked)["filled"] == 5
+    Image.fromarray(picture(9, 133, 150) // 2).save(images / "sub" / "3.png")
+    with pytest.raises(UserError, match=r"holds sub/3\.png made from another picture"):
+        run(asked)
+    (images.parent / "out" / "sub" / "3.png").unlink()
+    assert run(asked)["filled"] == 5
+    filled = np.asarray(Image.open(images.parent / "out" / "sub" / "3.png"))
+    assert (filled[40:] == picture(9, 133, 150)[40:] // 2).all()
+
+
+def test_a_fault_of_the_storage_ends_in_one_message(
+    ray_cluster: None, center: str, images: Path
+) -> None:
+    (images.parent / "out").mkdir()
+    (images.parent / "out" / "sub").write_bytes(b"a file where a folder has to be")
+    with pytest.raises(OSError, match="File exists"):
+        run(config(center, images))
