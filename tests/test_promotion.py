@@ -317,6 +317,121 @@ def test_a_server_that_refuses_has_not_said_that_there_is_no_champion(
         ask(home, good, "refused")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A request that fails, and what the message names."""
+
+    method: str
+    of: str
+    error: Exception
+    named: str
+
+
+REFUSED = MlflowException("not for you", error_code=PERMISSION_DENIED)
+FAULTS = {
+    "a server that refuses to list reports": Fault(
+        "list_artifacts", "evaluation", REFUSED, r"the files of run .*not for you"
+    ),
+    "a store that fails to list": Fault(
+        "list_artifacts", "evaluation/x", PermissionError("closed"), "PermissionError: closed"
+    ),
+    "a report that cannot be read": Fault(
+        "download_artifacts", "report.json", REFUSED, r"evaluation/x/report\.json of run .*not for"
+    ),
+    "a store that is away": Fault(
+        "download_artifacts", "report.json", OSError("timed out"), "OSError: timed out"
+    ),
+    "a summary that cannot be read": Fault(
+        "download_artifacts", "summary.json", REFUSED, r"summary\.json of run .*not for you"
+    ),
+    "a server that does not tell the other seeds": Fault(
+        "search_runs", "", REFUSED, "the runs of other seeds"
+    ),
+}
+
+
+@contextmanager
+def failing(fault: Fault, *run_ids: str) -> Iterator[None]:
+    """Some requests of MLflow's client fail, about some runs only if they are named."""
+    client = tracking.MlflowClient
+    usual = getattr(client, fault.method)
+
+    def asked(self: Any, *arguments: Any, **more: Any) -> Any:
+        about = not run_ids or arguments[0] in run_ids
+        if about and (not fault.of or str(arguments[1]).endswith(fault.of)):
+            raise fault.error
+        return usual(self, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(client, fault.method, asked)
+        yield
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_evidence_that_cannot_be_read_is_no_verdict(home: Home, good: str, name: str) -> None:
+    fault = FAULTS[name]
+    with failing(fault), pytest.raises(UserError, match=f"^could not read .*{fault.named}") as told:
+        ask(home, good, "unread")
+    assert "nothing was decided" in str(told.value) and len(str(told.value).splitlines()) == 1
+    assert registry.versions_of_run(home.uri, "unread", good) == []
+    assert "promotion.refused" not in registry.run_facts(home.uri, good).tags
+
+
+@pytest.mark.parametrize("whose", ["the other seed", "the champion"])
+def test_evidence_of_others_that_cannot_be_read_is_no_verdict(
+    home: Home, good: str, better: str, whose: str
+) -> None:
+    name = f"unread {whose}"
+    assert ask(home, good, name).promoted
+    arm = registry.run_facts(home.uri, better)
+    (other,) = {
+        run.run_id for run in registry.runs_tagged(home.uri, arm.experiment_id, "arm", "better")
+    } - {better}
+    run_id = other if whose == "the other seed" else good
+    with failing(FAULTS["a report that cannot be read"], run_id):
+        with pytest.raises(UserError, match=f"could not read .* of run '{run_id}'"):
+            ask(home, better, name)
+    assert aliases(home, name)["champion"] == "1"
+    assert ask(home, better, name).promoted
+
+
+def test_a_model_that_cannot_be_read_is_no_verdict_and_one_that_is_gone_is(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_run(home, "model", 1, 15.0)
+    run_id = log_run(home, "model", 0, 15.0)
+    source = str(registry.summary(home.uri, run_id)["model_uri"])  # type: ignore[index]
+
+    download = tracking.mlflow.artifacts.download_artifacts
+
+    def refusing(*arguments: Any, **more: Any) -> Any:
+        if more.get("artifact_uri") == source or len(arguments) > 1:  # the latter a listing
+            raise REFUSED
+        return download(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.mlflow.artifacts, "download_artifacts", refusing)
+        with pytest.raises(UserError, match=f"^could not read {source}.*not for you"):
+            ask(home, run_id, "unread model")
+        patched.setattr(tracking.MlflowClient, "list_logged_model_artifacts", refusing)
+        with pytest.raises(UserError, match=f"^could not read {source} from.*not for you"):
+            ask(home, run_id, "unread model")
+    tracking.client(home.uri).delete_logged_model(source.removeprefix("models:/"))
+    assert failed(ask(home, run_id, "unread model")) == ["weights", "loads without pickle"]
+
+
+def test_a_champion_whose_files_are_gone_has_not_measured_nothing(home: Home, better: str) -> None:
+    log_run(home, "lost files", 1, 15.0)
+    run_id = log_run(home, "lost files", 0, 15.0)
+    assert ask(home, run_id, "lost files").promoted
+    (files,) = home.store.rglob(f"{run_id}/artifacts")
+    files.rename(files.with_name("elsewhere"))
+    with pytest.raises(UserError, match=f"could not read the files of run '{run_id}'"):
+        ask(home, better, "lost files")
+    files.with_name("elsewhere").rename(files)
+    assert ask(home, better, "lost files").promoted
+
+
 def test_scores_of_other_settings_are_not_compared(home: Home, good: str) -> None:
     assert ask(home, good, "settings").promoted
     run_id = log_run(home, "other", 0, None)

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines import evidence, registry, storage, tracking, weights
 from pipelines.errors import UserError
 from pipelines.evidence import Scores
+from pipelines.promotion import attached
 from pipelines.promotion.gates import ALARM, Dossier
 from pipelines.registry import RunFacts
 
@@ -22,10 +23,10 @@ def source_of(uri: str, run_id: str) -> str:
     """URI of the model that a run logged.
 
     Raises:
-        UserError: no such run, or one without a model.
+        UserError: no such run, one without a model, or one that cannot be read.
     """
     registry.run_facts(uri, run_id)
-    summary = registry.summary(uri, run_id)
+    summary = attached.summary(uri, run_id)
     if summary is None or not summary.get("model_uri"):
         raise UserError(
             f"run is '{run_id}', which has logged no model; it must be a pretraining run that has "
@@ -41,9 +42,12 @@ def collect(uri: str, run_id: str, source: str) -> Dossier:
         uri: tracking server.
         run_id: pretraining run.
         source: the model that it logged, models:/<model id>.
+
+    Raises:
+        UserError: something could not be read, which is no evidence against a model.
     """
     facts = registry.run_facts(uri, run_id)
-    own = registry.reports(uri, run_id)
+    own = attached.reports(uri, run_id)
     sha256, problem, unsafe = _files(uri, source)
     evaluated = sorted({m["sha256"] for r in own for m in r["models"] if m["run_id"] == run_id})
     judged = sha256 if sha256 in evaluated else (*evaluated, "")[0]  # the gate `weights` says so
@@ -77,11 +81,15 @@ def _siblings(uri: str, facts: RunFacts, own: Scores) -> dict[str, Scores]:
         return {}
     found = {}
     seeds = {facts.params.get("seed")}
-    for run in registry.runs_tagged(uri, facts.experiment_id, "arm", arm):
+    runs = attached.asked(
+        f"the runs of other seeds from {uri}",
+        lambda: registry.runs_tagged(uri, facts.experiment_id, "arm", arm),
+    )
+    for run in runs:
         if run.params.get("seed") in seeds:
             continue
-        summary: Mapping[str, Any] = registry.summary(uri, run.run_id) or {}
-        reports = registry.reports(uri, run.run_id)
+        summary: Mapping[str, Any] = attached.summary(uri, run.run_id) or {}
+        reports = attached.reports(uri, run.run_id)
         scores = evidence.scores_of(reports, summary.get("weights_sha256", ""))
         scores.values = {
             name: value
@@ -101,6 +109,8 @@ def _files(uri: str, source: str) -> tuple[str | None, str, tuple[str, ...]]:
         try:
             tracking.download_model(uri, source, folder)
         except UserError as error:
+            if attached.has_weights(uri, source):
+                raise attached.unreadable(source, str(error)) from None
             return None, str(error), ()
         unsafe = tuple(
             sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if may_run(path))

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines import dataset, evidence, registry, tracking, weights
 from pipelines.errors import UserError
+from pipelines.promotion import attached
 from pipelines.registry import RunFacts, Version
 
 # Where and how a run was carried out, not what it computed.
@@ -41,11 +42,11 @@ def explain(uri: str, reference: str) -> str:
     """Everything that led to a registered model."""
     version = version_of(uri, reference)
     facts = registry.run_facts(uri, version.run_id)
-    summary = registry.summary(uri, version.run_id) or {}
+    summary = attached.summary(uri, version.run_id) or {}
     with tempfile.TemporaryDirectory() as temporary:
         tracking.download_model(uri, version.source, Path(temporary))
         info = weights.load_model(temporary).info
-    scores = evidence.scores_of(registry.reports(uri, version.run_id), info["weights_sha256"])
+    scores = evidence.scores_of(attached.reports(uri, version.run_id), info["weights_sha256"])
     lines = {
         "model": f"{version.name} version {version.version}, {version.source}",
         "weights sha256": info["weights_sha256"],

@@ -92,7 +92,8 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
     before anything is registered. What fails only on quality stays registered as `candidate`.
 
     Raises:
-        UserError: another promotion changed the champion meanwhile.
+        UserError: another promotion changed the champion meanwhile, or what a gate asks for could
+            not be read.
     """
     source = dossier.source_of(uri, run_id)
     model = dossier.collect(uri, run_id, source)
