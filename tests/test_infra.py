@@ -1,8 +1,15 @@
 """Manifests fit the KubeRay 1.7 definitions, are restricted, and agree on versions."""
 
+import base64
+import configparser
 import os
 import re
+import shlex
+import signal
 import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +18,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from conftest import free_port, wait_until_serving
 from ray._private.utils import resolve_object_store_memory
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +178,51 @@ def test_the_schedule_may_reach_the_api_server_behind_its_service() -> None:
     own = [p for p in policies if p["podSelector"].get("matchLabels") == labels]
     allowed = {port["port"] for p in own for e in p["egress"] for port in e["ports"]}
     assert 6443 in allowed
+
+
+PASSWORD = "long enough for anybody"
+
+
+def test_a_tracking_server_with_logins_starts_as_written_and_lets_nobody_else_in(
+    tmp_path: Path,
+) -> None:
+    text = (INFRA / "mlflow" / "README.md").read_text()
+    (written,) = re.findall(r"^    (MLFLOW_AUTH.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    words = shlex.split(written.replace("\\\n", ""))
+    given = dict.fromkeys((w.split("=")[0] for w in words if w[:7] == "MLFLOW_"), PASSWORD)
+    logins = configparser.ConfigParser()
+    logins.read(INFRA / "mlflow" / "auth.ini")
+    assert "infra/mlflow/auth.ini" in written
+    assert logins["mlflow"]["default_permission"] == "NO_PERMISSIONS"
+    logins["mlflow"]["database_uri"] = f"sqlite:///{tmp_path}/logins.db"
+    with (tmp_path / "auth.ini").open("w") as file:
+        logins.write(file)
+    given["MLFLOW_AUTH_CONFIG_PATH"] = str(tmp_path / "auth.ini")
+    port = free_port()
+    here = ["--host=127.0.0.1", f"--port={port}", "--allowed-hosts=127.0.0.1:*", "--workers=1"]
+    stores = [
+        f"--backend-store-uri=sqlite:///{tmp_path}/m.db",
+        f"--artifacts-destination={tmp_path}",
+    ]
+    command = [sys.executable, "-m", *words[len(given) :], *here, *stores]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, **given}, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_until_serving(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
+            asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(asked, timeout=30)
+            login = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
+            request = urllib.request.Request(asked, headers={"Authorization": f"Basic {login}"})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert answer.status == 200
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
 
 
 PODS = [
