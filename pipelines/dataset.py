@@ -19,6 +19,7 @@ hidden, row-major, numpy packbits order. Masks follow from (mask_seed, strategy,
 variant) alone. A column may stand in the shard itself or in a sidecar file with the same rows.
 """
 
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -239,13 +240,27 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
-    """Parse what `write_manifest` wrote."""
+    """Parse what `write_manifest` wrote.
+
+    Raises:
+        UserError: another version wrote it, or it is not as it was written.
+    """
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
-            f"'{uri}' has dataset format {version}; this program reads {FORMAT_VERSION}. "
+            f"'{uri}' has dataset format {version!r}; this program reads {FORMAT_VERSION}. "
             "Prepare the pictures again with python jobs/prepare.py"
         )
+    try:
+        return _parse(raw)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{MANIFEST} in '{uri}' is not as jobs/prepare.py wrote it ({type(error).__name__}: "
+            f"{error}): restore it from a copy, or prepare the pictures again into another folder"
+        ) from None
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
     splits = {
         name: tuple(
             ShardFile(
@@ -337,14 +352,16 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
     Raises:
         UserError: the file does not hold what the manifest promises.
     """
-    parts: dict[str, list[str]] = {}
+    parts: dict[ShardFile | Sidecar, list[str]] = {}
     for column in columns:
-        path = next((s.path for s in group.file.sidecars if column in s.columns), group.file.path)
-        parts.setdefault(path, []).append(column)
+        part = next((s for s in group.file.sidecars if column in s.columns), group.file)
+        parts.setdefault(part, []).append(column)
     try:
         tables = [
-            _open(storage.join(uri, path)).read_row_group(group.index, columns=names)
-            for path, names in parts.items()
+            _open(storage.join(uri, part.path), part.bytes).read_row_group(
+                group.index, columns=names
+            )
+            for part, names in parts.items()
         ]
     except (FileNotFoundError, pa.ArrowException) as error:
         raise damaged(uri, f"{group.file.path}: {error}") from None
@@ -367,11 +384,18 @@ def damaged(uri: str, what: str) -> UserError:
 
 
 @lru_cache(maxsize=64)
-def _open(uri: str) -> pq.ParquetFile:
-    """Shards never change under their name, so an open file and its footer can be kept."""
-    if storage.is_local(uri):
-        return pq.ParquetFile(pa.memory_map(str(storage.local_path(uri))))
-    return pq.ParquetFile(storage.open_input(uri), pre_buffer=True)
+def _open(uri: str, size: int) -> pq.ParquetFile:
+    """Shards never change under their name, so an open file and its footer can be kept.
+
+    Raises:
+        ArrowInvalid: it has another size than the manifest says, so it is another file.
+    """
+    local = storage.is_local(uri)
+    file = pa.memory_map(str(storage.local_path(uri))) if local else storage.open_input(uri)
+    found = file.seek(0, io.SEEK_END)
+    if found != size:
+        raise pa.ArrowInvalid(f"'{uri}' has {found} bytes, the manifest has {size}")
+    return pq.ParquetFile(file, pre_buffer=not local)
 
 
 def cells(column: pa.ChunkedArray) -> list[memoryview]:

@@ -780,6 +780,40 @@ def test_inspection_finds_a_flipped_bit_a_missing_file_and_a_wrong_label(
         inspection.verify(uri, val)
 
 
+def test_verification_names_every_bad_file_of_a_shard_and_an_altered_manifest(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    prepared(pictures, tmp_path / "d")
+    run(replace(config(tmp_path / "d", tmp_path / "d", sides=(96,)), output=None))
+    uri = str(tmp_path / "d")
+    inspection.run(InspectConfig(dataset=uri, verify=True))
+    file = dataset.read_manifest(uri).splits["train"][0]
+    for path in (file.path, file.sidecars[0].path):
+        (tmp_path / "d" / path).unlink()
+    raw = storage.read_json(f"{uri}/manifest.json")
+    storage.publish_json(f"{uri}/manifest.json", {**raw, "seed": 7})
+    with pytest.raises(UserError, match=r"3 of its files(?s:.*)manifest\.json: its fingerprint"):
+        inspection.run(InspectConfig(dataset=uri, verify=True))
+
+
+@pytest.mark.parametrize(
+    "change", [{"listed": 1}, {"masks": 3}, {"other": 1}, {"splits": []}, {"mean_rgb": None}]
+)
+def test_a_manifest_that_is_not_as_it_was_written_is_told_so(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    empty = Manifest(
+        splits={}, classes=(), mean_rgb=(0.0, 0.0, 0.0), masks=(), stored_side=64, seed=0,
+        listed=0, written=0, quarantined=0, duplicates=0,
+    )  # fmt: skip
+    dataset.write_manifest(str(tmp_path), empty)
+    assert dataset.read_manifest(str(tmp_path)) == empty
+    raw = storage.read_json(str(tmp_path / "manifest.json"))
+    storage.publish_json(str(tmp_path / "manifest.json"), {**raw, **change})
+    with pytest.raises(UserError, match=r"is not as jobs/prepare\.py wrote it"):
+        dataset.read_manifest(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

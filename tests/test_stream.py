@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -106,6 +107,17 @@ def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
         shard.write_bytes(data.replace(b"\xff\xda", b"\xff\xd9"))  # no scan in any picture
     with pytest.raises(UserError, match=r"damaged' does not hold what its manifest says \(a pict"):
         next(stream.read_window(make_plan(uri), stream.window(make_plan(uri), 0)))
+
+
+def test_another_file_in_the_place_of_a_shard_is_told_as_damage_of_the_dataset(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    uri = str(shutil.copytree(dataset_uri, tmp_path / "replaced"))
+    group = dataset.row_groups(dataset.read_manifest(uri), "train")[0]
+    place = Path(uri, group.file.path)
+    pq.write_table(pq.read_table(place), place, row_group_size=group.rows)  # of the same shape
+    with pytest.raises(UserError, match=rf"bytes, the manifest has {group.file.bytes}\)"):
+        dataset.read_row_group(uri, group, ["key"])
 
 
 def test_each_number_is_a_task_and_all_share_one_object(ray_cluster: None) -> None:

@@ -25,7 +25,8 @@ class InspectConfig:
     dataset: str
     """URI of the dataset."""
     verify: bool = False
-    """Read every file: compare its sha256, columns, rows and labels with the manifest."""
+    """Read every file: compare its sha256, columns, rows and labels with the manifest, and the
+    manifest with the fingerprint in it."""
 
 
 def run(config: InspectConfig) -> None:
@@ -52,7 +53,7 @@ def verify(uri: str, manifest: Manifest) -> None:
         UserError: with each file that is damaged, and how.
     """
     files = [file for split in manifest.splits.values() for file in split]
-    problems: list[str] = []
+    problems = list(_manifest_problems(uri))
     with ThreadPoolExecutor(READS_AHEAD) as threads, progress("verifying", len(files)) as advance:
         found = threads.map(lambda file: list(_problems(uri, manifest, file)), files)
         for file, wrong in zip(files, found, strict=True):
@@ -67,23 +68,36 @@ def verify(uri: str, manifest: Manifest) -> None:
     plain_console(stderr=False).print(f"verified: {len(files)} shards are as they were committed")
 
 
+def _manifest_problems(uri: str) -> Iterator[str]:
+    """Whether the manifest still has the fingerprint that was written into it."""
+    written = storage.read_json(storage.join(uri, dataset.MANIFEST))["fingerprint"]
+    found = dataset.read_manifest(uri).fingerprint
+    if found != written:
+        yield f"{dataset.MANIFEST}: its fingerprint is {found[:16]}..., it says {written[:16]}..."
+
+
 def _problems(uri: str, manifest: Manifest, file: ShardFile) -> Iterator[str]:
     """What is wrong with one shard and its sidecars."""
     parts: tuple[ShardFile | Sidecar, ...] = (file, *file.sidecars)
-    for part in parts:
-        place = storage.join(uri, part.path)
-        try:
-            digest = storage.sha256_of_uri(place)
-        except FileNotFoundError:
-            yield f"{part.path}: missing"
-            return
-        if digest != part.sha256:
-            yield f"{part.path}: sha256 is {digest[:16]}..., the manifest has {part.sha256[:16]}..."
-            return
+    wrong = [found for part in parts for found in _altered(uri, part)]
+    yield from wrong
+    if wrong:
+        return
     try:
         yield from _content_problems(uri, manifest, file)
     except (UserError, pa.ArrowException) as error:
         yield f"{file.path}: {error}"
+
+
+def _altered(uri: str, part: ShardFile | Sidecar) -> Iterator[str]:
+    """Whether a file is another one than was committed."""
+    try:
+        digest = storage.sha256_of_uri(storage.join(uri, part.path))
+    except FileNotFoundError:
+        yield f"{part.path}: missing"
+        return
+    if digest != part.sha256:
+        yield f"{part.path}: sha256 is {digest[:16]}..., the manifest has {part.sha256[:16]}..."
 
 
 def _content_problems(uri: str, manifest: Manifest, file: ShardFile) -> Iterator[str]:
