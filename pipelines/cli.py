@@ -33,12 +33,16 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
     """Build a config from ``--config FILE.yaml`` and flags; a flag beats the file."""
     args = list(sys.argv[1:] if argv is None else argv)
+    written: list[str] = []
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):
             _exit_2("--config needs a YAML file: --config configs/quickstart.yaml")
-        args = [*_flags(read_yaml(args[at + 1])), *args[:at], *args[at + 2 :]]
-    args = list(_bare_flags(config_type, args))
+        written = list(_flags(read_yaml(args[at + 1])))
+        args = [*args[:at], *args[at + 2 :]]
+    if any(arg.partition("=")[0] == "--config" for arg in args):
+        _exit_2("--config is given twice or with '='; give it once: --config FILE.yaml --flag ...")
+    args = list(_bare_flags(config_type, [*written, *args]))
     _check_choices(config_type, args)
     return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
 
@@ -56,15 +60,32 @@ def _bare_flags(config_type: type, args: Sequence[str]) -> Iterator[str]:
 def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
     """A YAML file of `name: value` lines; one that cannot be read ends the job with code 2."""
     try:
-        tree = yaml.safe_load(Path(path).read_text("utf-8"))
+        tree = yaml.load(Path(path).read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, no such date
         _exit_2(f"{flag} is '{path}', which cannot be read as YAML: {error}")
     if not isinstance(tree, dict | None):
         _exit_2(f"{flag} is '{path}'; it must hold `name: value` lines, as in configs/")
-    for name in _names(tree or {}):
+    try:
+        names = list(_names(tree or {}))
+    except RecursionError:
+        _exit_2(f"{flag} is '{path}', where an alias (*) stands inside of what it names")
+    for name in names:
         if not isinstance(name, str):
             _exit_2(f"{flag} is '{path}'; the name {name!r} in it must be a text: put it in quotes")
     return tree or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """A class because PyYAML wants one: a name given twice is refused, not kept at its last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [name.value for name, _ in node.value]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                line = node.value[at][0].start_mark.line + 1
+                raise yaml.YAMLError(f"line {line} gives {name} again")
+        return node
 
 
 def _names(tree: dict[Any, Any]) -> Iterator[Any]:

@@ -55,6 +55,8 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
         (["--sise", "3"], "--size"),
         (["--size", "three"], "three"),
         (["--config"], "--config needs a YAML file"),
+        (["--config=a.yaml"], "--config is given twice or with '='; give it once"),
+        (["--config", str(QUICKSTART), "--config", "b.yaml"], "--config is given twice"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
     ],
 )  # fmt: skip
@@ -68,6 +70,12 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert message in shown
 
 
+def test_a_merged_name_may_be_given_again(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("inner: &a {rate: 1, kind: fast}\nother: {<<: *a, rate: 2}\n")
+    assert cli.read_yaml(str(file))["other"] == {"rate": 2, "kind": "fast"}
+
+
 @pytest.mark.parametrize("flag", ["--config", "--gates"])
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -76,6 +84,9 @@ def test_a_mistake_is_one_message_and_exit_code_2(
         (b"day: 2026-02-30\n", "which cannot be read as YAML: day"),
         (b"1: 2\n", "the name 1 in it must be a text: put it in quotes"),
         (b"thresholds: {yes: 2}\n", "the name True in it must be a text"),
+        (b"size: 1\nname: a\nsize: 2\n", "which cannot be read as YAML: line 3 gives size again"),
+        (b"inner:\n  rate: 1\n  rate: 2\n", "line 3 gives rate again"),
+        (b"inner: &a {rate: *a}\n", "where an alias (*) stands inside of what it names"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_message(
