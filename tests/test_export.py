@@ -113,6 +113,19 @@ def test_what_is_no_export_and_what_is_one_already_are_refused(
         export.run(ExportConfig(model="any", output=str(small[1])))
 
 
+def test_the_home_folder_is_meant_everywhere_and_a_bucket_must_have_a_name(
+    small: tuple[torch.nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    model = str(small[1].parent / "model")
+    export.run(ExportConfig(model=model, output="~/e", store=str(tmp_path / "store")))
+    load_encoder(str(tmp_path / "home" / "e"))
+    with pytest.raises(UserError, match="names no bucket"):
+        export.run(ExportConfig(model=model, output="s3://", store=str(tmp_path / "store")))
+    assert not (tmp_path / "s3:").exists() and not (tmp_path / "~").exists()
+
+
 def test_a_form_that_differs_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

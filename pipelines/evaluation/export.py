@@ -55,7 +55,9 @@ class ExportConfig:
 
 def run(config: ExportConfig) -> dict[str, Any]:
     """Fold, write, compare, publish; returns the description."""
-    done = storage.join(config.output, DESCRIPTION)
+    output = storage.absolute(config.output)
+    storage.filesystem(output)  # refuses what names no bucket
+    done = storage.join(output, DESCRIPTION)
     if storage.exists(done):
         raise UserError(f"output is '{config.output}', which holds an export already; name another")
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
@@ -70,7 +72,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
         folder = Path(temporary)
         errors = _write(encoder, folder, x, expected)
         for name in errors:
-            storage.publish(storage.join(config.output, name), (folder / name).read_bytes())
+            storage.publish(storage.join(output, name), (folder / name).read_bytes())
         description = {
             "format_version": FORMAT_VERSION,
             "network": asdict(model.network),
