@@ -4,13 +4,10 @@ Beside tracking.py the only importer of mlflow. Stages of the old registry are n
 here decides anything: promotion does, under a lease, since aliases have no compare-and-set.
 """
 
-import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow.exceptions import MlflowException
@@ -24,6 +21,8 @@ REPORT = "report.json"
 MAX_RUNS = 1000
 MAX_TAG = 5000  # characters of a tag's value
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an alias
+THERE = "RESOURCE_ALREADY_EXISTS"
+AWAY = "INTERNAL_ERROR"
 
 Value = TypeVar("Value")
 
@@ -51,19 +50,25 @@ class Version:
 
 
 def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
-    """Ask the server; an absent one is the user's to mend.
+    """Ask the server; one that is away or refuses is the user's to mend.
 
     Raises:
-        UserError: nobody answers there.
-        MlflowException: the server says no.
+        UserError: nobody answers there, or the server refuses.
+        MlflowException: what was asked for is not there, or is there already.
     """
     try:
         with tracking.global_server(uri):  # MLflow resolves `models:/<id>` there only
             return action(tracking.client(uri))
     except MlflowException as error:
-        if error.error_code != "INTERNAL_ERROR":
-            raise
         reason = str(error).splitlines()[0][:300]
+        if error.error_code in (*ABSENT, THERE):
+            raise
+        if error.error_code != AWAY:
+            raise UserError(
+                f"tracking_uri is '{uri}', which refuses ({error.error_code}: {reason}); nothing "
+                "was changed by this request. It must be an MLflow server that lets this user in "
+                "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
+            ) from None
     except OSError as error:
         reason = str(error).splitlines()[0][:300]
     raise UserError(
@@ -118,28 +123,6 @@ def runs_tagged(uri: str, experiment_id: str, name: str, value: str) -> list[Run
     return [_facts(run) for run in runs]
 
 
-def summary(uri: str, run_id: str) -> dict[str, Any] | None:
-    """What a pretraining run measured; None when it has not got that far."""
-    found: dict[str, Any] | None = _read_json(uri, run_id, SUMMARY)
-    return found
-
-
-def reports(uri: str, run_id: str) -> list[dict[str, Any]]:
-    """All evaluation reports that are attached to a run."""
-    folders = _asking(uri, lambda server: server.list_artifacts(run_id, REPORTS))
-    found = [_read_json(uri, run_id, f"{folder.path}/{REPORT}") for folder in folders]
-    return [report for report in found if report is not None]
-
-
-def _read_json(uri: str, run_id: str, path: str) -> Any:
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            local = tracking.client(uri).download_artifacts(run_id, path, temporary)
-        except (MlflowException, OSError):
-            return None
-        return json.loads(Path(local).read_text())
-
-
 def tag_run(uri: str, run_id: str, name: str, value: str) -> None:
     """Set a tag of a run."""
     _asking(uri, lambda server: server.set_tag(run_id, name, value[:MAX_TAG]))
@@ -150,7 +133,7 @@ def ensure_name(uri: str, name: str) -> None:
     try:
         _asking(uri, lambda server: server.create_registered_model(name))
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != THERE:
             raise UserError(f"name is '{name}', which {uri} refuses: {error}") from None
 
 
@@ -191,13 +174,8 @@ def _version_or_none(uri: str, action: Callable[[Any], Any]) -> Version | None:
     """None where there is none; a server that refuses to answer has not said that."""
     try:
         return _version(_asking(uri, action))
-    except MlflowException as error:
-        if error.error_code in ABSENT:
-            return None
-        raise UserError(
-            f"tracking_uri is '{uri}', which refuses to say which model versions there are "
-            f"({error.error_code}: {str(error)[:300]}); nothing was changed"
-        ) from None
+    except MlflowException:
+        return None
 
 
 def set_alias(uri: str, name: str, alias: str, version: str) -> None:

@@ -29,13 +29,14 @@ from rich.console import Console
 
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Networks, default_objective
-from pipelines import dataset, pretrain, progress, registry, storage, tracking, weights
+from pipelines import dataset, pretrain, progress, storage, tracking, weights
 from pipelines.cluster import Resources
 from pipelines.errors import UserError
 from pipelines.pretrain import PretrainConfig, checkpoint, worker
 from pipelines.pretrain import config as settings
 from pipelines.pretrain import run as run_function
 from pipelines.progress import Failure
+from pipelines.promotion import attached
 
 run_module = sys.modules[run_function.__module__]
 
@@ -301,7 +302,7 @@ def test_a_server_that_goes_away_after_training_gets_model_and_summary_later(
         finished = status == "FINISHED"
         assert ("give the same command again" in " ".join(screen.getvalue().split())) != finished
         assert Path(stage, run_module.COMMIT).exists() == finished
-    assert registry.summary(uri, run_id) == summary
+    assert attached.summary(uri, run_id) == summary
     assert summary["model_uri"] == "models:/m-1"
 
 
@@ -332,7 +333,7 @@ def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
     (model,) = server.search_logged_models([run.info.experiment_id])
     assert uris == [model.model_uri] * 2
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
-    assert registry.summary(uri, run_id) == summary
+    assert attached.summary(uri, run_id) == summary
 
 
 def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ce_model.training import Objective
 from pipelines import cli, lease, registry, storage, tracking, weights
 from pipelines.errors import UserError
 from pipelines.lease import Claim
-from pipelines.promotion import explain, gates
+from pipelines.promotion import attached, explain, gates
 from pipelines.promotion.gates import Gates, read_gates
 from pipelines.promotion.run import Decision, PromoteConfig, promote, roll_back, run
 
@@ -274,7 +275,7 @@ def test_weights_altered_after_the_evaluation_are_refused(home: Home) -> None:
     (logged,) = (
         path
         for path in home.store.rglob("mlartifacts/models/*/artifacts/artifacts/*")
-        if registry.summary(home.uri, run_id)["model_uri"][-32:] in str(path)  # type: ignore[index]
+        if attached.summary(home.uri, run_id)["model_uri"][-32:] in str(path)  # type: ignore[index]
     )
     tensors = safetensors.torch.load_file(logged / weights.WEIGHTS)
     name = next(iter(tensors))
@@ -315,6 +316,45 @@ def test_a_server_that_refuses_has_not_said_that_there_is_no_champion(
     monkeypatch.setattr(tracking.client(home.uri).__class__, "get_model_version_by_alias", refusing)
     with pytest.raises(UserError, match=r"PERMISSION_DENIED.*nothing was changed"):
         ask(home, good, "refused")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, r"refuses \(UNAUTHENTICATED: .*MLFLOW_TRACKING_USERNAME"),
+        (403, r"refuses \(PERMISSION_DENIED: .*MLFLOW_TRACKING_USERNAME"),
+        (503, "does not answer .*Max retries"),
+        (404, "does not have; give the id"),
+    ],
+)
+def test_a_run_that_a_server_does_not_show_is_not_one_that_it_does_not_have(
+    status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = status == 404
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}' if absent else b"no")
+
+        do_PUT = do_POST = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        uri = f"http://127.0.0.1:{web.server_port}"
+        with pytest.raises(UserError, match=said):
+            registry.run_facts(uri, "a" * 32)
+        if not absent:
+            with pytest.raises(UserError, match=said):
+                registry.set_alias(uri, "encoder", "champion", "1")
+        web.shutdown()
+        thread.join()
 
 
 @dataclass(frozen=True)
@@ -400,7 +440,7 @@ def test_a_model_that_cannot_be_read_is_no_verdict_and_one_that_is_gone_is(
 ) -> None:
     log_run(home, "model", 1, 15.0)
     run_id = log_run(home, "model", 0, 15.0)
-    source = str(registry.summary(home.uri, run_id)["model_uri"])  # type: ignore[index]
+    source = str(attached.summary(home.uri, run_id)["model_uri"])  # type: ignore[index]
 
     download = tracking.mlflow.artifacts.download_artifacts
 
