@@ -180,6 +180,24 @@ def test_the_schedule_may_reach_the_api_server_behind_its_service() -> None:
     assert 6443 in allowed
 
 
+def test_the_service_has_a_home_that_it_can_write() -> None:
+    """Ray keeps its token there, and a Ray that cannot write it does not start."""
+    unit = (INFRA / "systemd" / "context-encoder-ablation.service").read_text()
+    assert "\nProtectSystem=strict\n" in unit
+    (home,) = re.findall(r"^Environment=HOME=(.*)$", unit, re.MULTILINE)
+    (writable,) = re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE)
+    assert home in writable.split()
+
+
+def test_each_manifest_works_without_the_other_schedules() -> None:
+    """The account of its pods is in the file that all need, or in its own."""
+    accounts = [(n, d["metadata"]["name"]) for n, d in documents() if d["kind"] == "ServiceAccount"]
+    for name, document in documents():
+        at_hand = {name.split("/")[0], "serviceaccount.yaml"}
+        defined = {account for file, account in accounts if file in at_hand}
+        assert {*values(document, "serviceAccountName")} <= defined
+
+
 PASSWORD = "long enough for anybody"
 
 
