@@ -796,6 +796,18 @@ def test_verification_names_every_bad_file_of_a_shard_and_an_altered_manifest(
         inspection.run(InspectConfig(dataset=uri, verify=True))
 
 
+@pytest.mark.parametrize("asked", [{"seed": 9}, {"stored_side": 64}, {"labels": "labels.csv"}])
+def test_masks_are_not_added_with_settings_that_would_be_ignored(
+    serially: None, pictures: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    before = prepared(pictures, tmp_path / "d", seed=5)
+    for sides in ((64,), (96,)):  # held already, and lacking
+        with pytest.raises(UserError, match=rf"prepare\.{next(iter(asked))} is .*; adding masks"):
+            run(config(tmp_path / "d", tmp_path / "d", sides=sides, **asked))
+    assert dataset.read_manifest(str(tmp_path / "d")) == before
+    run(config(tmp_path / "d", tmp_path / "d", sides=(96,)))
+
+
 @pytest.mark.parametrize(
     "change", [{"listed": 1}, {"masks": 3}, {"other": 1}, {"splits": []}, {"mean_rgb": None}]
 )

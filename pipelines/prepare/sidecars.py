@@ -40,6 +40,7 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
             "leave output out"
         )
     old = dataset.read_manifest(uri)
+    _refuse_ignored(config, old, uri)
     lacking = missing(old.masks, config.masks)
     if not lacking:
         card.complete(uri, old)
@@ -76,6 +77,21 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
     card.show(uri, manifest)
     card.track(config, uri, manifest)
     return uri
+
+
+def _refuse_ignored(config: PrepareConfig, old: Manifest, uri: str) -> None:
+    """Settings of a whole dataset cannot change with its masks, and those asked for would be lost.
+
+    Raises:
+        UserError: one is neither the default nor what the dataset has.
+    """
+    for name in ("seed", "stored_side", "labels", "class_list"):
+        asked, held = getattr(config, name), getattr(old, name, None)
+        if asked not in (getattr(PrepareConfig, name), held):
+            raise UserError(
+                f"prepare.{name} is {asked}; adding masks to the dataset in '{uri}' keeps what it "
+                f"has ({held}): leave {name} out, or prepare the pictures into another folder"
+            )
 
 
 def missing(held: tuple[MaskSpec, ...], wanted: tuple[MaskSpec, ...]) -> tuple[MaskSpec, ...]:
