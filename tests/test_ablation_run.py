@@ -112,6 +112,10 @@ def test_what_cannot_be_measured_is_refused_before_any_training(
     with pytest.raises(UserError, match="task 'knn' needs labels"):
         ablation.sweep(replace(wanted, tasks=("knn",), data=(labelled,)))
 
+    for changes in ({"metric": "knn/pool5/accuracy"}, {"tasks": ("retrieval",)}):
+        with pytest.raises(UserError, match=r"metric is .*, a score of the task .*; tasks has"):
+            ablation.sweep(replace(wanted, **changes))
+
     monkeypatch.setattr(ablation, "_dataset", None)  # a network is refused before this, even
     for tasks, changes in (
         (("inpainting", "detection"), {}),

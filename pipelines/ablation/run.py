@@ -122,6 +122,17 @@ def require_measurable(config: AblateConfig, data: str | None) -> None:
         plan.require_subjects(subjects, measured)
     else:
         plan.require_measurable(subjects, measured, plan.layouts_of(measured))
+        _require_verdict(config)
+
+
+def _require_verdict(config: AblateConfig) -> None:
+    """Refuse to rank by a score that nothing measures; the usual one may be missing."""
+    task = config.verdict_metric.partition("/")[0]
+    if task not in config.tasks and (config.metric is not None or config.rungs):
+        raise UserError(
+            f"metric is {config.verdict_metric}, a score of the task {task}; tasks has "
+            f"{', '.join(config.tasks)}: name a score of one of these, or add the task"
+        )
 
 
 def _precise(config: AblateConfig, data: str, resources: Resources) -> AblateConfig:
