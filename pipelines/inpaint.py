@@ -2,7 +2,8 @@
 
 Every picture is scaled to the square that the network sees, filled, scaled back, and only the
 pixels under the mask are taken from the result: all others are returned bit by bit. Output is PNG,
-which loses nothing. A picture's name is kept with the suffix .png.
+which loses nothing, in 8-bit RGB, upright, without transparency, colour profile or metadata. A
+picture's name is kept with the suffix .png.
 
     OUTPUT/job.json       what is being filled with what; another job is refused here, and so are
                           pictures or masks that changed (in bytes) after they were used
@@ -107,11 +108,14 @@ def run(config: InpaintConfig) -> dict[str, Any]:
     names = list(sources)
     key = _key(config, names, weights.load_model(model_uri))
     todo = [name for name in names if not storage.exists(storage.join(output, target(name)))]
-    news = _claim(output, key, sources, set(names) - set(todo))
-    if not news and storage.exists(storage.join(output, COMMIT)):
-        console.print(f"already filled: {output}")
-        done: dict[str, Any] = storage.read_json(storage.join(output, COMMIT))
-        return done
+    _claim(output, key, sources, set(names) - set(todo))
+    commit = storage.join(output, COMMIT)
+    if storage.exists(commit):
+        done: dict[str, Any] = storage.read_json(commit)
+        if done["faults"].keys() >= set(todo):
+            console.print(f"already filled: {output}")
+            return done
+        storage.remove(commit)
     console.print(f"{len(names)} pictures, {len(names) - len(todo)} filled before")
     with cluster.connected() as resources:
         faults = _fill_all(config, todo, model_uri, output, resources)
@@ -127,7 +131,7 @@ def run(config: InpaintConfig) -> dict[str, Any]:
             f"{len(faults)} of {len(names)} pictures could not be filled; max_bad_share allows "
             f"{config.max_bad_share:.1%}. {shown}"
         )
-    storage.publish_json(storage.join(output, COMMIT), counts)
+    storage.publish_json(commit, counts)
     console.print(f"filled {counts['filled']} of {len(names)} pictures: {output}")
     return counts
 
@@ -202,30 +206,31 @@ def _key(config: InpaintConfig, names: list[str], model: LoadedModel) -> str:
     )
 
 
-def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> bool:
-    """The output folder belongs to one job; returns whether pictures or masks are new to it.
+def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
+    """The output folder belongs to one job.
 
     Raises:
         UserError: it holds what another job, or this one with other pictures or masks, made.
     """
-    uri = storage.join(output, JOB)
-    if filled and not storage.exists(uri):
+    uri, commit = storage.join(output, JOB), storage.join(output, COMMIT)
+    held = [target(min(filled))] if filled else [COMMIT] if storage.exists(commit) else []
+    if held and not storage.exists(uri):
         raise UserError(
-            f"output is '{output}', which holds {target(min(filled))} already, and not from a job "
-            "of this kind; choose another folder"
+            f"output is '{output}', which holds {held[0]} already, and not from a job of this "
+            "kind; choose another folder"
         )
     job = {"key": key, "sources": sources}
     try:
         storage.publish_json(uri, job, exclusive=True)
-        return True
+        return
     except FileExistsError:
-        held = storage.read_json(uri)
-    if not isinstance(held, dict) or held.get("key") != key:
+        before = storage.read_json(uri)
+    if not isinstance(before, dict) or before.get("key") != key:
         raise UserError(
             f"output is '{output}', which holds the pictures of another job (other images, "
             "masks or model); choose another folder"
         )
-    changed = [name for name in sources if sources[name] != held["sources"][name]]
+    changed = [name for name in sources if sources[name] != before["sources"][name]]
     stale = sorted(filled.intersection(changed))
     if stale:
         raise UserError(
@@ -233,9 +238,9 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> bool:
             f"mask than the one that has the name {stale[0]} now ({len(stale)} such); choose "
             "another folder, or remove what is to be filled again"
         )
-    if changed:
+    if changed:  # what could not be filled may be filled now
+        storage.remove(commit)
         storage.publish_json(uri, job)
-    return bool(changed)
 
 
 def _fill_all(

@@ -236,6 +236,10 @@ def test_files_of_others_are_neither_taken_for_results_nor_overwritten(
     with pytest.raises(UserError, match=r"holds sub/3\.png already"):
         run(config(center, images))
     mine.unlink()
+    (images.parent / "out" / "commit.json").write_text("{}")  # of another stage, say
+    with pytest.raises(UserError, match=r"holds commit\.json already"):
+        run(config(center, images))
+    (images.parent / "out" / "commit.json").unlink()
     (images.parent / "out" / "job.json").write_text("{}")
     with pytest.raises(UserError, match="another job"):
         run(config(center, images))
@@ -268,6 +272,14 @@ def test_a_changed_picture_is_not_taken_for_filled(
     assert run(asked)["filled"] == 5
     filled = np.asarray(Image.open(images.parent / "out" / "sub" / "3.png"))
     assert (filled[40:] == picture(9, 133, 150)[40:] // 2).all()
+    (images.parent / "out" / "sub" / "3.png").unlink()  # of a finished job
+    assert run(asked)["filled"] == 5
+    assert (np.asarray(Image.open(images.parent / "out" / "sub" / "3.png")) == filled).all()
+    shutil.rmtree(images.parent / "out" / "sub")
+    (images.parent / "out" / "sub").write_bytes(b"a file where a folder has to be")
+    with pytest.raises(OSError, match="File exists"):
+        run(asked)
+    assert not (images.parent / "out" / "commit.json").exists()
 
 
 def test_a_fault_of_the_storage_ends_in_one_message(
