@@ -41,7 +41,7 @@ def connected() -> Iterator[Resources]:
     quieten()
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
-    if address is not None:
+    if address:  # an environment file may set it to nothing
         _require_answer(address)
     else:
         available = psutil.virtual_memory().available

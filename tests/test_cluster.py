@@ -34,3 +34,23 @@ def test_a_cluster_that_does_not_start_is_one_message(monkeypatch: pytest.Monkey
         cluster.connected(),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_without_an_address_no_cluster_of_somebody_else_is_joined(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def init(**options: object) -> None:
+        asked.update(options)
+        raise Exception("enough")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="starting Ray here failed"), cluster.connected():
+        pass
+    assert asked["address"] == "local"
