@@ -203,13 +203,19 @@ def is_dataset(uri: str) -> bool:
 
 
 def _raw_manifest(uri: str) -> dict[str, Any] | None:
-    """What the manifest says; None without one, or where another program's has its name."""
+    """What the manifest says; None without one, or where another program's has its name.
+
+    Raises:
+        UserError: it was a dataset's, since a card lies beside it, and is JSON no longer.
+    """
     place = storage.join(uri, MANIFEST)
     if not storage.exists(place):
         return None
     try:
         raw = storage.read_json(place)
-    except ValueError:
+    except ValueError as error:
+        if storage.exists(storage.join(uri, "card.json")):
+            raise _altered(uri, error) from None
         return None
     return raw if isinstance(raw, dict) and {"format_version", "splits"} <= raw.keys() else None
 
@@ -254,10 +260,15 @@ def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
     try:
         return _parse(raw)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{MANIFEST} in '{uri}' is not as jobs/prepare.py wrote it ({type(error).__name__}: "
-            f"{error}): restore it from a copy, or prepare the pictures again into another folder"
-        ) from None
+        raise _altered(uri, error) from None
+
+
+def _altered(uri: str, error: Exception) -> UserError:
+    return UserError(
+        f"{MANIFEST} in '{uri}' is not as jobs/prepare.py wrote it ({type(error).__name__}: "
+        f"{error}): restore it from a copy (the newest one in revisions, where there is one), or "
+        "prepare the pictures again into another folder"
+    )
 
 
 def _parse(raw: dict[str, Any]) -> Manifest:

@@ -796,6 +796,19 @@ def test_verification_names_every_bad_file_of_a_shard_and_an_altered_manifest(
         inspection.run(InspectConfig(dataset=uri, verify=True))
 
 
+def test_a_dataset_whose_manifest_was_cut_is_not_taken_for_a_folder_of_parquet_files(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    prepared(pictures, tmp_path / "d")
+    manifest = tmp_path / "d" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"manifest.json in .* is not as jobs/prepare\.py wrote it"):
+        run(config(tmp_path / "d", tmp_path / "e"))
+    with pytest.raises(UserError, match=r"manifest.json in .* is not as jobs/prepare\.py wrote it"):
+        inspection.run(InspectConfig(dataset=str(tmp_path / "d")))
+    assert not (tmp_path / "e").exists()
+
+
 @pytest.mark.parametrize("asked", [{"seed": 9}, {"stored_side": 64}, {"labels": "labels.csv"}])
 def test_masks_are_not_added_with_settings_that_would_be_ignored(
     serially: None, pictures: Path, tmp_path: Path, asked: dict[str, Any]
