@@ -1,6 +1,7 @@
 """A whole sweep with successive halving: what it compares, logs, and does not do twice."""
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def test_what_changes_a_sweep_changes_its_key(
         monkeypatch.setattr(stage, "KEY_VERSION", stage.KEY_VERSION + 1)
         keys.append(ablation.sweep_key(usual, dataset_uri))
     assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize("hours", [0.0, -1.0, math.inf, math.nan])
+def test_a_period_that_never_ends_or_is_none_is_refused(tmp_path: Path, hours: float) -> None:
+    with pytest.raises(ValueError, match=r"every_hours is .*; it must be above 0 and finite"):
+        replace(config("photos", tmp_path), every_hours=hours)
 
 
 def test_a_task_without_data_is_refused_before_any_training(

@@ -1,5 +1,6 @@
 """What a sweep is asked to do, and its cells."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -112,8 +113,8 @@ class AblateConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.concurrency < 0:
             raise ValueError(f"concurrency is {self.concurrency}; it must be 0 or more")
-        if self.every_hours <= 0:
-            raise ValueError(f"every_hours is {self.every_hours}; it must be above 0")
+        if not 0 < self.every_hours < math.inf:
+            raise ValueError(f"every_hours is {self.every_hours}; it must be above 0 and finite")
         usual = PretrainConfig()
         for name, flag in NOT_UNDER_PRETRAIN.items():
             if getattr(self.pretrain, name) != getattr(usual, name):
