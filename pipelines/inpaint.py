@@ -38,6 +38,9 @@ KEY_VERSION = 2
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 COMMIT, JOB = "commit.json", "job.json"
 MAX_PIXELS = 50_000_000
+JPEG_NOISE = (
+    127  # black beside a white shape comes out of JPEG as grey: 39 at quality 75, 125 at 30
+)
 
 Pixels = NDArray[np.uint8]
 Hole = NDArray[np.bool_]
@@ -54,7 +57,8 @@ class InpaintConfig:
     output: str
     """Folder for the filled pictures."""
     masks: str | None = None
-    """Folder of masks, named as the pictures and of their size; what is not black is filled."""
+    """Folder of masks, named as the pictures and of their size; what is not black is filled,
+    in a JPEG, where black is not exact, what is lighter than half."""
     strategy: Strategy | None = None
     """Instead of masks: draw holes of this family."""
     seed: int = 0
@@ -325,7 +329,9 @@ def read_picture(
         mask = _open(_mask_uri(holes.masks_uri, name))
         deep = mask.mode.startswith("I")
         pixels = np.asarray(mask)[..., None] if deep else np.asarray(mask.convert("RGB"))
-        hole = pixels.max(axis=2) > 0
+        hole = pixels.max(axis=2) > (JPEG_NOISE if mask.format == "JPEG" else 0)
+        if pixels.any() and not hole.any():
+            raise BadPicture("the mask is a dark JPEG; white is filled, or save it as PNG")
     if hole.shape != (height, width):
         raise BadPicture(f"the mask has {hole.shape[::-1]} px, the picture {(width, height)}")
     if not (touched(hole, model.side, model.side) & ~fillable(model)).any():
@@ -351,7 +357,9 @@ def _open(uri: str) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise BadPicture(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
         image.load()
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # lost in a copy
+        return upright
     except BadPicture:
         raise
     except UnidentifiedImageError:

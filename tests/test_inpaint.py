@@ -191,6 +191,20 @@ def test_a_mask_hides_what_is_not_black_however_dark_it_is(
     assert (read(tmp_path, "a.png", full, tmp_path / "masks")[1] == hole).all()
 
 
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_the_noise_of_a_jpeg_mask_hides_nothing(full: str, tmp_path: Path, quality: int) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(picture(0, 150, 160)).save(tmp_path / "a.jpg")
+    hole = np.zeros((150, 160), bool)
+    hole[33:99, 41:107] = True
+    white = Image.fromarray(hole.astype(np.uint8) * 255)
+    white.save(tmp_path / "masks" / "a.jpg", quality=quality)
+    assert (read(tmp_path, "a.jpg", full, tmp_path / "masks")[1] == hole).all()
+    white.point(lambda value: value // 4).save(tmp_path / "masks" / "a.jpg", quality=quality)
+    with pytest.raises(BadPicture, match="dark JPEG"):
+        read(tmp_path, "a.jpg", full, tmp_path / "masks")
+
+
 def test_whatever_broken_bytes_do_to_the_decoder_is_a_fault_of_the_picture(
     full: str, tmp_path: Path
 ) -> None:
