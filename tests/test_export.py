@@ -104,6 +104,16 @@ def test_the_loader_refuses_altered_weights(
         load_encoder(str(tmp_path))
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"files": {}}'])
+def test_the_loader_refuses_a_cut_description(
+    small: tuple[torch.nn.Module, Path], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "encoder.safetensors").write_bytes((small[1] / "encoder.safetensors").read_bytes())
+    (tmp_path / "encoder.json").write_text(content)
+    with pytest.raises(UserError, match=r"encoder\.json in .* was altered or cut"):
+        load_encoder(str(tmp_path))
+
+
 def test_what_is_no_export_and_what_is_one_already_are_refused(
     small: tuple[torch.nn.Module, Path], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@
 Every form is compared with the original, batch norm and all, before anything is published.
 """
 
+import json
 import logging
 import tempfile
 import warnings
@@ -111,6 +112,10 @@ def load_encoder(uri: str) -> nn.Sequential:
             f"'{uri}' is not an exported encoder: it must hold {DESCRIPTION} and {WEIGHTS}, as "
             "jobs/export.py writes them"
         ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        description = None
+    if not isinstance(description, dict) or not {"files", "network"} <= description.keys():
+        raise UserError(f"{DESCRIPTION} in '{uri}' was altered or cut; export again")
     if storage.sha256_of_bytes(data) != description["files"][WEIGHTS]:
         raise UserError(
             f"{WEIGHTS} in '{uri}' is not the file that {DESCRIPTION} names by its sha256; export "
