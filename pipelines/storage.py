@@ -72,7 +72,8 @@ FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError)  # s3fs lea
 
 def join(uri: str, *parts: str) -> str:
     """`uri/part/part` for paths and URLs alike."""
-    return "/".join([uri.rstrip("/"), *parts])
+    protocol, mark, place = uri.rpartition("://")
+    return "/".join([protocol + mark + place.rstrip("/"), *parts])
 
 
 def absolute(uri: str) -> str:

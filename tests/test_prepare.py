@@ -438,6 +438,21 @@ def test_an_output_in_its_own_source_is_refused_and_leaves_nothing(
     assert files_of(pictures) == before
 
 
+@pytest.mark.parametrize(
+    ("uri", "joined"),
+    [
+        ("a/b/", "a/b/c"),
+        ("/", "/c"),
+        ("file:///", "file:///c"),
+        ("memory://", "memory:///c"),
+        ("s3://bucket//", "s3://bucket/c"),
+        ("s3://", "s3:///c"),  # which names no bucket, and is refused: s3:/c would be a local path
+    ],
+)
+def test_a_name_under_any_uri_stays_there(uri: str, joined: str) -> None:
+    assert storage.join(uri, "c") == joined
+
+
 def test_a_place_beside_a_folder_is_not_within_it() -> None:
     assert storage.is_within("memory://photos/x", "memory://photos/")
     assert not storage.is_within("memory://photos-out", "memory://photos")
