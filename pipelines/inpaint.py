@@ -38,9 +38,8 @@ KEY_VERSION = 2
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 COMMIT, JOB = "commit.json", "job.json"
 MAX_PIXELS = 50_000_000
-JPEG_NOISE = (
-    127  # black beside a white shape comes out of JPEG as grey: 39 at quality 75, 125 at 30
-)
+# Black beside a white shape comes out of a JPEG as grey: up to 39 at quality 75, 125 at 30.
+JPEG_NOISE = 127
 
 Pixels = NDArray[np.uint8]
 Hole = NDArray[np.bool_]
