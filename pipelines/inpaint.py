@@ -227,7 +227,11 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
         storage.publish_json(uri, job, exclusive=True)
         return
     except FileExistsError:
+        pass
+    try:
         before = storage.read_json(uri)
+    except ValueError:
+        before = None
     if not isinstance(before, dict) or before.get("key") != key:
         raise UserError(
             f"output is '{output}', which holds the pictures of another job (other images, "

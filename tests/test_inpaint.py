@@ -254,9 +254,10 @@ def test_files_of_others_are_neither_taken_for_results_nor_overwritten(
     with pytest.raises(UserError, match=r"holds commit\.json already"):
         run(config(center, images))
     (images.parent / "out" / "commit.json").unlink()
-    (images.parent / "out" / "job.json").write_text("{}")
-    with pytest.raises(UserError, match="another job"):
-        run(config(center, images))
+    for foreign in ("{}", "no JSON"):
+        (images.parent / "out" / "job.json").write_text(foreign)
+        with pytest.raises(UserError, match="another job"):
+            run(config(center, images))
     (images.parent / "out" / "job.json").unlink()
     monkeypatch.setattr(cluster, "connected", nullcontext)
     monkeypatch.setattr(inpaint, "_fill_all", lambda *_: {})

@@ -559,8 +559,9 @@ def test_pictures_with_other_settings_are_not_mixed_in(
     run(config(pictures, tmp_path / "d"))
     with pytest.raises(UserError, match=r"prepare.seed is 1; .* was made with 0"):
         run(config(pictures, tmp_path / "d", seed=1))
-    with pytest.raises(UserError, match=r"masks asked for differ.*mask_central_64 x 1"):
+    with pytest.raises(UserError, match=r"masks asked for differ.*mask_central_64 x 1") as told:
         run(config(pictures, tmp_path / "d", sides=(32,)))
+    assert str(told.value).endswith(f"--source {tmp_path}/d --sides 32")
 
 
 def test_masks_are_added_without_reading_a_picture_and_equal_those_cut_at_once(

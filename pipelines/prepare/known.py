@@ -43,11 +43,22 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
         raise UserError(
             f"the masks asked for differ from those of the dataset in '{uri}', which are {held} "
             f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
-            f"python jobs/prepare.py --source {uri}"
+            f"python jobs/prepare.py --source {uri}{_mask_flags(config)}"
         )
     keys = digests.sorted_set(digests.of_key(key) for key in _column(uri, old, "key"))
     aside = digests.sorted_set(digests.of_aside(*found) for found in _set_aside(uri, old))
     gather.write_known(work, Known(keys, _contents(uri, old), aside))
+
+
+def _mask_flags(config: PrepareConfig) -> str:
+    """The flags of the masks, as far as they are not the usual ones."""
+    sides, strategies = (" ".join(map(str, each)) for each in (config.sides, config.strategies))
+    flags = {"sides": sides, "strategies": strategies, "variants": config.variants}
+    return "".join(
+        f" --{name} {text}"
+        for name, text in flags.items()
+        if getattr(config, name) != getattr(PrepareConfig, name)
+    )
 
 
 def _contents(uri: str, old: Manifest) -> Digests:
