@@ -28,8 +28,8 @@ def asked(what: str, action: Callable[[], Value]) -> Value:
     """
     try:
         return action()
-    except UserError:
-        raise
+    except UserError as error:
+        raise unreadable(what, str(error)) from error
     except Exception as error:  # of MLflow, or of the client of whatever store it has
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise unreadable(what, reason) from error
