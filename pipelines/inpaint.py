@@ -29,7 +29,7 @@ from ce_model import training
 from ce_model.mask_tensors import shrink
 from ce_model.masks import Strategy, mask_for
 from ce_model.networks import output_side
-from pipelines import cluster, storage, tracking, weights
+from pipelines import cluster, images, storage, tracking, weights
 from pipelines.errors import UserError
 from pipelines.progress import plain_console
 from pipelines.weights import LoadedModel
@@ -372,9 +372,8 @@ def _open(uri: str) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode.startswith("I"):
+        return images.from_16_bits(np.asarray(image))
     return np.asarray(image.convert("RGB"))
 
 

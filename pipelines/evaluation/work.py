@@ -60,7 +60,7 @@ def require_subject(task: TaskName, subject: Subject, config: EvaluateConfig) ->
 
 
 def require_data(task: TaskName, uri: str, config: EvaluateConfig) -> None:
-    """Refuse data that a task cannot use; asked before any work, and where it is done."""
+    """Refuse before any work the data that `_labelled` would refuse."""
     if wants_labels(task, uri):
         for split, limit in zip(("train", "val"), _limits(task, config), strict=True):
             frozen.require_labels(read_labels(uri, split, limit), task, uri)
@@ -86,7 +86,6 @@ def measure(job: Job, config: EvaluateConfig) -> Measured:
     assert job.subject is not None
     subject, side = job.subject, input_side(job.subject.network)
     require_subject(job.task, subject, config)
-    require_data(job.task, job.data_uri, config)
     if job.task == "retrieval":
         queries = read_pictures(job.data_uri, "val", config.retrieval.queries)
         database = read_pictures(job.data_uri, "train", config.retrieval.database)
@@ -155,4 +154,7 @@ def _inpainting(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measure
 def _labelled(job: Job, config: EvaluateConfig) -> tuple[Pictures, Pictures]:
     train_limit, test_limit = _limits(job.task, config)
     train = read_pictures(job.data_uri, "train", train_limit)
-    return train, read_pictures(job.data_uri, "val", test_limit)
+    test = read_pictures(job.data_uri, "val", test_limit)
+    for part in (train, test):
+        frozen.require_labels(part.labels, job.task, job.data_uri)
+    return train, test

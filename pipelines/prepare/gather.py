@@ -51,16 +51,14 @@ class Shuffle(NamedTuple):
         share = hash64("split", self.seed, key) / 2**64
         return "val" if share < self.validation_share else "train"
 
-    def group(self, member: Member) -> str:
-        """The split that a picture goes to, or OPEN.
+    def is_open(self, member: Member) -> bool:
+        """Whether the split of a picture follows from what else there is.
 
         A `train` folder in an archive counts only where there is also one for validation, which is
         known when all is read: until then, what would else be validation's is kept apart.
         """
-        split = member.split or self.split(member.key)
-        if member.split == "train" and not self.keep_splits and self.split(member.key) == "val":
-            return OPEN
-        return split
+        asked = member.split == "train" and not self.keep_splits
+        return asked and self.split(member.key) == "val"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +142,12 @@ def gather(
         if _is_held(member, known):
             continue
         member = _labelled(member, labels)
+        split = member.split or shuffle.split(member.key)
+        group = OPEN if shuffle.is_open(member) else split
         try:
-            spills.add(shuffle.group(member), _row(member, shuffle, limits, known))
+            spills.add(group, _row(member, shuffle, limits, known))
         except Fault as fault:
-            aside = _set_aside(member, member.split or shuffle.split(member.key), fault)
+            aside = _set_aside(member, split, fault)
             if digests.contains(known.aside, digests.of_aside(aside.key, aside.sha256)):
                 continue
             faults.append(aside)

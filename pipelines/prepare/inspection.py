@@ -70,8 +70,8 @@ def verify(uri: str, manifest: Manifest) -> None:
 
 def _manifest_problems(uri: str) -> Iterator[str]:
     """Whether the manifest still has the fingerprint that was written into it."""
-    written = storage.read_json(storage.join(uri, dataset.MANIFEST))["fingerprint"]
-    found = dataset.read_manifest(uri).fingerprint
+    raw = storage.read_json(storage.join(uri, dataset.MANIFEST))
+    written, found = raw["fingerprint"], dataset.manifest_from_json(raw, uri).fingerprint
     if found != written:
         yield f"{dataset.MANIFEST}: its fingerprint is {found[:16]}..., it says {written[:16]}..."
 

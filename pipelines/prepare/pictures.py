@@ -178,9 +178,8 @@ def _decode_by_pillow(data: bytes, limits: Limits, form: str) -> tuple[Pixels, l
 def _to_rgb(image: Image.Image) -> tuple[Pixels, list[str]]:
     kinds = {"L": "grey", "1": "grey", "LA": "grey", "CMYK": "cmyk", "P": "palette"}
     kinds |= {"RGBA": "alpha", "RGB": "odd_jpeg"}
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), ["16-bit"]
+    if image.mode.startswith("I"):
+        return images.from_16_bits(np.asarray(image)), ["16-bit"]
     return np.array(image.convert("RGB")), [kinds.get(image.mode, image.mode)]
 
 
