@@ -32,7 +32,7 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
     """Build a config from ``--config FILE.yaml`` and flags; a flag beats the file."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = list(_split_at_equals(sys.argv[1:] if argv is None else argv))
     written: list[str] = []
     if "--config" in args:
         at = args.index("--config")
@@ -40,11 +40,17 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
             _exit_2("--config needs a YAML file: --config configs/quickstart.yaml")
         written = list(_flags(read_yaml(args[at + 1])))
         args = [*args[:at], *args[at + 2 :]]
-    if any(arg.partition("=")[0] == "--config" for arg in args):
-        _exit_2("--config is given twice or with '='; give it once: --config FILE.yaml --flag ...")
+    if "--config" in args:
+        _exit_2("--config is given twice; give it once: --config FILE.yaml --flag ...")
     args = list(_bare_flags(config_type, [*written, *args]))
     _check_choices(config_type, args)
     return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
+
+
+def _split_at_equals(args: Sequence[str]) -> Iterator[str]:
+    """`--flag=value` is `--flag value`."""
+    for arg in args:
+        yield from arg.split("=", 1) if arg.startswith("--") else [arg]
 
 
 def _bare_flags(config_type: type, args: Sequence[str]) -> Iterator[str]:

@@ -45,6 +45,7 @@ KEY_TAG = "pipeline_key"
 COMMIT_TAG = "mlflow.source.git.commit"
 WEIGHTS_TAG = "weights_sha256"
 UNKNOWN = "unknown"
+SQLITE = "sqlite:///"  # and the path of the file
 MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
 MAX_DIGEST = 36  # characters, likewise
 RETRY_WAIT_S = 5.0
@@ -70,15 +71,33 @@ def tracking_uri(requested: str | None, store: str) -> str:
             f"store is '{store}', where no SQLite file can live; name the tracking server with "
             "--tracking-uri http://... or MLFLOW_TRACKING_URI"
         )
-    folder = storage.local_path(storage.absolute(store))
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return f"{SQLITE}{storage.local_path(storage.absolute(store)) / 'mlflow.db'}"
 
 
 def client(uri: str) -> MlflowClient:
     """A client of a tracking server that is also the model registry."""
     quieten()
+    if uri.startswith(SQLITE):  # MLflow makes the file, but not its folder
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def is_there(uri: str) -> bool:
+    """Whether a SQLite file exists, which MLflow would make in order to look in it."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def require_there(uri: str) -> None:
+    """Refuse a SQLite file that does not exist.
+
+    Raises:
+        UserError: nothing was ever recorded there.
+    """
+    if not is_there(uri):
+        raise UserError(
+            f"tracking_uri is '{uri}', a file that is not there: nothing was recorded in that "
+            "store; give the --store or the --tracking-uri of the training"
+        )
 
 
 @cache
@@ -95,7 +114,7 @@ def experiment_id(server: MlflowClient, name: str, store: str) -> str:
     if found := server.get_experiment_by_name(name):
         return str(found.experiment_id)
     artifacts = None
-    if server.tracking_uri.startswith("sqlite:"):
+    if server.tracking_uri.startswith(SQLITE):
         artifacts = Path(storage.absolute(store), "mlartifacts").as_uri()
     try:
         return str(server.create_experiment(name, artifact_location=artifacts))
@@ -430,9 +449,11 @@ def _model_of_weights(uri: str, run_id: str, digest: str) -> str | None:
 
 def run_of_key(uri: str, key: str | None) -> str | None:
     """Id of the run of a pipeline key, in any experiment; None when the server knows none."""
+    if key is None or not is_there(uri):
+        return None
     server = client(uri)
-    for experiment in server.search_experiments() if key else ():
-        if run := find_run(server, experiment.experiment_id, str(key)):
+    for experiment in server.search_experiments():
+        if run := find_run(server, experiment.experiment_id, key):
             return str(run.info.run_id)
     return None
 
@@ -443,6 +464,7 @@ def run_model(uri: str, run_id: str) -> str:
     Raises:
         UserError: no such run, or it has not finished.
     """
+    require_there(uri)
     with tempfile.TemporaryDirectory() as temporary:
         try:
             local = client(uri).download_artifacts(run_id, "summary.json", temporary)
@@ -465,6 +487,7 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
     Raises:
         UserError: no such model, or not one of ours.
     """
+    require_there(uri)
     quieten()
     try:
         with global_server(uri):

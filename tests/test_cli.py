@@ -44,6 +44,8 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
     expected = Outer(size=7, kinds=("green", "red"), inner=Inner(rate=0.001, kind="fast"))
     assert cli.parse(Outer, ["--config", str(file), "--size", "7"]) == expected
     assert cli.parse(Outer, ["--size", "7", "--config", str(file)]) == expected
+    assert cli.parse(Outer, [f"--config={file}", "--size=7"]) == expected
+    assert cli.parse(Outer, ["--name=a=b"]).name == "a=b"
     assert cli.parse(Outer, []) == Outer()
 
 
@@ -55,7 +57,8 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
         (["--sise", "3"], "--size"),
         (["--size", "three"], "three"),
         (["--config"], "--config needs a YAML file"),
-        (["--config=a.yaml"], "--config is given twice or with '='; give it once"),
+        (["--inner.kind=fsat"], "did you mean 'fast'?"),
+        (["--config=/nowhere.yaml"], "/nowhere.yaml"),
         (["--config", str(QUICKSTART), "--config", "b.yaml"], "--config is given twice"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
     ],

@@ -528,3 +528,16 @@ def test_a_refusal_is_its_own_exit_code(
 
 def test_the_gates_of_the_project_are_well_formed() -> None:
     assert "inpainting" in read_gates(str(ROOT / "configs" / "gates.yaml")).required
+
+
+@pytest.mark.parametrize(
+    "asked", [{"rollback": True}, {"explain": "models:/m@champion"}, {"run": "f" * 32}]
+)
+def test_a_store_without_records_is_told_and_not_made(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = tmp_path / "empty"
+    with pytest.raises(UserError, match="nothing was recorded in that store"):
+        run(PromoteConfig(store=str(store), **asked))
+    assert not store.exists()

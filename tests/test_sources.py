@@ -104,6 +104,15 @@ def test_a_folder_of_pictures_beside_split_folders_is_refused_and_others_are_lef
 
     monkeypatch.setattr(storage, "walk", refusing)
     assert set(placed(folder)) == {"train/cat/1.jpg", "Val/cat/2.jpg"}
+    others: Counter[str] = Counter()
+    found(folder, others)
+    assert others == {
+        "picture beside 'Val', 'train'": 1,
+        **{
+            f"folder '{name}'": 1
+            for name in ("test", "test2017", "notes", "__MACOSX", "lost+found")
+        },
+    }
     for name in ("bus/deep/1.JPEG", "car/2.png"):
         put(folder / name)
     with pytest.raises(UserError, match=r"beside 'Val', 'train' .*such as 'bus', 'car'. Move them"):

@@ -237,3 +237,13 @@ def test_the_tracking_server_is_the_flag_then_the_environment_then_the_store(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(UserError, match="--tracking-uri"):
         tracking.tracking_uri(None, "s3://bucket/store")
+
+
+def test_looking_up_a_run_makes_no_store(tmp_path: Path) -> None:
+    uri = tracking.tracking_uri(f"{tracking.SQLITE}{tmp_path / 'new' / 'mlflow.db'}", "store")
+    assert tracking.run_of_key(uri, "k") is None
+    with pytest.raises(UserError, match="nothing was recorded in that store"):
+        tracking.run_model(uri, "f" * 32)
+    with pytest.raises(UserError, match="nothing was recorded in that store"):
+        tracking.download_model(uri, "models:/m@champion", tmp_path / "copy")
+    assert not list(tmp_path.iterdir())

@@ -36,6 +36,8 @@ from pipelines.prepare.shards import ShardRecord
 from pipelines.prepare.tasks import run_tasks
 from pipelines.prepare.totals import Totals
 
+SHOWN_KINDS = 8  # of what is in a source and not read
+
 
 def run(config: PrepareConfig) -> str:
     """Prepare a dataset, add to one, or find it prepared; returns its URI."""
@@ -134,12 +136,14 @@ def _listing(config: PrepareConfig, source: str) -> Iterator[Listing]:
     """The pieces of the source; refuses one without pictures."""
     others: Counter[str] = Counter()
     with plan.listing(listed(sources.pieces(source, others))) as found:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN_KINDS))
         if found.pieces == 0:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
             raise UserError(
                 f"source is '{config.source}'; there is no picture in it. Files there: "
                 f"{kinds or 'none'}; pictures are .jpg, .jpeg or .png, alone, in .tar or .parquet"
             )
+        if kinds:
+            console.print(f"not read: {kinds}", soft_wrap=True)
         yield found
 
 

@@ -64,7 +64,7 @@ class Piece(NamedTuple):
 
 
 def pieces(source: str, others: Counter[str]) -> Iterator[Piece]:
-    """All pieces of a source in a fixed order; files that are no pictures are counted by suffix.
+    """All pieces of a source in a fixed order; what else is there is counted, files by suffix.
 
     Raises:
         UserError: there is nothing at that place.
@@ -121,7 +121,7 @@ def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
     spellings = {spelt for n in SPLIT_NAMES for spelt in (n, n.capitalize(), n.upper())}
     splits = storage.folders_among(source, spellings)
     if splits:
-        _require_alone(source, splits)
+        _require_alone(source, splits, others)
     empty = True
     for name in splits or [""]:
         folder = storage.join(source, name) if name else source
@@ -136,26 +136,26 @@ def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
         raise UserError(f"source is '{source}'; that folder is empty")
 
 
-def _require_alone(source: str, splits: list[str]) -> None:
+def _require_alone(source: str, splits: list[str], others: Counter[str]) -> None:
     """Refuse class folders beside split folders: only what is in a split folder is read."""
-    beside = list(islice(_folders_beside(source, splits), SHOWN))
-    if beside:
+    with_pictures: list[str] = []
+    for name in filter(_is_seen, storage.children(source)):
+        # A picture is taken for a file unasked: in a bucket each question is a request.
+        if _is_picture(name):
+            others[f"picture beside {_quoted(splits)}"] += 1
+        elif name not in splits and storage.is_folder(folder := storage.join(source, name)):
+            if not TEST_NAME.fullmatch(name.lower()) and _holds_picture(folder):
+                with_pictures.append(name)
+            else:
+                others[f"folder {_quoted([name])}"] += 1
+        if len(with_pictures) == SHOWN:
+            break
+    if with_pictures:
         raise UserError(
             f"source is '{source}'; beside {_quoted(splits)} there are folders with pictures that "
-            f"belong to no split, such as {_quoted(beside)}. Move them out, or rename a folder "
-            "that is a class and no split, or give a list of the pictures as --source"
+            f"belong to no split, such as {_quoted(with_pictures)}. Move them out, or rename a "
+            "folder that is a class and no split, or give a list of the pictures as --source"
         )
-
-
-def _folders_beside(source: str, splits: list[str]) -> Iterator[str]:
-    """Folders that are not read where there are split folders, and hold a picture."""
-    for name in storage.children(source):
-        is_left_out = name in splits or TEST_NAME.fullmatch(name.lower())
-        # A picture is taken for a file unasked: in a bucket each question is a request.
-        if _is_seen(name) and not is_left_out and not _is_picture(name):
-            folder = storage.join(source, name)
-            if storage.is_folder(folder) and _holds_picture(folder):
-                yield name
 
 
 def _holds_picture(folder: str) -> bool:

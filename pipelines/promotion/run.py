@@ -71,6 +71,7 @@ def run(config: PromoteConfig) -> None:
     """Do what was asked; a refusal ends the process with its own code."""
     console = plain_console(soft_wrap=True)
     uri = tracking.tracking_uri(config.tracking_uri, config.store)
+    tracking.require_there(uri)
     if config.explain is not None:
         plain_console(stderr=False, soft_wrap=True).print(explain.explain(uri, config.explain))
     elif config.rollback:
