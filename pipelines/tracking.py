@@ -91,12 +91,12 @@ def require_there(uri: str) -> None:
     """Refuse a SQLite file that does not exist.
 
     Raises:
-        UserError: nothing was ever recorded there.
+        FileNotFoundError: nothing was ever recorded there.
     """
     if not is_there(uri):
-        raise UserError(
-            f"tracking_uri is '{uri}', a file that is not there: nothing was recorded in that "
-            "store; give the --store or the --tracking-uri of the training"
+        raise FileNotFoundError(
+            f"'{uri}' is a file that is not there: nothing was recorded in that store; give the "
+            "--store or the --tracking-uri of the training"
         )
 
 
@@ -464,9 +464,9 @@ def run_model(uri: str, run_id: str) -> str:
     Raises:
         UserError: no such run, or it has not finished.
     """
-    require_there(uri)
     with tempfile.TemporaryDirectory() as temporary:
         try:
+            require_there(uri)
             local = client(uri).download_artifacts(run_id, "summary.json", temporary)
         except (MlflowException, OSError) as error:
             raise UserError(
@@ -487,9 +487,9 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
     Raises:
         UserError: no such model, or not one of ours.
     """
-    require_there(uri)
     quieten()
     try:
+        require_there(uri)
         with global_server(uri):
             mlflow.artifacts.download_artifacts(
                 artifact_uri=model_uri, dst_path=str(folder / "logged")

@@ -538,6 +538,6 @@ def test_a_store_without_records_is_told_and_not_made(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = tmp_path / "empty"
-    with pytest.raises(UserError, match="nothing was recorded in that store"):
+    with pytest.raises(FileNotFoundError, match="nothing was recorded in that store"):
         run(PromoteConfig(store=str(store), **asked))
     assert not store.exists()
