@@ -197,7 +197,7 @@ class Relay:
     def close(self) -> None:
         if self.server is not None:
             self.server.terminate()
-            self.server.wait(20)
+            self.server.wait(60)
 
 
 def test_a_server_that_comes_late_gets_everything_and_nobody_waited(relay: Relay) -> None:
