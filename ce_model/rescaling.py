@@ -38,9 +38,13 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Args:
         network: changed in place; its train or eval mode is kept.
-        batches: float (B, 3, S, S) in [-1, 1]; the average over the batches is taken.
+        batches: float (B, 3, S, S) in [-1, 1]; the average over the batches is taken. Where single
+            units are normalised, a lone picture at the end goes with the batch before it: in one
+            picture a unit has no variance.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if any(isinstance(norm, nn.BatchNorm1d) for norm in norms):
+        batches = _without_lone_end(list(batches))
     training, momenta = network.training, [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:
@@ -53,6 +57,12 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(training)
+
+
+def _without_lone_end(batches: list[Tensor]) -> list[Tensor]:
+    if len(batches) < 2 or len(batches[-1]) > 1:
+        return batches
+    return [*batches[:-2], torch.cat(batches[-2:])]
 
 
 def fold(network: nn.Sequential) -> nn.Sequential:

@@ -54,6 +54,17 @@ def test_calibrated_statistics_are_those_of_the_pictures() -> None:
     assert norm.momentum == 0.1 and network.training
 
 
+def test_a_lone_picture_at_the_end_calibrates_single_units_with_those_before_it() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.BatchNorm1d(4))
+    x = pictures(9, 3, 3)
+    rescaling.calibrate(network, [x[:4], x[4:8], x[8:]])
+    norm = network[2]
+    assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None
+    units = network[1](x.flatten(1))
+    expected = (units[:4].var(0) + units[4:].var(0)) / 2
+    torch.testing.assert_close(norm.running_var, expected)
+
+
 @pytest.mark.parametrize("preset", ["alexnet", "inpaint"])
 def test_folding_batch_norm_changes_no_output(preset: str) -> None:
     output = "full" if preset == "alexnet" else "center"
