@@ -76,6 +76,33 @@ def test_halving_compares_equal_budgets_only_and_a_rerun_trains_nothing(
     assert again["comparisons"] == found["comparisons"]
 
 
+@pytest.mark.parametrize("missing", [None, "a", "b", "c", "d"])
+@pytest.mark.parametrize("metric", ["linear/pool5/accuracy", "inpainting/L2"])
+def test_a_failed_cell_does_not_change_which_arms_go_on(missing: str | None, metric: str) -> None:
+    """Seeds move all arms further than the arms lie apart; seed 0 is the worst."""
+    sign = -1 if metric.endswith("L2") else 1
+    arms = {name: Arm("central", weight / 10) for weight, name in enumerate("abcd")}
+    results = [
+        {"arm": str(arm), "seed": seed, "scores": {metric: sign * (10 * seed + skill)}}
+        for skill, arm in enumerate(arms.values())
+        for seed in range(3)
+    ]
+    for cell in results:
+        if missing and cell["arm"] == str(arms[missing]) and cell["seed"] == 0:
+            cell["scores"] = {}
+    assert ablation.better_half(results, list(arms.values()), metric) == [arms["c"], arms["d"]]
+
+
+def test_halving_without_a_common_seed_takes_what_there_is_and_no_score_goes_last() -> None:
+    arms = [Arm("central", weight) for weight in (0.0, 0.1, 0.2)]
+    results = [
+        {"arm": str(arms[0]), "seed": 0, "scores": {}},
+        {"arm": str(arms[1]), "seed": 0, "scores": {"accuracy": 0.1}},
+        {"arm": str(arms[2]), "seed": 1, "scores": {"accuracy": 0.2}},
+    ]
+    assert ablation.better_half(results, arms, "accuracy") == arms[1:]
+
+
 def test_what_changes_a_sweep_changes_its_key(
     dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

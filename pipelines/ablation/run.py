@@ -287,16 +287,21 @@ def _cell_result(cell: Cell, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 def better_half(results: list[dict[str, Any]], left: list[Arm], metric: str) -> list[Arm]:
     """The arms that go on: the better half, rounded up, by the mean over seeds of equal steps.
 
-    An arm without any score goes last; whole arms go or stay, so that seeds stay paired.
+    An arm without any score goes last; whole arms go or stay, so that seeds stay paired. Where a
+    cell failed, its seed counts for no arm (unless none would be left): a seed moves all arms, so
+    an arm that lacks a bad one would look good.
     """
     sign = 1.0 if evidence.better(metric) == "lower" else -1.0
+    scores: dict[str, dict[int, float]] = {str(arm): {} for arm in left}
+    for cell in results:
+        if metric in cell["scores"]:
+            scores[cell["arm"]][cell["seed"]] = cell["scores"][metric]
+    seeds = [set(found) for found in scores.values() if found]
+    common = set.intersection(*seeds) if seeds else set()
 
     def badness(arm: Arm) -> float:
-        values = [
-            cell["scores"][metric]
-            for cell in results
-            if cell["arm"] == str(arm) and metric in cell["scores"]
-        ]
+        found = scores[str(arm)]
+        values = [value for seed, value in found.items() if seed in common or not common]
         return sign * sum(values) / len(values) if values else float("inf")
 
     keep = sorted(left, key=badness)[: -(-len(left) // 2)]
