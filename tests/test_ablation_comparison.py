@@ -78,6 +78,13 @@ def test_an_arm_with_missing_seeds_is_shown_but_not_compared() -> None:
     assert "not compared for lack of seeds: broken" in found.verdict
 
 
+def test_no_verdict_names_the_arms_that_lack_seeds() -> None:
+    scores = table({"a": [1.0, 1.1, 0.9], "b": [9.0, 9.12], "c": [9.4, 9.7]})
+    found = compare(scores, "l2_hole", "lower")
+    assert found.verdict.startswith("No verdict")
+    assert found.verdict.endswith("3 seeds; not compared for lack of seeds: b, c.")
+
+
 @pytest.mark.parametrize("scores", [{}, {"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}])
 def test_too_little_gives_no_verdict(scores: dict[str, list[float]]) -> None:
     assert compare(table(scores), "l2_hole", "lower").verdict.startswith("No verdict")

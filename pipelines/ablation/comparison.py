@@ -152,11 +152,12 @@ def _verdict(
     seeds: int,
 ) -> str:
     compared = [arm for arm in arms if arm.rank is not None]
-    left_out = [arm.arm for arm in arms if arm.rank is None]
+    left_out = [arm.arm for arm in arms if arm.seeds < seeds]
+    lacking = f"; not compared for lack of seeds: {', '.join(left_out)}" if left_out else ""
     if not differences:
         return (
             f"No verdict on {metric}: it takes two arms with two common seeds whose differences "
-            f"vary, and there are {len(arms)} arms and {seeds} seeds."
+            f"vary, and there are {len(arms)} arms and {seeds} seeds{lacking}."
         )
     best = compared[0]
     tied = [arm for arm in compared[1:] if not _separate(best.arm, arm.arm, differences)]
@@ -172,9 +173,7 @@ def _verdict(
         text = f"{_value(best)} leads on {metric} ({better} is better) but is tied with "
         text += f"{_names(tied)}; {_names(behind)} {'is' if len(behind) == 1 else 'are'} behind it "
         text += f"beyond the spread of the seeds ({scope})"
-    if left_out:
-        text += f"; not compared for lack of seeds: {', '.join(left_out)}"
-    return text + "."
+    return text + lacking + "."
 
 
 def _separate(first: str, second: str, differences: tuple[Difference, ...]) -> bool:
