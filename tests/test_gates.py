@@ -61,6 +61,14 @@ def test_the_model_that_would_be_served_keeps_the_margin_itself(
     assert verdict(found, "not worse").passed is passed
 
 
+@pytest.mark.parametrize("right", range(20))
+def test_worse_by_exactly_the_margin_is_allowed_and_by_one_picture_more_is_not(right: int) -> None:
+    champion, gates = dossier("c", {"c": (right + 1) / 20}), Gates(margins={PSNR: 0.05})
+    for lost, passed in ((0, True), (1, False)):  # of 2,000 pictures
+        model = dossier("m", {"m": right / 20 - lost / 2000})
+        assert verdict(quality(model, champion, gates), "not worse").passed is passed
+
+
 def report(value: float, data: str, key: str, at: str = "", title: str = "") -> dict[str, Any]:
     score = {"mean": value, "std": None, "values": [value]}
     row = {"model": "m", "method": "this model", "holes": "central", "region": "hole",

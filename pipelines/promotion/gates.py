@@ -23,6 +23,7 @@ from pipelines.evidence import better
 CONFIDENCE = 0.95
 ALARM = "alarm."  # prefix of the tags that a training run gives itself
 BOUNDS = ("min", "max")
+ROUNDING = 1e-9  # of a difference of scores: 0.30 - 0.35 is a little more than 0.05 below 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,7 @@ def _margin(name: str, margin: float, model: Dossier, champion: Dossier) -> Verd
         f"{abs(gain):.4g}, of which the seeds leave {slack:.4g} in doubt; the two models alone "
         f"{ours[model.run_id]:.6g} against {theirs[champion.run_id]:.6g}"
     )
-    passed = min(gain - slack, own) >= -margin
+    passed = min(gain - slack, own) + margin >= -ROUNDING
     return Verdict(gate, passed, found, f"worse by at most {margin:g}")
 
 
