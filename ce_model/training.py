@@ -73,7 +73,7 @@ class Objective:
         if not 0 <= self.overlap <= 16:
             raise ValueError(
                 f"objective.overlap is {self.overlap} px; it must be 0 to 16, so that at least "
-                "half of a 64 px centre stays hidden"
+                "half the side of a 64 px centre stays hidden"
             )
         if self.ring_weight <= 0:
             raise ValueError(f"objective.ring_weight is {self.ring_weight}; it must be above 0")

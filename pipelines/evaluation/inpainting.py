@@ -1,9 +1,10 @@
 """How well holes are filled: errors in the hole, on its rim and in the whole picture.
 
 Figures are on [0, 1] pixels and averaged per picture. The hole is what the network did not see. A
-central hole of 128 px pictures is for all methods the 56 px inside the paper's 4 px ring, also for
-models that were trained without one; where a model was trained with another ring, its rows say so.
-Pictures without a hidden pixel count nowhere, and a group without pictures has no figure (n/a).
+central hole of 128 px pictures is for all methods the 56 px inside the 4 px ring of the authors'
+code (7 px in the paper), also for models that were trained without one; where a model was trained
+with another ring, its rows say so. Pictures without a hidden pixel count nowhere, and a group
+without pictures has no figure (n/a).
 
 Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
@@ -27,7 +28,7 @@ from pipelines.evaluation.pictures import Pictures
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.weights import LoadedModel
 
-RING_PX = 4  # shown around the central hole of 64 px, section 5.1
+RING_PX = 4  # shown around the central hole of 64 px; README of the authors' code, 7 in the paper
 RIM_PX = 4  # hidden pixels this near to a visible one are the rim
 SHARES = ((0.0, 0.1), (0.1, 0.2), (0.2, 1.01))  # groups by hidden share
 CHUNK = 32
