@@ -116,6 +116,19 @@ def test_ignored_labels_do_not_move_the_loss() -> None:
     )
 
 
+def test_several_labels_are_a_sum_over_classes_and_a_mean_over_pictures() -> None:
+    """SigmoidCrossEntropyLoss of philkr/voc-classification, which its learning rate belongs to."""
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(6, 20)), (rng.random((6, 20)) < 0.2).astype(float)
+    targets[rng.random((6, 20)) < 0.1] = finetune.IGNORED
+    expected = 0.0
+    for logit, target in zip(logits.flat, targets.flat, strict=True):
+        if target != finetune.IGNORED:
+            expected += np.log1p(np.exp(logit)) - target * logit
+    found = finetune._loss(torch.tensor(logits), torch.tensor(targets), True)
+    assert float(found) == pytest.approx(expected / 6)
+
+
 def test_the_rate_is_chosen_by_held_out_score_and_reported() -> None:
     tried = []
 

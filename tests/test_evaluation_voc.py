@@ -8,7 +8,8 @@ from PIL import Image
 from test_evaluation_pictures import picture
 
 from pipelines.errors import UserError
-from pipelines.evaluation import proposals, voc
+from pipelines.evaluation import finetune, plan, proposals, voc
+from pipelines.evaluation.config import EvaluateConfig, TaskName
 from pipelines.evaluation.finetune import IGNORED
 from pipelines.evaluation.pictures import layout_of
 
@@ -58,6 +59,26 @@ def test_several_labels_ignore_what_is_only_difficult(tmp_path: Path) -> None:
     voc_folder(tmp_path)
     task = voc.read_several(str(tmp_path), "train", CLASSES)
     assert task.targets.tolist() == [[1, IGNORED], [0, 0]]
+
+
+def test_a_score_of_another_loss_for_several_labels_has_another_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voc_folder(tmp_path)
+    config = EvaluateConfig(
+        model=("random",),
+        data=(str(tmp_path),),
+        voc=voc.VocSettings(classes=CLASSES, train="train", test="train"),
+    )
+
+    def keys() -> list[str]:
+        tasks: tuple[TaskName, ...] = ("finetune", "detection")
+        return [plan.fingerprint(task, str(tmp_path), "voc", config) for task in tasks]
+
+    before = keys()
+    monkeypatch.setattr(finetune, "SEVERAL_VERSION", finetune.SEVERAL_VERSION + 1)
+    after = keys()
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_label_maps_keep_palette_numbers_and_void(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from pipelines import dataset, storage, weights
 from pipelines.errors import UserError
+from pipelines.evaluation import finetune, proposals, results, voc, work
 from pipelines.evaluation import inpainting as filling
-from pipelines.evaluation import proposals, results, voc, work
 from pipelines.evaluation.config import (
     KEY_VERSION,
     WANTED,
@@ -149,14 +149,15 @@ def _job(
 
 
 def fingerprint(task: TaskName, uri: str, layout: Layout, config: EvaluateConfig) -> str:
-    """Content key of everything that a measurement could read there."""
+    """Content key of everything that a measurement could read there, and of how it is learned."""
     if task == "segmentation":
         parts = (config.segmentation.train, config.segmentation.test)
         return storage.content_key([voc.read_mapped(uri, part).fingerprint for part in parts])
     if layout == "voc":
         parts, names = (config.voc.train, config.voc.test), config.voc.classes
         found = [voc.read_annotated(uri, part, names).fingerprint for part in parts]
-        return storage.content_key([names, found])
+        loss = [finetune.SEVERAL_VERSION] if task == "finetune" else []
+        return storage.content_key([names, found, *loss])
     if layout == "prepared":
         return dataset.read_manifest(uri).fingerprint
     splits = ("val",) if layout == "pictures" else ("train", "val")
