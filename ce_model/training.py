@@ -142,13 +142,17 @@ def default_objective(network: NetworkConfig) -> Objective:
 def default_learning_rates(
     network: NetworkConfig, strategy: Strategy, adversarial: float
 ) -> LearningRates:
-    """The rates of train.lua, and for alexnet those reported for the paper.
-
-    The generator learns 10 times as fast as the discriminator when both losses are used.
-    """
+    """The rates of train.lua, and for alexnet those reported for the paper."""
     if network.preset == "alexnet":
-        return LearningRates(1e-3 if strategy == "central" else 1e-4, 2e-4)
-    return LearningRates(2e-3 if 0 < adversarial < 1 else 2e-4, 2e-4)
+        generator = 1e-3 if strategy == "central" else 1e-4
+    else:
+        generator = 2e-3 if 0 < adversarial < 1 else 2e-4
+    return LearningRates(generator, discriminator_rate(generator, adversarial))
+
+
+def discriminator_rate(generator: float, adversarial: float) -> float:
+    """A tenth of the generator's; without a reconstruction loss the same, as in train.lua."""
+    return generator if adversarial == 1 else generator / 10
 
 
 def resolve_precision(requested: Precision, device: torch.device | str) -> torch.dtype:

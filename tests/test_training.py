@@ -543,6 +543,8 @@ def test_defaults_are_the_recipes_of_the_paper() -> None:
     assert default_objective(FULL) == Objective(adversarial=0.001, overlap=0, region="image")
     assert default_learning_rates(CENTER, "central", 0.001) == (2e-3, 2e-4)
     assert default_learning_rates(CENTER, "central", 0.0)[0] == 2e-4
+    assert default_learning_rates(CENTER, "central", 1.0) == (2e-4, 2e-4)
+    assert default_learning_rates(ALEXNET, "random_region", 0.001) == (1e-4, 1e-5)
     assert default_learning_rates(ALEXNET, "random_region", 0.0)[0] == 1e-4
     assert default_learning_rates(ALEXNET, "central", 0.0)[0] == 1e-3
 

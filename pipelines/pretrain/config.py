@@ -6,7 +6,12 @@ from typing import Any, Literal
 
 from ce_model.masks import Strategy
 from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
-from ce_model.training import Objective, Precision, default_learning_rates
+from ce_model.training import (
+    Objective,
+    Precision,
+    default_learning_rates,
+    discriminator_rate,
+)
 from pipelines import storage
 from pipelines.dataset import Manifest
 from pipelines.errors import UserError
@@ -196,9 +201,10 @@ def objective(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> O
 
 def learning_rates(config: PretrainConfig, adversarial: float) -> tuple[float, float]:
     """Of the generator and the discriminator."""
-    default, _ = default_learning_rates(network(config), config.holes, adversarial)
-    generator = default if config.learning_rate is None else config.learning_rate
-    discriminator = generator if adversarial == 1 else generator / 10
+    generator, discriminator = default_learning_rates(network(config), config.holes, adversarial)
+    if config.learning_rate is not None:
+        generator = config.learning_rate
+        discriminator = discriminator_rate(generator, adversarial)
     if config.discriminator_learning_rate is not None:
         discriminator = config.discriminator_learning_rate
     return generator, discriminator
