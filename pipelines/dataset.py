@@ -362,6 +362,7 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
 
     Raises:
         UserError: the file does not hold what the manifest promises.
+        OSError: the storage failed for longer than we try, or gave other bytes than it holds.
     """
     parts: dict[ShardFile | Sidecar, list[str]] = {}
     for column in columns:
@@ -376,6 +377,11 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
         ]
     except (FileNotFoundError, pa.ArrowException) as error:
         raise damaged(uri, f"{group.file.path}: {error}") from None
+    except OSError as error:  # Arrow's own for a page that it cannot read, or the storage's
+        for part in parts:
+            if storage.sha256_of_uri(storage.join(uri, part.path)) != part.sha256:
+                raise damaged(uri, f"{part.path}: {str(error).strip()}") from None
+        raise
     found = {name: table.column(name) for table in tables for name in table.column_names}
     missing = [column for column in columns if column not in found]
     if missing or any(table.num_rows != group.rows for table in tables):

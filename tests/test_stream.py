@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines import dataset, stream, work_items
+from pipelines import dataset, storage, stream, work_items
 from pipelines.errors import UserError
 from pipelines.stream import StreamPlan
 
@@ -118,6 +118,30 @@ def test_another_file_in_the_place_of_a_shard_is_told_as_damage_of_the_dataset(
     pq.write_table(pq.read_table(place), place, row_group_size=group.rows)  # of the same shape
     with pytest.raises(UserError, match=rf"bytes, the manifest has {group.file.bytes}\)"):
         dataset.read_row_group(uri, group, ["key"])
+
+
+def test_a_page_that_cannot_be_read_is_damage_unless_the_file_is_as_it_was(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    uri = str(shutil.copytree(dataset_uri, tmp_path / "rotten"))
+    manifest = dataset.read_manifest(uri)
+    group = dataset.row_groups(manifest, "train")[0]
+    place, column = Path(uri, group.file.path), manifest.masks[0].column
+    chunks = pq.ParquetFile(place).metadata.row_group(group.index)
+    chunk = next(
+        chunk
+        for chunk in map(chunks.column, range(chunks.num_columns))
+        if chunk.path_in_schema == column
+    )
+    data = bytearray(place.read_bytes())
+    page = slice(chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size)
+    data[page] = b"\x55" * chunk.total_compressed_size
+    place.write_bytes(data)
+    with pytest.raises(UserError, match=rf"what its manifest says \({group.file.path}: "):
+        dataset.read_row_group(uri, group, [column])
+    whole = replace(group.file, sha256=storage.sha256_of(place))
+    with pytest.raises(OSError):  # as when bytes change on their way from a bucket
+        dataset.read_row_group(uri, replace(group, file=whole), [column])
 
 
 def test_each_number_is_a_task_and_all_share_one_object(ray_cluster: None) -> None:
