@@ -88,7 +88,7 @@ def is_local(uri: str) -> bool:
 
 def local_path(uri: str) -> Path:
     """The path of a local URI."""
-    return Path(uri.removeprefix("file://"))
+    return Path(uri.removeprefix("file://")).expanduser()
 
 
 def is_within(uri: str, folder: str) -> bool:

@@ -672,6 +672,20 @@ def test_a_zombie_that_writes_after_the_commit_changes_nothing_that_is_read(
     inspection.verify(str(tmp_path / "d"), manifest)
 
 
+def test_a_place_below_the_home_folder_is_one_for_readers_and_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    storage.publish("~/d/x", b"content")  # as a YAML file says it: no shell has expanded it
+    assert storage.exists("~/d/x")
+    assert storage.children("~/d") == ["x"]
+    assert storage.read_bytes("~/d/x") == b"content"
+    assert storage.read_range("~/d/x", 3, 7) == b"tent"
+    assert storage.size("~/d/x") == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_a_range_that_a_file_no_longer_has_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
     assert storage.read_range(str(tmp_path / "x"), 1, 5) == b"2345"
