@@ -336,6 +336,30 @@ def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
     assert attached.summary(uri, run_id) == summary
 
 
+def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
+    recorded: list[Any] = []
+    recorder: Any = SimpleNamespace(
+        metrics=lambda values, step, time: recorded.append(step),
+        artifact=lambda path, data: recorded.append(path),
+    )
+    (tmp_path / "stage").write_bytes(b"no folder")
+    task: Any = SimpleNamespace(
+        stage_uri=str(tmp_path / "stage"), plan=SimpleNamespace(steps=STEPS)
+    )
+    screen = io.StringIO()
+    watch = run_module._Watch(PretrainConfig(), task, recorder, Console(file=screen))
+    picture = np.zeros((1, 8, 8, 3), np.uint8)
+    pictures = dict.fromkeys(("input", "output", "target"), picture)
+    watch._take(
+        [
+            {"kind": "panel", "step": 8, "pictures": {**pictures, "hole": picture[..., 0] > 0}},
+            {"kind": "curves", "step": 8, "time": 0.0, "values": {"loss/joint": 1.0}},
+        ]
+    )
+    assert recorded == ["panels/step-00000008.png", "panel.png", 8]
+    assert "warning: the panel of step 8 is not in the store" in " ".join(screen.getvalue().split())
+
+
 def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:
     # The ranks compare the bits of their parameters at every checkpoint and fail if they differ.
     summary = pretrain.run(

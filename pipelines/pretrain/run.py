@@ -317,7 +317,6 @@ class _Watch:
         self._stop = threading.Event()
         self.peak_memory_bytes = 0
         self.diverged: dict[str, Any] | None = None
-        self.panel_uri: str | None = None
 
     @contextmanager
     def running(self) -> Iterator[Any]:
@@ -365,8 +364,10 @@ class _Watch:
     def _publish_panel(self, step: int, pictures: dict[str, Any]) -> None:
         title = f"{self._config.preset}, {self._config.holes} holes, step {step}: validation"
         png = panel.draw(pictures, title)
-        self.panel_uri = storage.join(self._task.stage_uri, "panel.png")
-        storage.publish(self.panel_uri, png)
+        try:
+            storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)
+        except (OSError, UserError) as error:  # the storage is away: the curves go on
+            self._progress.note(f"warning: the panel of step {step} is not in the store: {error}")
         self._recorder.artifact(f"panels/step-{step:08d}.png", png)
         self._recorder.artifact("panel.png", png)
 
