@@ -313,17 +313,24 @@ def replace_manifest(uri: str, manifest: Manifest) -> None:
         FileExistsError: another job made this revision first; it is in place now.
     """
     revision = storage.join(uri, "revisions", f"{manifest.revision:06}.json")
-    content = _content(manifest)
     try:
-        storage.publish_json(revision, content, exclusive=True)
+        storage.publish_json(revision, _content(manifest), exclusive=True)
     except FileExistsError:
-        first = storage.read_json(revision)
-        if read_manifest(uri).revision < manifest.revision:
-            storage.publish_json(storage.join(uri, MANIFEST), first)
-        if manifest_from_json(first, uri).jobs != manifest.jobs:
+        _place_newest_revision(uri)
+        if manifest_from_json(storage.read_json(revision), uri).jobs != manifest.jobs:
             raise
     else:
+        _place_newest_revision(uri)
+
+
+def _place_newest_revision(uri: str) -> None:
+    """Copy it to manifest.json; again while others make more, or a slow job would undo theirs."""
+    revisions = storage.join(uri, "revisions")
+    placed = None
+    while (newest := storage.children(revisions)[-1]) != placed:
+        content = storage.read_json(storage.join(revisions, newest))
         storage.publish_json(storage.join(uri, MANIFEST), content)
+        placed = newest
 
 
 def _content(manifest: Manifest) -> dict[str, Any]:

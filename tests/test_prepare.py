@@ -661,6 +661,30 @@ def test_a_revision_has_one_author_and_a_killed_one_is_completed(
     assert dataset.read_manifest(uri) == mine
 
 
+def test_a_job_that_is_slow_to_put_its_revision_in_place_undoes_no_later_one(
+    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "d")
+    old = prepared(pictures, uri)
+    slow = replace(old, revision=1, jobs=(*old.jobs, "slow"))
+    lost = replace(old, revision=1, jobs=(*old.jobs, "lost"))
+    later = replace(slow, revision=2, jobs=(*slow.jobs, "later"))
+    publish = storage.publish_json
+
+    def pausing(place: str, value: object, *, exclusive: bool = False) -> None:
+        if place.endswith(dataset.MANIFEST):
+            monkeypatch.setattr(storage, "publish_json", publish)
+            with pytest.raises(FileExistsError):
+                dataset.replace_manifest(uri, lost)
+            assert dataset.read_manifest(uri) == slow
+            dataset.replace_manifest(uri, later)
+        publish(place, value, exclusive=exclusive)
+
+    monkeypatch.setattr(storage, "publish_json", pausing)
+    dataset.replace_manifest(uri, slow)
+    assert dataset.read_manifest(uri) == later
+
+
 def test_a_zombie_that_writes_after_the_commit_changes_nothing_that_is_read(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
