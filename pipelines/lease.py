@@ -66,7 +66,8 @@ def acquire(uri: str, owner: str, *, lease_s: float, now: float) -> Claim:
     try:
         _write(claim, now + lease_s, exclusive=True)
     except FileExistsError:
-        raise LeaseBusyError("a faster process", now + lease_s) from None
+        if not _is_own(claim):
+            raise LeaseBusyError("a faster process", now + lease_s) from None
     if _newest(uri) != claim.number:  # the number was free only because it is long past
         storage.remove(_claim_uri(uri, claim.number))
         raise LeaseBusyError("a faster process", now + lease_s)
@@ -150,6 +151,15 @@ def held(
         stop.set()
         thread.join()
         release(claim)
+
+
+def _is_own(claim: Claim) -> bool:
+    """Whether it was written, only the answer was lost, and a client of the storage tried again."""
+    try:
+        found = storage.read_json(_claim_uri(claim.uri, claim.number))
+    except FileNotFoundError:
+        return False
+    return bool(found["owner"] == claim.owner)
 
 
 def _newest(uri: str) -> int:

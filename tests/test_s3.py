@@ -17,8 +17,9 @@ import s3fs
 from conftest import write_pictures
 from test_prepare import config, quarantine_of, rows_of
 
-from pipelines import dataset, storage
+from pipelines import dataset, lease, storage
 from pipelines.errors import UserError
+from pipelines.lease import LeaseBusyError
 from pipelines.prepare import inspection, run, sources
 
 pytestmark = pytest.mark.s3
@@ -62,6 +63,10 @@ class FaultyServer:
             start(f"{fault.kind} {code}", [("Content-Length", str(len(body)))])
             return [body]
         if fault.kind == "reset":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return []
+        if fault.kind == "lost":
+            b"".join(self.inner(environ, start))
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
         if fault.kind == "slow":
@@ -274,6 +279,16 @@ def test_a_short_answer_is_asked_for_again(s3: FaultyServer, kind: str) -> None:
     storage.publish(place("a"), bytes(range(200)))
     s3.faults = [Fault(kind, "GET", times=2)]
     assert storage.read_range(place("a"), 0, 200) == bytes(range(200))
+
+
+def test_a_lease_is_held_although_the_answer_to_its_claim_was_lost(s3: FaultyServer) -> None:
+    uri = place("lease")
+    s3.faults = [Fault("lost", "PUT", times=1)]
+    claim = lease.acquire(uri, "holder", lease_s=10, now=100)
+    assert s3.requests.count(f"PUT /{BUCKET}/t/lease/000001.json") == 2
+    lease.renew(claim, lease_s=10, now=105)
+    with pytest.raises(LeaseBusyError, match="holder"):
+        lease.acquire(uri, "other", lease_s=10, now=110)
 
 
 def test_exactly_one_of_many_creates_an_object(s3: FaultyServer) -> None:
