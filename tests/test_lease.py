@@ -36,6 +36,13 @@ def test_a_dead_holder_is_succeeded_when_its_time_is_over(tmp_path: Path) -> Non
         lease.acquire(uri, "third", lease_s=LEASE_S, now=125)
 
 
+def test_claims_that_are_over_do_not_pile_up(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        claim = lease.acquire(str(tmp_path), "holder", lease_s=LEASE_S, now=100)
+        assert [path.name for path in tmp_path.iterdir()] == [f"{number:06}.json"]
+        lease.release(claim)
+
+
 @pytest.mark.parametrize("round_", range(10))
 def test_of_many_claims_at_once_exactly_one_wins(tmp_path: Path, round_: int) -> None:
     uri = str(tmp_path)

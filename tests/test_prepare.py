@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -708,6 +709,29 @@ def test_a_place_below_the_home_folder_is_one_for_readers_and_writers(
     assert storage.read_range("~/d/x", 3, 7) == b"tent"
     assert storage.size("~/d/x") == 7
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_publish_returns(
+    exclusive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[object] = []
+
+    def note(name: str, what: Any) -> None:
+        call = getattr(os, name)
+
+        def noted(*arguments: Any) -> None:
+            order.append(what(*arguments))
+            call(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+
+    note("fsync", lambda number: os.fstat(number).st_ino)
+    for name in ("replace", "link"):
+        note(name, lambda *_: "named")
+    storage.publish(str(tmp_path / "x"), b"content", exclusive=exclusive)
+    assert order == [(tmp_path / "x").stat().st_ino, "named", tmp_path.stat().st_ino]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_range_that_a_file_no_longer_has_is_an_error(tmp_path: Path) -> None:
