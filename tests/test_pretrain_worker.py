@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ce_model import training
+from ce_model.mask_tensors import apply_symmetry
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Networks, Objective, estimate_statistics
 from pipelines.errors import UserError
@@ -111,7 +112,8 @@ def test_a_short_run_diverges_when_all_its_steps_are_skipped(
 
 def go_on(task: worker.Task, until: int) -> dict[str, Any]:
     """Train from the newest checkpoint to the death after a step; what the newest one then says."""
-    networks = Networks(torch.nn.Conv2d(3, 3, 3, padding=1), None)
+    layers = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Dropout(0.5)
+    networks = Networks(torch.nn.Sequential(*layers), None)
     optimizers = training.make_optimizers(networks, 1e-2, 0.0)
     reporter = make_reporter([], task=task)
     found = checkpoint.latest(task.stage_uri)
@@ -157,6 +159,68 @@ def test_a_run_that_goes_on_between_two_points_has_the_curves_of_an_unbroken_one
         totals.append({name: state["totals"][name] for name in ("steps", "skipped")})
     assert curves[0] == curves[1]
     assert totals == [{"steps": 6, "skipped": 0}] * 2
+
+
+def test_a_batch_of_another_step_is_not_trained() -> None:
+    batch = {"step": np.full(2, 5, np.int32)}
+    task, reporter = make_task(9), make_reporter([])
+    nothing: Any = None
+    with pytest.raises(RuntimeError, match="the stream sent batch 5 where 4 belongs"):
+        worker.run(
+            task, nothing, nothing, iter([batch]), reporter, torch.device("cpu"), torch.float32, 4
+        )
+
+
+def test_pictures_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
+    drawn = np.random.default_rng(0)
+    image = drawn.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    hidden = drawn.random((16, 8, 8)) < 0.3
+    batch = {
+        "image": image,
+        "mask": np.packbits(hidden.reshape(16, -1), axis=1),
+        "augment": np.arange(16, dtype=np.uint8),
+    }
+    pictures, holes = worker.on_device(batch, torch.device("cpu"))
+    np.testing.assert_array_equal(pictures[:8], image[:8])
+    np.testing.assert_array_equal(pictures[8:], image[8:, :, ::-1])
+    turned = apply_symmetry(torch.from_numpy(hidden), torch.arange(16) % 8)
+    assert torch.equal(holes, turned)
+
+
+def test_dropout_follows_from_seed_step_and_rank() -> None:
+    def draw(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        worker.seed_dropout(seed, step, rank)
+        return tuple(torch.rand(4).tolist())
+
+    with torch.random.fork_rng():
+        assert draw(1, 2, 3) == draw(1, 2, 3)
+        assert len({draw(1, 2, 3), draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0)}) == 4
+
+
+@pytest.fixture
+def other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second rank, whose values are by 2 above those of this one."""
+    distributed = torch.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.add_(tensor + 2))
+
+
+def test_a_point_of_a_curve_is_the_average_over_the_ranks(other_rank: None) -> None:
+    posted: list[dict[str, Any]] = []
+    mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
+    reporter = worker.Reporter(make_task(9), mailbox, 0, 2, torch.float32, pictures(2), None)
+    reporter.add(step(3.0), wait_s=0.0)
+    assert reporter.log(1, (1e-3, 1e-4))
+    assert posted[-1]["values"]["loss/joint"] == 4.0
+
+
+def test_validation_sees_the_average_of_the_statistics_of_all_ranks(other_rank: None) -> None:
+    generator, discriminator = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm1d(2)
+    make_reporter([]).settle(Networks(generator, discriminator))
+    for norm, shape in ((generator, 3), (discriminator, 2)):
+        assert norm.running_mean.tolist() == [1.0] * shape  # 0 here, 2 there
+        assert norm.running_var.tolist() == [2.0] * shape  # 1 here, 3 there
 
 
 def test_the_untrained_network_is_measured_without_the_shift_of_dropout(

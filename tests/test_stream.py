@@ -185,6 +185,37 @@ def test_epochs_and_seeds_change_order_crops_and_holes(
     assert list(other["row"]) != list(reference[0]["row"])
 
 
+def test_crops_variants_symmetries_and_flips_are_drawn_from_all_there_are(
+    dataset_uri: str,
+) -> None:
+    plan = make_plan(dataset_uri)
+    spec = plan.manifest.mask_spec("random_block", 128)
+    stored = {}
+    for group in dataset.row_groups(plan.manifest, "train"):
+        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
+        for at, record in enumerate(table.to_pylist()):
+            stored[group.first_row + at] = record
+    variants, augments, down, across = set(), set(), [], []
+    for number in range(plan.windows_per_epoch):
+        for batch in stream.read_window(plan, stream.window(plan, number)):
+            for slot, row in enumerate(batch["row"]):
+                record = stored[int(row)]
+                variants.add(record[spec.column].index(batch["mask"][slot].tobytes()))
+                augments.add(int(batch["augment"][slot]))
+                picture = stream.images.decode(record["image"])
+                views = np.lib.stride_tricks.sliding_window_view(picture, (128, 128), (0, 1))
+                crop = batch["image"][slot].transpose(2, 0, 1)
+                alike = (views[..., ::9, ::9] == crop[:, ::9, ::9]).all(axis=(2, 3, 4))
+                ((top, left),) = (at for at in np.argwhere(alike) if (views[*at] == crop).all())
+                down.append(top / (picture.shape[0] - 128))
+                across.append(left / (picture.shape[1] - 128))
+    assert variants == {variant * spec.bytes_per_mask for variant in range(spec.variants)}
+    assert augments == set(range(2 * stream.FLIP))
+    for place in (down, across):
+        assert min(place) < 0.05 and max(place) > 0.95
+        assert 0.4 < np.mean(place) < 0.6
+
+
 def test_pictures_masks_and_labels_of_a_row_belong_together(dataset_uri: str) -> None:
     plan = make_plan(dataset_uri, augment=False)
     spec = plan.manifest.mask_spec("random_block", 128)
