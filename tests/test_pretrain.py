@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,6 +220,33 @@ def test_what_would_fail_again_is_not_tried_again(ray_cluster: None) -> None:
     ray.kill(mailbox)
 
 
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (UserError("a damaged dataset"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError("the storage is away"), False),
+        (FileNotFoundError("a checkpoint that was removed"), False),
+        (ZeroDivisionError("a fault of the program"), None),
+    ],
+)
+def test_only_what_would_end_the_same_way_is_final(
+    error: Exception, final: bool | None, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_train", failing)
+    told: list[Failure] = []
+    mailbox = SimpleNamespace(
+        failure=SimpleNamespace(remote=lambda: ray.put(None)),
+        fail=SimpleNamespace(remote=lambda failure: ray.put(told.append(failure))),
+    )
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        worker.train({"task": None, "mailbox": mailbox})
+    assert told == ([] if final is None else [Failure(str(error), final)])
+
+
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -277,14 +304,16 @@ def test_an_absent_tracking_server_costs_no_step_and_gets_all_later(
     assert list(tmp_path.glob("pretrain/*/commit.json"))
 
 
-def test_a_server_that_goes_away_after_training_gets_model_and_summary_later(
+def test_a_server_that_goes_away_after_training_gets_model_summary_and_curve_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = tracking.tracking_uri(None, str(tmp_path))
     spec = tracking.RunSpec(uri=uri, store=str(tmp_path), experiment="e", key="k", name="n")
     stage = str(tmp_path / "stage")
     task: Any = SimpleNamespace(stage_uri=stage, plan=SimpleNamespace(steps=STEPS, side=128))
-    trained = checkpoint.Checkpoint(stage, STEPS, {"history": []})
+    steps = [100, 200, 300]
+    points = [{"step": at, "time": 0.0, "values": {"discriminator/accuracy": 1.0}} for at in steps]
+    trained = checkpoint.Checkpoint(stage, STEPS, {"history": points})
     monkeypatch.setattr(checkpoint, "latest", lambda stage_uri: trained)
     monkeypatch.setattr(run_module, "_export", lambda *_: {"model": "m"})
 
@@ -304,6 +333,10 @@ def test_a_server_that_goes_away_after_training_gets_model_and_summary_later(
         assert Path(stage, run_module.COMMIT).exists() == finished
     assert attached.summary(uri, run_id) == summary
     assert summary["model_uri"] == "models:/m-1"
+    curve = history({"tracking_uri": uri, "tracking_run_id": run_id}, "discriminator/accuracy")
+    assert curve == [(at, 1.0) for at in steps]
+    collapsed = tracking.client(uri).get_run(run_id).data.tags["alarm.collapse"]
+    assert collapsed.startswith("discriminator accuracy above 0.99 for 300 steps")
 
 
 def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
@@ -334,6 +367,28 @@ def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
     assert uris == [model.model_uri] * 2
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert attached.summary(uri, run_id) == summary
+
+
+def test_a_run_that_diverged_is_one_message_and_is_not_committed(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str | None] = []
+
+    def finish(status: str | None, wait_s: float) -> Any:
+        ended.append(status)
+        return SimpleNamespace(problem=None)
+
+    def diverging(config: Any, task: Any, scaling: Any, mailbox: Any) -> None:
+        mailbox.post.remote({"kind": "diverged", "step": 12, "updates": 10})
+
+    monkeypatch.setattr(tracking, "Recorder", lambda spec: SimpleNamespace(finish=finish))
+    monkeypatch.setattr(run_module, "_fit_or_tell", diverging)
+    task: Any = SimpleNamespace(stage_uri=str(tmp_path), plan=SimpleNamespace(steps=STEPS))
+    nothing: Any = None
+    with pytest.raises(UserError, match="diverged: up to step 12, 10 updates in a row were not"):
+        run_module._train(PretrainConfig(), task, nothing, nothing, Console())
+    assert ended == ["FAILED"]
+    assert not Path(tmp_path, run_module.COMMIT).exists()
 
 
 def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
@@ -498,6 +553,89 @@ def test_training_on_cpus_leaves_one_for_the_data(cpus: int, workers: int) -> No
     scaling = run_module._scaling(PretrainConfig(num_workers=workers), Resources(cpus, gpus=0))
     assert not scaling.use_gpu
     assert workers * scaling.resources_per_worker["CPU"] <= cpus - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"adversarial": 0.001, "overlap": 4, "region": "hole"}),
+        ({"strategy": "random_block"}, {"adversarial": 0.001, "overlap": 0, "region": "image"}),
+        ({"preset": "alexnet"}, {"adversarial": 0.0, "overlap": 0, "region": "hole"}),
+        ({"fill": (0.0, 9.0, 255.0)}, {"fill": (0.0, 9.0, 255.0)}),
+        (
+            {"strategy": "random_block", "region": "hole", "adversarial": 0.5, "ring_weight": 2.0},
+            {"adversarial": 0.5, "overlap": 0, "region": "hole", "ring_weight": 2.0},
+        ),
+    ],
+)
+def test_losses_are_those_of_the_paper_unless_told(
+    changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    mean = (1.0, 2.0, 3.0)
+    found = settings.objective(PretrainConfig(**changes), mean)
+    usual = {"reconstruction": "l2", "ring_weight": 10.0, "fill": mean}
+    assert {name: getattr(found, name) for name in usual | expected} == usual | expected
+
+
+def test_every_setting_of_a_training_reaches_it(dataset_uri: str, tmp_path: Path) -> None:
+    manifest = replace(dataset.read_manifest(dataset_uri), masks=dataset.default_masks((128, 227)))
+
+    def task(**changes: Any) -> worker.Task:
+        config = PretrainConfig(**{"batch_size": 8, "shorter": None, **changes})
+        return run_module._task(config, run_module._plan(config, dataset_uri, manifest), "stage")
+
+    alexnet = {"preset": "alexnet"}
+    changed = {
+        "preset": task(preset="alexnet"), "strategy": task(strategy="random_block"),
+        "adversarial": task(adversarial=0.0), "reconstruction": task(reconstruction="l1"),
+        "overlap": task(overlap=2), "ring_weight": task(ring_weight=2.0),
+        "fill": task(fill=(0.0, 0.0, 0.0)), "bottleneck": task(bottleneck=32),
+        "steps": task(steps=3), "batch_size": task(batch_size=4), "seed": task(seed=1),
+        "learning_rate": task(learning_rate=1.0), "compile": task(compile=True),
+        "discriminator_learning_rate": task(discriminator_learning_rate=1.0),
+        "precision": task(precision="fp32"), "shorter": task(shorter=0),
+        "window_rows": task(window_rows=16), "validation_images": task(validation_images=9),
+        "num_workers": task(num_workers=2), "threads_per_worker": task(threads_per_worker=3),
+        "checkpoint_every": task(checkpoint_every=9), "keep_checkpoints": task(keep_checkpoints=9),
+        "log_every": task(log_every=9), "validate_every": task(validate_every=9),
+    }  # fmt: skip
+    of_alexnet = {
+        "norm": task(**alexnet, norm="lrn"), "groups": task(**alexnet, groups=2),
+        "dropout": task(**alexnet, dropout=0.0), "region": task(**alexnet, region="image"),
+    }  # fmt: skip
+    of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures"}
+    names = {field.name for field in fields(PretrainConfig)}
+    assert changed.keys() | of_alexnet.keys() == names - of_the_driver
+    assert [name for name, found in changed.items() if found == task()] == []
+    assert [name for name, found in of_alexnet.items() if found == task(**alexnet)] == []
+
+
+def test_the_seed_draws_the_weights(dataset_uri: str) -> None:
+    config = PretrainConfig(batch_size=8, bottleneck=8)
+    plan = run_module._plan(config, dataset_uri, dataset.read_manifest(dataset_uri))
+    task = run_module._task(config, plan, "stage")
+
+    def weights_of(seed: int) -> list[torch.Tensor]:
+        seeded = replace(task, plan=replace(plan, seed=seed))
+        networks, _ = worker.build(seeded, torch.device("cpu"))
+        return [next(network.parameters()) for network in networks if network is not None]
+
+    first, other = weights_of(3), weights_of(4)
+    assert len(first) == 2
+    assert not any(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
+def test_runs_that_differ_in_nothing_but_the_seed_are_of_one_arm(dataset_uri: str) -> None:
+    manifest = dataset.read_manifest(dataset_uri)
+
+    def arm(**changes: Any) -> str:
+        config = PretrainConfig(**changes)
+        scaling = run_module._scaling(config, Resources(cpus=4, gpus=0))
+        spec = run_module._run_spec(config, manifest, dataset_uri, "key", "uri", scaling)
+        return spec.tags["arm"]
+
+    assert arm(seed=1) == arm(seed=2)
+    assert len({arm(), arm(steps=3), arm(strategy="random_block")}) == 3
 
 
 def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path) -> None:

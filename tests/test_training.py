@@ -136,7 +136,8 @@ def test_a_step_is_a_discriminator_step_then_a_generator_step_on_the_same_predic
     bce = F.binary_cross_entropy_with_logits
     ones, zeros = torch.ones(len(image)), torch.zeros(len(image))
     fake = generator(context)
-    loss_d = bce(discriminator(target), ones) + bce(discriminator(fake.detach()), zeros)
+    real_logits, fake_logits = discriminator(target), discriminator(fake.detach())
+    loss_d = bce(real_logits, ones) + bce(fake_logits, zeros)
     loss_d.backward()
     adam_d.step()
     discriminator_gradients = [parameter.grad.clone() for parameter in discriminator.parameters()]
@@ -148,6 +149,13 @@ def test_a_step_is_a_discriminator_step_then_a_generator_step_on_the_same_predic
     expected = {"discriminator": loss_d, "joint": joint, "reconstruction": reconstruction}
     for name, value in expected.items():
         torch.testing.assert_close(metrics[f"loss/{name}"], value.detach(), rtol=1e-4, atol=0)
+    answers = {
+        "real": real_logits.sigmoid().mean(),
+        "fake": fake_logits.sigmoid().mean(),
+        "accuracy": torch.cat([real_logits > 0, fake_logits <= 0]).float().mean(),
+    }
+    for name, value in answers.items():
+        torch.testing.assert_close(metrics[f"discriminator/{name}"], value, rtol=1e-4, atol=0)
     # Adam's first step divides a gradient by its own size, so a rounding error in a tiny one
     # becomes visible in the weight: the gradients have to agree closely, and nearly all weights.
     gradients = [parameter.grad for parameter in generator.parameters()]
@@ -401,6 +409,24 @@ def test_bfloat16_follows_float32_within_2_percent() -> None:
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
 
 
+def test_a_bfloat16_step_convolves_in_bfloat16_and_keeps_weights_and_losses_in_float32() -> None:
+    networks, optimizers, settings = _setup(CENTER)
+    seen = []
+    for network in networks:
+        assert network is not None
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    settings["dtype"] = torch.bfloat16
+    metrics = train_step(networks, optimizers, *_batch(CENTER), **settings)
+    assert set(seen) == {torch.bfloat16}
+    assert len(seen) == 5 + 3 * 4  # the discriminator sees real, predicted, and predicted again
+    state = state_tensors(networks, optimizers).values()
+    assert {value.dtype for value in [*metrics.values(), *state] if value.is_floating_point()} == {
+        torch.float32
+    }
+
+
 @pytest.fixture
 def process_group() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -498,6 +524,13 @@ def test_precision_is_what_the_processor_computes_in(monkeypatch: pytest.MonkeyP
         assert resolve_precision("fp32", "cpu") == torch.float32
     with pytest.raises(ValueError, match="precision is bf16; this cpu device has no bf16"):
         resolve_precision("bf16", "cpu")
+    # A GPU without the arithmetic emulates it, slowly.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert resolve_precision("auto", "cuda") == torch.bfloat16
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
+    )
+    assert resolve_precision("auto", "cuda") == torch.float32
 
 
 # Filling in
@@ -530,6 +563,18 @@ def test_fill_pastes_the_prediction_to_the_nearest_level() -> None:
     filled = fill(networks.generator, image, hidden, **settings).permute(0, 3, 1, 2) / 255
     error = torch.where(hole, filled - prediction, filled - target).abs()
     assert error.max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_prediction_beyond_black_or_white_is_filled_in_as_black_or_white() -> None:
+    networks, _, settings = _setup(ALEXNET)
+    image, hidden = _batch(ALEXNET, batch=2)
+    last = networks.generator.get_submodule("decoder.up5")  # linear
+    assert isinstance(last, nn.ConvTranspose2d) and last.bias is not None
+    nn.init.constant_(last.bias[0], 99.0)
+    nn.init.constant_(last.bias[1], -99.0)
+    filled = fill(networks.generator, image, hidden, **settings)[hidden]
+    assert set(filled[:, 0].tolist()) == {255}
+    assert set(filled[:, 1].tolist()) == {0}
 
 
 # Settings
