@@ -15,10 +15,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from pipelines import storage
+from pipelines.errors import UserError
 
 
 class LeaseBusyError(Exception):
@@ -150,7 +151,8 @@ def held(
     finally:
         stop.set()
         thread.join()
-        release(claim)
+        with suppress(OSError, UserError):  # storage is away, or refuses: its time will be over
+            release(claim)
 
 
 def _is_own(claim: Claim) -> bool:

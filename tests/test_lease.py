@@ -108,6 +108,22 @@ def test_a_held_lease_is_renewed_until_the_block_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [OSError("no route"), UserError("no credentials")])
+def test_a_lease_that_cannot_be_given_back_undoes_no_work_and_hides_no_error(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise fault
+
+    claim = lease.acquire(str(tmp_path), "holder", lease_s=LEASE_S, now=100)
+    monkeypatch.setattr(storage, "publish_json", refused)
+    with lease.held(claim, lease_s=LEASE_S, clock=lambda: 100):
+        done = True
+    assert done
+    with pytest.raises(ZeroDivisionError), lease.held(claim, lease_s=LEASE_S, clock=lambda: 100):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("fault", [OSError("no route"), UserError("no credentials")])
 def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_over(
     fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
