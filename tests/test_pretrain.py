@@ -548,11 +548,12 @@ def test_each_worker_takes_a_gpu_where_there_are_gpus() -> None:
         run_module._scaling(PretrainConfig(num_workers=4), Resources(cpus=8, gpus=2))
 
 
-@pytest.mark.parametrize(("cpus", "workers"), [(2, 1), (2, 2), (16, 4), (64, 1)])
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 1), (2, 2), (16, 4), (64, 1)])
 def test_training_on_cpus_leaves_one_for_the_data(cpus: int, workers: int) -> None:
     scaling = run_module._scaling(PretrainConfig(num_workers=workers), Resources(cpus, gpus=0))
     assert not scaling.use_gpu
     assert workers * scaling.resources_per_worker["CPU"] <= cpus - 1
+    assert any(scaling.resources_per_worker.values())  # what takes nothing is not placed
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,9 @@ def _scaling(config: PretrainConfig, resources: Resources) -> ScalingConfig:
             f"num_workers is {workers}; the cluster has {resources.cpus} CPUs and no GPU: use "
             f"--num-workers {resources.cpus} or fewer"
         )
-    share = min(1.0, max(resources.cpus - 1, 0.5) / workers)
-    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": share})
+    share = min(1.0, (resources.cpus - 1) / workers)
+    # One byte of memory, since Ray refuses to place what takes nothing.
+    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": share, "memory": 1})
 
 
 def _run_spec(
