@@ -161,6 +161,15 @@ def test_a_run_that_goes_on_between_two_points_has_the_curves_of_an_unbroken_one
     assert totals == [{"steps": 6, "skipped": 0}] * 2
 
 
+def test_the_last_step_is_measured_and_saved_whatever_the_periods(tmp_path: Path) -> None:
+    state = go_on(make_task(3, stage_uri=str(tmp_path), checkpoint_every=2, validate_every=2), 3)
+    assert state["step"] == 3
+    points = [
+        point["step"] for point in state["history"] if "validation/l1_hole" in point["values"]
+    ]
+    assert points == [2, 3]
+
+
 def test_a_batch_of_another_step_is_not_trained() -> None:
     batch = {"step": np.full(2, 5, np.int32)}
     task, reporter = make_task(9), make_reporter([])
