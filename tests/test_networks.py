@@ -157,6 +157,21 @@ def test_the_dense_bottleneck_equals_the_convolutions_of_the_table() -> None:
     torch.testing.assert_close(d1[1](d1[0](code)), expected)
 
 
+def test_the_leak_is_that_of_train_lua() -> None:
+    for network in (build_generator(SMALL), build_discriminator(SMALL)):
+        slopes = [m.negative_slope for m in network.modules() if isinstance(m, nn.LeakyReLU)]
+        assert slopes and set(slopes) == {0.2}
+
+
+@pytest.mark.parametrize("config", [SMALL, FULL])
+def test_colours_of_inpaint_stay_between_black_and_white(config: NetworkConfig) -> None:
+    network = build_generator(config)
+    last = [m for m in network.modules() if isinstance(m, nn.ConvTranspose2d)][-1]
+    with torch.no_grad():
+        last.weight.mul_(1e4)
+        assert network(_context(config)).abs().max() == 1
+
+
 def test_inpaint_weights_are_drawn_as_in_train_lua() -> None:
     for network in (build_generator(SMALL), build_discriminator(SMALL)):
         for module in network.modules():

@@ -1,13 +1,19 @@
 """What a training leaves on the disk: checkpoints that can be used, models that can be read."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective
 from pipelines import weights
 from pipelines.errors import UserError
 from pipelines.pretrain import checkpoint
+
+SMALL = NetworkConfig(bottleneck=8)
+LOSSES = Objective(fill=(1.0, 2.0, 3.0))
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [300]), (2, [250, 300])])
@@ -47,3 +53,39 @@ def test_a_model_description_that_is_no_json_object_is_one_message(
     (tmp_path / weights.MODEL).write_bytes(text)
     with pytest.raises(UserError, match=r"model\.json in '.*' is no JSON object"):
         weights.load_model(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    generator = build_generator(SMALL, generator=torch.Generator().manual_seed(3))
+    weights.save_model(str(folder), generator, SMALL, LOSSES, {"steps": 7})
+    return folder
+
+
+def test_a_model_is_read_as_it_was_written_and_evaluates(model: Path) -> None:
+    loaded = weights.load_model(str(model))
+    assert (loaded.network, loaded.objective, loaded.side) == (SMALL, LOSSES, 128)
+    assert loaded.info["steps"] == 7
+    written = build_generator(SMALL, generator=torch.Generator().manual_seed(3)).state_dict()
+    for name, tensor in loaded.generator.state_dict().items():
+        assert torch.equal(tensor, written[name]), name
+    assert not any(module.training for module in loaded.generator.modules())
+
+
+def test_an_altered_or_foreign_model_is_one_message(model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "copy"))
+    data = (folder / weights.WEIGHTS).read_bytes()
+    (folder / weights.WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"have sha256 .*: they were altered or cut"):
+        weights.load_model(str(folder))
+    (folder / weights.WEIGHTS).write_bytes(data)
+    text = (folder / weights.MODEL).read_text()
+    for old, new, message in (
+        ('"format_version": 1', '"format_version": 2', "has model format 2; this program reads 1"),
+        ('"bottleneck": 8', '"bottleneck": 9', "do not fit the network: .* other shapes .'decoder"),
+    ):
+        assert old in text
+        (folder / weights.MODEL).write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            weights.load_model(str(folder))

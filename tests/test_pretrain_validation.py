@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,3 +56,30 @@ def test_a_picture_without_a_hidden_pixel_is_left_out() -> None:
     hidden[2] = False
     expected = validation.measure(Grey(), Pictures(some.image[:2], some.hidden[:2]), LOOK)
     assert validation.measure(Grey(), Pictures(some.image, hidden), LOOK) == expected
+
+
+class Copy(torch.nn.Module):
+    """Gives back what it sees."""
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        return context
+
+
+def test_only_the_hole_varies_in_the_variance_ratio() -> None:
+    some = pictures(3)
+    look = Look(NetworkConfig(output="full"), Objective(adversarial=0.0, overlap=0), torch.float32)
+    measured = validation.measure(Copy(), some, look)
+    assert measured["variance_ratio"] == pytest.approx(0, abs=1e-9)  # one colour in every hole
+
+
+def test_a_panel_shows_what_the_network_saw_and_fills_that_hole_alone() -> None:
+    some = pictures(2)
+    shown = validation.panel(Grey(), some, LOOK)
+    hole = np.zeros((2, 128, 128), np.bool_)
+    hole[:, 36:92, 36:92] = True  # without the ring of known context
+    np.testing.assert_array_equal(shown["hole"], hole)
+    np.testing.assert_array_equal(shown["target"], some.image)
+    assert set(map(tuple, shown["input"][hole])) == {(123, 117, 104)}
+    for name in ("input", "output"):
+        np.testing.assert_array_equal(shown[name][~hole], some.image.numpy()[~hole])
+    assert (shown["output"][hole] == 128).all()
