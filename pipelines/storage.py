@@ -33,7 +33,7 @@ from pipelines.errors import UserError
 Value = TypeVar("Value")
 
 ATTEMPTS = 6  # with the waits below an outage of about 30 s is bridged
-FIRST_WAIT_S = 0.5
+FIRST_WAIT_S = 1.0
 # Trying again is `retrying`'s business alone: botocore, s3fs and we would multiply to hundreds.
 S3_OPTIONS = {
     "config_kwargs": {
@@ -78,7 +78,7 @@ def join(uri: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """A local path made absolute, so that every process means the same; URLs unchanged."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    return uri if "://" in uri else str(Path(os.path.expanduser(uri)).absolute())
 
 
 def is_local(uri: str) -> bool:
@@ -88,7 +88,7 @@ def is_local(uri: str) -> bool:
 
 def local_path(uri: str) -> Path:
     """The path of a local URI."""
-    return Path(uri.removeprefix("file://")).expanduser()
+    return Path(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def is_within(uri: str, folder: str) -> bool:

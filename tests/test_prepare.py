@@ -10,6 +10,7 @@ import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -709,6 +710,9 @@ def test_a_place_below_the_home_folder_is_one_for_readers_and_writers(
     assert storage.read_range("~/d/x", 3, 7) == b"tent"
     assert storage.size("~/d/x") == 7
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    storage.publish("~no-such-user/x", b"content")  # a name like others
+    assert storage.children("~no-such-user") == ["x"]
+    assert (tmp_path / "~no-such-user" / "x").exists()
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -739,6 +743,24 @@ def test_a_range_that_a_file_no_longer_has_is_an_error(tmp_path: Path) -> None:
     assert storage.read_range(str(tmp_path / "x"), 1, 5) == b"2345"
     with pytest.raises(OSError, match="3 bytes instead of 6 from byte 2"):
         storage.read_range(str(tmp_path / "x"), 2, 8)
+
+
+def test_a_storage_that_is_away_for_20_s_costs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal waited
+        waited += seconds
+
+    def read() -> bytes:
+        if waited < 20:
+            raise OSError("no route")
+        return b"content"
+
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep))
+    assert storage.retrying(read, "reading") == b"content"
 
 
 def test_an_error_while_a_shard_is_open_leaves_no_shard(tmp_path: Path) -> None:

@@ -644,6 +644,32 @@ def test_a_web_server_that_is_away_or_refuses_is_not_taken_for_one_without_the_f
         storage.exists(f"{address}/a.tar")
 
 
+def test_a_web_server_that_asks_for_patience_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = iter([408, 429, 503])
+
+    class Busy(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            refused = next(refusals, None)
+            if refused is not None:
+                self.send_error(refused)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"content")
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        assert storage.read_bytes(f"http://127.0.0.1:{web.server_port}/a.jpg") == b"content"
+        web.shutdown()
+        thread.join()
+
+
 def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> None:
     put(tmp_path / "truth.txt", b"2\n1\n3\n")
     put(tmp_path / "val.txt", b"x_00000001.JPEG 1\nx_00000002.JPEG 0\nx_00000003.JPEG 2\n")
