@@ -664,10 +664,14 @@ def test_a_revision_has_one_author_and_a_killed_one_is_completed(
 
 
 def test_a_job_that_is_slow_to_put_its_revision_in_place_undoes_no_later_one(
-    serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = str(tmp_path / "d")
-    old = prepared(pictures, uri)
+    nothing = dict.fromkeys(("seed", "listed", "written", "quarantined", "duplicates"), 0)
+    old = dataset.Manifest(
+        splits={}, classes=(), mean_rgb=(0.0, 0.0, 0.0), masks=(), stored_side=256, **nothing
+    )
+    dataset.write_manifest(uri, old)
     slow = replace(old, revision=1, jobs=(*old.jobs, "slow"))
     lost = replace(old, revision=1, jobs=(*old.jobs, "lost"))
     later = replace(slow, revision=2, jobs=(*slow.jobs, "later"))

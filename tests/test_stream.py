@@ -168,6 +168,14 @@ def test_every_picture_comes_at_most_once_per_epoch_and_less_than_a_batch_is_lef
     assert left_out[0] != left_out[1]  # a picture left out once is not left out for ever
 
 
+def test_neighbours_in_a_file_are_no_neighbours_in_the_stream(
+    dataset_uri: str, reference: dict[int, dict[str, Any]]
+) -> None:
+    epoch = range(make_plan(dataset_uri).steps_per_epoch)
+    rows = np.concatenate([reference[step]["row"] for step in epoch])
+    assert (np.abs(np.diff(rows)) == 1).mean() < 0.15
+
+
 def test_epochs_and_seeds_change_order_crops_and_holes(
     dataset_uri: str, reference: dict[int, dict[str, Any]]
 ) -> None:
@@ -183,6 +191,18 @@ def test_epochs_and_seeds_change_order_crops_and_holes(
     assert sum(first == second for first, second, *_ in twice) < len(twice) / 20
     other = next(stream.read_window(replace(plan, seed=4), stream.window(plan, 0)))
     assert list(other["row"]) != list(reference[0]["row"])
+
+
+def test_crop_and_hole_of_a_picture_follow_from_seed_epoch_and_key(dataset_uri: str) -> None:
+    plan = make_plan(dataset_uri)
+    other_seed = replace(plan, seed=4)
+    draws = [
+        stream._Draw.of(*of)
+        for of in ((plan, 0, "a"), (other_seed, 0, "a"), (plan, 1, "a"), (plan, 0, "b"))
+    ]
+    assert stream._Draw.of(plan, 0, "a") == draws[0]
+    for name in ("down", "across", "variant"):
+        assert len({getattr(draw, name) for draw in draws}) == 4
 
 
 def test_crops_variants_symmetries_and_flips_are_drawn_from_all_there_are(
