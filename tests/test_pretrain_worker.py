@@ -232,6 +232,22 @@ def test_validation_sees_the_average_of_the_statistics_of_all_ranks(other_rank: 
         assert norm.running_var.tolist() == [2.0] * shape  # 1 here, 3 there
 
 
+def test_ranks_that_drifted_apart_write_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifted(tensor: torch.Tensor, op: Any) -> None:
+        tensor += op == torch.distributed.ReduceOp.MAX
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", drifted)
+    networks = Networks(torch.nn.Linear(2, 2), None)
+    optimizers = training.make_optimizers(networks, 1e-2, 0.0)
+    reporter = make_reporter([], task=make_task(9, stage_uri=str(tmp_path)))
+    with pytest.raises(RuntimeError, match="the ranks hold different parameters"):
+        reporter.checkpoint(3, networks, optimizers)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
