@@ -264,6 +264,20 @@ def test_validation_pictures_are_the_same_however_they_are_shared(dataset_uri: s
         np.testing.assert_array_equal(some_masks, mask[part::4])
 
 
+def test_validation_sees_the_centre_of_the_first_pictures_and_their_first_hole(
+    dataset_uri: str,
+) -> None:
+    plan = make_plan(dataset_uri)
+    spec = plan.manifest.mask_spec("random_block", 128)
+    group = dataset.row_groups(plan.manifest, "val")[0]
+    records = dataset.read_row_group(plan.uri, group, ["image", spec.column]).to_pylist()
+    pictures = stream.fixed_pictures(plan, "val", 3)
+    for image, mask, record in zip(*pictures, records[:3], strict=True):
+        assert mask.tobytes() == record[spec.column][: spec.bytes_per_mask]
+        centre = stream.images.square(stream.images.decode(record["image"]), 128, 0, 0.5, 0.5)
+        np.testing.assert_array_equal(image, centre)
+
+
 def test_a_batch_that_cannot_be_filled_or_shared_is_refused(dataset_uri: str) -> None:
     with pytest.raises(UserError, match="multiple of num_workers 3"):
         make_plan(dataset_uri, num_workers=3)
