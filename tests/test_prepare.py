@@ -663,14 +663,36 @@ def test_a_revision_has_one_author_and_a_killed_one_is_completed(
     assert dataset.read_manifest(uri) == mine
 
 
+def empty_manifest() -> dataset.Manifest:
+    nothing = dict.fromkeys(("seed", "listed", "written", "quarantined", "duplicates"), 0)
+    return dataset.Manifest(
+        splits={}, classes=(), mean_rgb=(0.0, 0.0, 0.0), masks=(), stored_side=256, **nothing
+    )
+
+
+def test_the_fingerprint_is_of_what_a_training_can_see() -> None:
+    manifest = empty_manifest()
+    unseen: list[dict[str, Any]] = [
+        {"source": "s3://elsewhere"}, {"jobs": ("a",)}, {"revision": 3},
+        {"listed": 1, "duplicates": 1}, {"listed": 1, "quarantined": 1, "quarantine": {"cut": 1}},
+    ]  # fmt: skip
+    for change in unseen:
+        assert replace(manifest, **change).fingerprint == manifest.fingerprint, change
+    file = dataset.ShardFile(path="train/0", rows=1, bytes=9, sha256="a", row_groups=(1,))
+    seen: list[dict[str, Any]] = [
+        {"splits": {"train": (file,)}}, {"splits": {"train": (replace(file, sha256="b"),)}},
+        {"splits": {"val": (file,)}}, {"classes": ("a",)}, {"mean_rgb": (1.0, 0.0, 0.0)},
+        {"masks": dataset.default_masks((128,))}, {"stored_side": 128}, {"seed": 1},
+    ]  # fmt: skip
+    found = {replace(manifest, **change).fingerprint for change in [{}, *seen]}
+    assert len(found) == 1 + len(seen)
+
+
 def test_a_job_that_is_slow_to_put_its_revision_in_place_undoes_no_later_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = str(tmp_path / "d")
-    nothing = dict.fromkeys(("seed", "listed", "written", "quarantined", "duplicates"), 0)
-    old = dataset.Manifest(
-        splits={}, classes=(), mean_rgb=(0.0, 0.0, 0.0), masks=(), stored_side=256, **nothing
-    )
+    old = empty_manifest()
     dataset.write_manifest(uri, old)
     slow = replace(old, revision=1, jobs=(*old.jobs, "slow"))
     lost = replace(old, revision=1, jobs=(*old.jobs, "lost"))
