@@ -173,9 +173,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
 
 def _trained_with(config: PretrainConfig) -> dict[str, Any]:
     """What `pretrain_key` depends on, as far as it is known before there is a dataset."""
-    settings = learning.settings_in_key(config, mean_rgb=(0.0, 0.0, 0.0))  # it follows from prepare
-    rates = learning.learning_rates(config, settings["objective"]["adversarial"])
-    return {**settings, "learning_rates": rates}
+    return learning.settings_in_key(config, mean_rgb=(0.0, 0.0, 0.0))  # it follows from prepare
 
 
 def source_key(source: str | None) -> str:

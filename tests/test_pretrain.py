@@ -578,37 +578,32 @@ def test_losses_are_those_of_the_paper_unless_told(
     assert {name: getattr(found, name) for name in usual | expected} == usual | expected
 
 
-def test_every_setting_of_a_training_reaches_it(dataset_uri: str, tmp_path: Path) -> None:
+def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) -> None:
     manifest = replace(dataset.read_manifest(dataset_uri), masks=dataset.default_masks((128, 227)))
 
-    def task(**changes: Any) -> worker.Task:
+    def made(**changes: Any) -> tuple[worker.Task, str]:
         config = PretrainConfig(**{"batch_size": 8, "shorter": None, **changes})
-        return run_module._task(config, run_module._plan(config, dataset_uri, manifest), "stage")
+        task = run_module._task(config, run_module._plan(config, dataset_uri, manifest), "stage")
+        return task, settings.pretrain_key(config, manifest)
 
-    alexnet = {"preset": "alexnet"}
-    changed = {
-        "preset": task(preset="alexnet"), "strategy": task(strategy="random_block"),
-        "adversarial": task(adversarial=0.0), "reconstruction": task(reconstruction="l1"),
-        "overlap": task(overlap=2), "ring_weight": task(ring_weight=2.0),
-        "fill": task(fill=(0.0, 0.0, 0.0)), "bottleneck": task(bottleneck=32),
-        "steps": task(steps=3), "batch_size": task(batch_size=4), "seed": task(seed=1),
-        "learning_rate": task(learning_rate=1.0), "compile": task(compile=True),
-        "discriminator_learning_rate": task(discriminator_learning_rate=1.0),
-        "precision": task(precision="fp32"), "shorter": task(shorter=0),
-        "window_rows": task(window_rows=16), "validation_images": task(validation_images=9),
-        "num_workers": task(num_workers=2), "threads_per_worker": task(threads_per_worker=3),
-        "checkpoint_every": task(checkpoint_every=9), "keep_checkpoints": task(keep_checkpoints=9),
-        "log_every": task(log_every=9), "validate_every": task(validate_every=9),
+    of_inpaint = {
+        "preset": "alexnet", "strategy": "random_block", "adversarial": 0.0,
+        "reconstruction": "l1", "overlap": 2, "ring_weight": 2.0, "fill": (0.0, 0.0, 0.0),
+        "bottleneck": 32, "steps": 3, "batch_size": 4, "seed": 1, "learning_rate": 1.0,
+        "compile": True, "discriminator_learning_rate": 1.0, "precision": "fp32", "shorter": 0,
+        "window_rows": 16, "validation_images": 9, "num_workers": 2, "threads_per_worker": 3,
+        "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9, "validate_every": 9,
     }  # fmt: skip
-    of_alexnet = {
-        "norm": task(**alexnet, norm="lrn"), "groups": task(**alexnet, groups=2),
-        "dropout": task(**alexnet, dropout=0.0), "region": task(**alexnet, region="image"),
-    }  # fmt: skip
+    of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures"}
     names = {field.name for field in fields(PretrainConfig)}
-    assert changed.keys() | of_alexnet.keys() == names - of_the_driver
-    assert [name for name, found in changed.items() if found == task()] == []
-    assert [name for name, found in of_alexnet.items() if found == task(**alexnet)] == []
+    assert of_inpaint.keys() | of_alexnet.keys() == names - of_the_driver
+    for preset, changes in (("inpaint", of_inpaint), ("alexnet", of_alexnet)):
+        task, key = made(preset=preset)
+        for name, value in changes.items():
+            changed, other = made(**{"preset": preset, name: value})
+            assert changed != task, name
+            assert (other == key) == (name in settings.NOT_IN_KEY), name
 
 
 def test_the_seed_draws_the_weights(dataset_uri: str) -> None:
@@ -652,3 +647,21 @@ def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path
     assert settings.pretrain_key(alone, manifest) == settings.pretrain_key(same, manifest)
     other = replace(manifest, seed=manifest.seed + 1)
     assert settings.pretrain_key(config, other) != key
+
+
+@pytest.mark.parametrize("preset", ["inpaint", "alexnet"])
+def test_a_default_that_is_given_is_no_other_training(preset: str, dataset_uri: str) -> None:
+    manifest = dataset.read_manifest(dataset_uri)
+    joint = preset == "inpaint"
+    given: dict[str, Any] = {
+        "strategy": "central" if joint else "random_region", "region": "hole",
+        "adversarial": 0.001 if joint else 0.0, "overlap": 4 if joint else 0,
+        "dropout": 0.5, "bottleneck": 4000, "shorter": 144 if joint else 0,
+        "learning_rate": 2e-3 if joint else 1e-4, "fill": manifest.mean_rgb,
+    }  # fmt: skip
+    if joint:
+        given["discriminator_learning_rate"] = 2e-4
+    key = settings.pretrain_key(PretrainConfig(preset=preset), manifest)
+    for name, value in given.items():
+        config = PretrainConfig(preset=preset, **{name: value})
+        assert settings.pretrain_key(config, manifest) == key, name

@@ -17,7 +17,7 @@ from pipelines.dataset import Manifest
 from pipelines.errors import UserError
 from pipelines.stream import WINDOW_ROWS
 
-KEY_VERSION = 1  # part of every key: raise it when the same settings train differently
+KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
 # How a run is carried out, as opposed to what it computes: never part of a key.
 NOT_IN_KEY = {
     "source",
@@ -33,8 +33,23 @@ NOT_IN_KEY = {
     "tracking_uri",
     "experiment",
 }
-
-
+# In a key is what these come to, so that a default is the same setting when it is given.
+RESOLVED = {
+    "strategy",
+    "adversarial",
+    "reconstruction",
+    "region",
+    "overlap",
+    "ring_weight",
+    "fill",
+    "norm",
+    "groups",
+    "dropout",
+    "bottleneck",
+    "learning_rate",
+    "discriminator_learning_rate",
+    "shorter",
+}
 LEAST = {  # what a setting must be at the least
     "steps": 1,
     "batch_size": 1,
@@ -222,16 +237,21 @@ def shorter(config: PretrainConfig) -> int:
 
 
 def settings_in_key(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> dict[str, Any]:
-    """The settings that matter, and what some defaults come to; no path, time or worker count.
+    """What the settings that matter come to; no path, time or worker count.
 
     The number of workers is left out because the stream does not depend on it.
     """
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | RESOLVED}
     losses = objective(config, mean_rgb)
-    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
-    settings |= {"version": KEY_VERSION, "strategy": config.holes, "objective": asdict(losses)}
-    if losses.adversarial == 1:  # the one default rate that is no tenth of the generator's
-        _, settings["discriminator_learning_rate"] = learning_rates(config, losses.adversarial)
-    return settings
+    rates = learning_rates(config, losses.adversarial)
+    return settings | {
+        "version": KEY_VERSION,
+        "strategy": config.holes,
+        "network": asdict(network(config)),
+        "objective": asdict(losses),
+        "learning_rates": rates if losses.adversarial else rates[:1],
+        "shorter": shorter(config),
+    }
 
 
 def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
