@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import mlflow
 import mlflow.artifacts
@@ -27,6 +28,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     LoggedModelStatus,
     Metric,
     Param,
@@ -35,6 +37,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 
@@ -63,15 +66,44 @@ SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
 
 def tracking_uri(requested: str | None, store: str) -> str:
-    """The server to use: the flag, else MLFLOW_TRACKING_URI, else SQLite inside the store."""
+    """The server to use: the flag, else MLFLOW_TRACKING_URI, else SQLite inside the store.
+
+    Nobody is asked, since a server may be away for a while.
+
+    Raises:
+        UserError: MLflow can never speak to that, or no SQLite file can live in the store.
+    """
     if uri := requested or os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
+        return _spoken(uri)
     if not storage.is_local(store):
         raise UserError(
             f"store is '{store}', where no SQLite file can live; name the tracking server with "
             "--tracking-uri http://... or MLFLOW_TRACKING_URI"
         )
-    return f"{SQLITE}{storage.local_path(storage.absolute(store)) / 'mlflow.db'}"
+    folder = storage.local_path(storage.absolute(store))
+    if "?" in str(folder) or unquote(str(folder)) != str(folder):
+        raise UserError(
+            f"store is '{store}'; in the path of its SQLite file MLflow takes '?' and '%' with two "
+            "digits for marks of a URL: name another folder, or a tracking server with "
+            "--tracking-uri http://... or MLFLOW_TRACKING_URI"
+        )
+    return f"{SQLITE}{folder / 'mlflow.db'}"
+
+
+def _spoken(uri: str) -> str:
+    """The URI, if MLflow or a plug-in of it speaks its protocol; plain files it takes no longer."""
+    try:
+        _tracking_store_registry.get_store_builder(uri)
+        known = (":" in uri and not uri.startswith("file:")) or uri == "databricks"
+    except (MlflowException, ValueError):  # ValueError: no URI at all
+        known = False
+    if not known:
+        raise UserError(
+            f"tracking_uri is '{uri}', which is no tracking server; --tracking-uri, or else "
+            "MLFLOW_TRACKING_URI, must be http://HOST:PORT, https://HOST, or a database such as "
+            "sqlite:///FOLDER/mlflow.db; without both the store has its own"
+        )
+    return uri
 
 
 def client(uri: str) -> MlflowClient:
@@ -105,17 +137,29 @@ def quieten() -> None:
     """Only MLflow's errors are shown: schema migrations and hints are not the user's business."""
     for name in ("mlflow", "alembic", "git", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A database that fails is raised here too, and told once: not with a stack at every try.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def experiment_id(server: MlflowClient, name: str, store: str) -> str:
-    """Find or create an experiment; with SQLite its artifacts go to the store, not to the cwd."""
+    """Find or create an experiment; with SQLite its artifacts go to the store, not to the cwd.
+
+    Raises:
+        UserError: it was deleted; MLflow keeps its name.
+    """
     if found := server.get_experiment_by_name(name):
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            raise UserError(
+                f"experiment is '{name}', which was deleted on that server; restore it (mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}) or give another "
+                "--experiment"
+            )
         return str(found.experiment_id)
     artifacts = None
     if server.tracking_uri.startswith(SQLITE):
-        artifacts = Path(storage.absolute(store), "mlartifacts").as_uri()
+        artifacts = (storage.local_path(storage.absolute(store)) / "mlartifacts").as_uri()
     try:
         return str(server.create_experiment(name, artifact_location=artifacts))
     except MlflowException:
@@ -205,8 +249,9 @@ def git_commit() -> str:
 
 
 def described(uri: str, error: Exception) -> str:
-    """What went wrong with a server, as a recorder says it."""
-    return f"{uri}: {type(error).__name__}: {error}"[:500]
+    """What went wrong with a server, as a recorder says it: databases add their statements."""
+    reason = str(error).strip().partition("\n")[0]
+    return f"{uri}: {type(error).__name__}: {reason}"[:500]
 
 
 def may_pass(error: Exception) -> bool:

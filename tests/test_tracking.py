@@ -1,10 +1,12 @@
 """The recorder: an absent server delays the curves and costs nothing else."""
 
 import itertools
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,3 +249,67 @@ def test_looking_up_a_run_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing was recorded in that store"):
         tracking.download_model(uri, "models:/m@champion", tmp_path / "copy")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "mistake", ["localhost:5000", "sqllite:///mlflow.db", "mlruns", "file:///tmp/runs", "http://["]
+)
+def test_what_is_no_tracking_server_is_refused_before_anything_runs(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"tracking_uri is .* must be http"):
+        tracking.tracking_uri(mistake, str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mistake)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        tracking.tracking_uri(None, str(tmp_path))
+
+
+@pytest.mark.parametrize("server", ["https://host", "postgresql+psycopg2://u@h/db", "databricks"])
+def test_every_server_that_mlflow_knows_may_be_named(server: str, tmp_path: Path) -> None:
+    assert tracking.tracking_uri(server, str(tmp_path)) == server
+
+
+@pytest.mark.parametrize("name", ["what?", "50%25", "%41"])
+def test_a_store_whose_sqlite_file_would_lie_elsewhere_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"store is .* another folder"):
+        tracking.tracking_uri(None, str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+    assert tracking.tracking_uri("http://here", str(tmp_path / name)) == "http://here"
+
+
+@pytest.mark.parametrize("written", ["{}", "file://{}"])
+def test_a_store_on_this_machine_holds_its_artifacts_however_it_is_written(
+    written: str, tmp_path: Path
+) -> None:
+    store = written.format(tmp_path / "a store, 100% #1")
+    server = tracking.client(tracking.tracking_uri(None, store))
+    run = server.create_run(tracking.experiment_id(server, "tests", store))
+    tracking.log_bytes(server, run.info.run_id, "deep/note.txt", b"hello")
+    (file,) = (tmp_path / "a store, 100% #1" / "mlartifacts").rglob("note.txt")
+    assert file.read_bytes() == b"hello"
+    assert [path.name for path in tmp_path.iterdir()] == ["a store, 100% #1"]
+
+
+def test_a_deleted_experiment_is_named_with_what_to_do(sqlite: str, tmp_path: Path) -> None:
+    server = tracking.client(sqlite)
+    server.delete_experiment(tracking.experiment_id(server, "tests", str(tmp_path)))
+    outcome = Recorder(make_spec(sqlite, tmp_path)).finish("FINISHED", wait_s=3)
+    assert outcome.run_id is None
+    assert outcome.problem is not None and "experiments restore" in outcome.problem
+    assert "--experiment" in outcome.problem
+
+
+def test_a_database_that_fails_is_told_in_one_line_and_once(
+    sqlite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = tracking.client(sqlite)
+    tracking.experiment_id(server, "tests", str(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as other:
+        other.execute("DROP TABLE experiment_tags")
+    capfd.readouterr()
+    outcome = Recorder(make_spec(sqlite, tmp_path)).finish("FINISHED", wait_s=3)
+    assert outcome.problem is not None
+    assert outcome.problem.endswith("no such table: experiment_tags")
+    assert capfd.readouterr() == ("", "")

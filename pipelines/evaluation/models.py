@@ -139,7 +139,7 @@ def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
             raise
         plain_console().print(
             f"warning: MLflow did not answer, so the run of '{found.uri}' is not known "
-            f"({tracking.described(tracking_uri, error).splitlines()[0]})",
+            f"({tracking.described(tracking_uri, error)})",
             soft_wrap=True,
         )
         return found
