@@ -107,11 +107,21 @@ def _spoken(uri: str) -> str:
 
 
 def client(uri: str) -> MlflowClient:
-    """A client of a tracking server that is also the model registry."""
+    """A client of a tracking server that is also the model registry.
+
+    Raises:
+        MlflowException: its database is away, or is none; while connecting, MLflow itself would
+            let an error of the driver through.
+    """
     quieten()
     if uri.startswith(SQLITE):  # MLflow makes the file, but not its folder
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException:
+        raise
+    except Exception as error:
+        raise MlflowException(str(error).partition("\n")[0]) from error
 
 
 def is_there(uri: str) -> bool:
@@ -532,9 +542,9 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
     Raises:
         UserError: no such model, or not one of ours.
     """
-    quieten()
     try:
         require_there(uri)
+        client(uri)  # what connects is asked first, where its errors are MLflow's
         with global_server(uri):
             mlflow.artifacts.download_artifacts(
                 artifact_uri=model_uri, dst_path=str(folder / "logged")

@@ -116,6 +116,21 @@ def test_a_server_that_is_away_is_one_message_where_it_is_needed(
         resolve(ref, store=str(tmp_path), tracking_uri=away(monkeypatch))
 
 
+def test_a_database_that_is_none_is_a_server_that_is_away(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.db").write_bytes(b"no database " * 500)
+    uri = f"sqlite:///{tmp_path}/broken.db"
+    folder = save(tmp_path / "model", key="k")
+    assert resolve(folder, store=str(tmp_path), tracking_uri=uri).run_id is None
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow did not answer") and "not a database" in line
+    for ref in ("0" * 32, "models:/ce@champion"):
+        with pytest.raises(UserError, match="not a database") as refusal:
+            resolve(ref, store=str(tmp_path), tracking_uri=uri)
+        assert len(str(refusal.value).splitlines()) == 1
+
+
 def test_one_name_for_two_models_is_refused_unless_it_is_their_label(tmp_path: Path) -> None:
     first, second = (
         save(tmp_path / name / "step-00000200", seed) for seed, name in enumerate(("a", "b"))

@@ -497,7 +497,11 @@ def test_bad_input_is_one_message_and_registers_nothing(
     gates = tmp_path / "gates.yaml"
     gates.write_text("requird: [inpainting]\n")
     common = ["--name", "never", "--store", str(home.store)]
+    (tmp_path / "broken.db").write_bytes(b"no database " * 500)
     cases = {
+        "which does not answer ((sqlite3.DatabaseError) file is not a database)": [
+            "--run", "0" * 32, "--tracking-uri", f"sqlite:///{tmp_path}/broken.db", *common
+        ],
         "did you mean 'required'?": ["--run", "0" * 32, "--gates", str(gates), *common],
         f"run is '{'0' * 32}', which": ["--run", "0" * 32, *common],
         "which does not answer": [
