@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,8 @@ def test_a_row_of_several_trainings_gives_each_of_them_one_seed() -> None:
         ("0", 7), ("0", 8), ("0", 9), ("1", 7), ("2", 8), ("3", 9),
     ]  # fmt: skip
     assert [seed for _, seed in room.paired(others, (7,))] == [7, 7, 7]
+    twin = replace(alone, uri="the same by another reference")
+    assert [(s.identity, seed) for s, seed in room.paired([alone, twin], (7,))] == [("0", 7)]
 
 
 def test_an_autoencoder_ends_with_statistics_without_dropout(

@@ -1,5 +1,6 @@
 """The evaluation stage: what is measured, committed, skipped and reported."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from test_evaluation_pictures import class_folders, picture
 from test_evaluation_voc import voc_folder
 
@@ -20,7 +22,7 @@ from pipelines.evaluation import frozen, models, plan, report, results, run, wor
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.finetune import FinetuneSettings
 from pipelines.evaluation.frozen import FrozenSettings
-from pipelines.evaluation.inpainting import InpaintingSettings
+from pipelines.evaluation.inpainting import METRICS, InpaintingSettings
 from pipelines.evaluation.retrieval import RetrievalSettings
 from pipelines.evaluation.segmentation import SegmentationSettings
 from pipelines.evaluation.voc import VocSettings
@@ -313,6 +315,23 @@ def test_probes_with_few_labels_keep_their_shares_apart() -> None:
     assert len(measured.notes["penalty"]) == 2
 
 
+def test_the_closing_table_shows_every_name_and_number_in_a_log() -> None:
+    names = ["mean colour", "neighbour, these features of the network", "ours"]
+    rows = [
+        {"model": "", "method": name, "holes": "central"}
+        | {n: results.summary([0.1234, 0.2345 + at]) for n in (*METRICS, "pictures")}
+        for at, name in enumerate(names)
+    ]
+    section = {"title": "inpainting, d", "task": "inpainting", "rows": rows}
+    log = io.StringIO()
+    run._table({"sections": [section]}, Console(file=log, width=80))
+    told = log.getvalue()
+    grid = report.main_grid(section)
+    for text in " ".join(cell for row in grid.cells for cell in row).split():
+        assert text in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
 def test_repetitions_of_a_row_are_pooled() -> None:
     pooled = results.over_seeds([[{"model": "a", "x": 1.0}], [{"model": "a", "x": 3.0}]])
     (row,) = pooled
@@ -360,6 +379,7 @@ def test_the_voc_protocol_is_that_of_the_paper() -> None:
     [
         ({"tasks": ()}, "tasks is empty"),
         ({"seeds": (1, 1)}, "seeds is .* each must occur once"),
+        ({"tasks": ("knn", "knn")}, "tasks is .* each must occur once"),
         ({"cpus_per_task": 0}, "cpus_per_task is 0"),
     ],
 )

@@ -84,8 +84,10 @@ class EvaluateConfig:
         for name in ("model", "data", "tasks", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; give at least one --{name} value")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; each must occur once, or it counts twice")
+        for name in ("tasks", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}; each must occur once, or it counts twice")
         if self.cpus_per_task < 1:
             raise ValueError(f"cpus_per_task is {self.cpus_per_task}; it must be 1 or more")
 

@@ -195,10 +195,11 @@ def paired(subjects: Sequence[Subject], seeds: Sequence[int]) -> list[tuple[Subj
     """Subjects with the seeds they are measured with.
 
     A row of one model is measured with every seed. In a row of several (trainings of different
-    seeds) each model takes one seed, in turn, so that they stay independent repetitions.
+    seeds) each model takes one seed, in turn, so that they stay independent repetitions. A model
+    that is given by two references counts once.
     """
     rows: dict[str, list[Subject]] = {}
-    for subject in subjects:
+    for subject in {(s.name, s.identity): s for s in subjects}.values():
         rows.setdefault(subject.name, []).append(subject)
     return [
         (subject, seed)

@@ -17,6 +17,7 @@ from pipelines.evaluation.room import Room, precision_of_workers, with_baselines
 from pipelines.evaluation.work import Job
 from pipelines.progress import plain_console
 
+NAME_WIDTH = 16  # characters of a line of a row's name, at the least
 ABOUT = {
     "inpainting": "Errors on [0, 1] pixels per picture, then averaged; PSNR in dB.",
     "linear": "Ridge classifier on frozen features of each layer; accuracy on the test split.",
@@ -242,9 +243,10 @@ def _table(found: dict[str, Any], console: Console) -> None:
     for section in found["sections"]:
         grid = report.main_grid(section)
         table = Table(title=f"{section['title']}: {grid.caption}", title_justify="left")
-        table.add_column(grid.head[0], overflow="fold")  # several names begin alike: never cut
+        # Several names begin alike: never cut, and numbers leave them room.
+        table.add_column(grid.head[0], overflow="fold", min_width=NAME_WIDTH)
         for name in grid.head[1:]:
             table.add_column(name, justify="right", no_wrap=True)
-        for row in grid.cells:
-            table.add_row(*row)
-        console.print(table)
+        for name, *cells in grid.cells:
+            table.add_row(name, *(cell.replace(" \u00b1", "\n\u00b1") for cell in cells))
+        console.print(table, crop=False)
