@@ -215,7 +215,7 @@ def _raw_manifest(uri: str) -> dict[str, Any] | None:
         raw = storage.read_json(place)
     except ValueError as error:
         if storage.exists(storage.join(uri, "card.json")):
-            raise _altered(uri, error) from None
+            raise _altered(uri, error.__cause__ or error) from None
         return None
     return raw if isinstance(raw, dict) and {"format_version", "splits"} <= raw.keys() else None
 
@@ -263,7 +263,7 @@ def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
         raise _altered(uri, error) from None
 
 
-def _altered(uri: str, error: Exception) -> UserError:
+def _altered(uri: str, error: BaseException) -> UserError:
     return UserError(
         f"{MANIFEST} in '{uri}' is not as jobs/prepare.py wrote it ({type(error).__name__}: "
         f"{error}): restore it from a copy (the newest one in revisions, where there is one), or "

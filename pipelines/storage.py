@@ -314,9 +314,23 @@ def size(uri: str) -> int:
     return int(found)
 
 
+class NotJsonError(UserError):
+    """An object that was cut or altered: what we write is whole or not there."""
+
+
 def read_json(uri: str) -> Any:
-    """The whole object, parsed."""
-    return json.loads(read_bytes(uri))
+    """The whole object, parsed.
+
+    Raises:
+        NotJsonError: it cannot be.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NotJsonError(
+            f"{uri} is no JSON: it was cut or altered ({error}); put back what it was, or delete "
+            "it and give the command that wrote it again"
+        ) from error
 
 
 def children(uri: str) -> list[str]:

@@ -1,6 +1,5 @@
 """A trained model as files: `weights.safetensors` and `model.json`; loading them runs no code."""
 
-import json
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -87,7 +86,7 @@ def load_model(uri: str) -> LoadedModel:
             f"'{uri}' is not a model folder: it must hold {MODEL} and {WEIGHTS}, as "
             "jobs/pretrain.py writes them"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except storage.NotJsonError:
         description = None
     if not isinstance(description, dict):
         raise UserError(

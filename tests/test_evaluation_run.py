@@ -346,6 +346,14 @@ def test_a_missing_score_is_not_available_in_every_form() -> None:
     assert run.metrics_of({"sections": [section]}) == {}
 
 
+@pytest.mark.parametrize("left", [b'{"rows": [', b"", b"\xff\xfe"])
+def test_a_result_that_was_cut_is_named_with_what_to_do(left: bytes, tmp_path: Path) -> None:
+    results.commit(str(tmp_path), results.Measured([], {}, {}))
+    (tmp_path / "commit.json").write_bytes(left)
+    with pytest.raises(UserError, match=r"commit\.json is no JSON: .* or delete it and give"):
+        results.committed(str(tmp_path))
+
+
 def test_the_second_of_two_equal_commits_changes_nothing(tmp_path: Path) -> None:
     first = results.Measured([{"x": float("nan")}], {}, {"title": b"png"})
     results.commit(str(tmp_path), first)

@@ -8,7 +8,6 @@
 Every form is compared with the original, batch norm and all, before anything is published.
 """
 
-import json
 import logging
 import tempfile
 import warnings
@@ -112,7 +111,7 @@ def load_encoder(uri: str) -> nn.Sequential:
             f"'{uri}' is not an exported encoder: it must hold {DESCRIPTION} and {WEIGHTS}, as "
             "jobs/export.py writes them"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except storage.NotJsonError:
         description = None
     if not isinstance(description, dict) or not {"files", "network"} <= description.keys():
         raise UserError(f"{DESCRIPTION} in '{uri}' was altered or cut; export again")
