@@ -3,7 +3,7 @@
 from typing import Any
 
 from ce_model.masks import STRATEGIES
-from pipelines import cluster, dataset, prepare, pretrain, samples, storage
+from pipelines import cluster, dataset, prepare, pretrain, samples, storage, tracking
 from pipelines.prepare import PrepareConfig
 from pipelines.pretrain import PretrainConfig
 
@@ -12,6 +12,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     """Pretrain; raw pictures, or the sample pictures without a source, are prepared first."""
     if config.source is not None and not dataset.is_dataset(config.source):
         storage.require_folder(config.source, "source")
+    tracking.tracking_uri(config.tracking_uri, config.store)  # refused before hours of preparing
     with cluster.connected():
         return pretrain.run(config, ensure_dataset(config))
 

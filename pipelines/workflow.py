@@ -99,6 +99,7 @@ def run(config: WorkflowConfig) -> None:
     if config.plan:
         console.print(plan_table(graph.plan(wanted, config.store)))
         return
+    tracking.tracking_uri(config.tracking_uri, config.store)  # refused before any stage
     with cluster.connected() as resources:
         outcomes = graph.execute(
             wanted,

@@ -1,12 +1,15 @@
 """The chain knows what is missing and why; run in full it ends with a champion."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import write_pictures
 
-from pipelines import graph, pretrain, registry, storage, tracking, workflow
+from pipelines import chain, graph, pretrain, registry, storage, tracking, workflow
+from pipelines.ablation import run as ablation
+from pipelines.ablation.config import AblateConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.inpainting import InpaintingSettings
 from pipelines.pretrain import PretrainConfig
@@ -55,6 +58,19 @@ def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) 
     elsewhere = replace(config(pictures).pretrain, num_workers=2, log_every=1)
     store = str(tmp_path / "moved")
     assert graph.keys(stages(config(pictures, pretrain=elsewhere, store=store))) == before
+
+
+def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) -> None:
+    asked = config(pictures, tracking_uri="localhost:5000")
+    common = {name: getattr(asked, name) for name in ("source", "store", "tracking_uri")}
+    pretraining = replace(asked.pretrain, **common)
+    comparing = AblateConfig(**common, pretrain=asked.pretrain, tasks=("inpainting",))
+    for start in (
+        partial(run, asked), partial(chain.run, pretraining), partial(ablation.sweep, comparing)
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"^tracking_uri is 'localhost:5000'"):
+            start()
+        assert not Path(asked.store).exists()
 
 
 def test_a_training_that_would_differ_has_another_key(

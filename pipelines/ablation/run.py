@@ -87,6 +87,7 @@ def sweep(config: AblateConfig) -> dict[str, Any]:
     """Train and measure every cell, compare the arms; returns what `ablation.json` holds."""
     console = plain_console()
     require_measurable(config, None)
+    tracking.tracking_uri(config.tracking_uri, config.store)  # refused before any cell
     with cluster.connected() as resources:
         data = _dataset(config)
         require_measurable(config, data)
