@@ -92,6 +92,9 @@ def test_a_run_and_a_model_that_are_not_there_are_named(tmp_path: Path) -> None:
         named("0" * 32, tmp_path)
     with pytest.raises(UserError, match="model is 'models:/nothing@champion', which"):
         named("models:/nothing@champion", tmp_path)
+    for baseline in models.BASELINES:  # evaluation draws or trains them; nothing else has them
+        with pytest.raises(UserError, match=f"model is '{baseline}', which only jobs/evaluate"):
+            named(baseline, tmp_path)
 
 
 def away(monkeypatch: pytest.MonkeyPatch) -> str:

@@ -27,6 +27,7 @@ from pipelines.progress import plain_console
 
 Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
 BASELINES = get_args(Kind)[1:]
+REFERENCES = "a model folder, a pretraining stage, an MLflow run id or models:/name@alias"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 KMEANS_PICTURES = 64
 CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on conv5 and pool5
@@ -101,9 +102,8 @@ def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = N
         description = storage.read_json(storage.join(uri, weights.MODEL))
     except FileNotFoundError:
         raise UserError(
-            f"model is '{uri}', where there is no {weights.MODEL}; it must be a model folder, a "
-            "pretraining stage, an MLflow run id, models:/name@alias, or one of "
-            f"{', '.join(BASELINES)}"
+            f"model is '{uri}', where there is no {weights.MODEL}; it must be {REFERENCES}, or, to "
+            f"be measured, one of {', '.join(BASELINES)}"
         ) from None
     digest = description["info"]["weights_sha256"]
     return Subject(
@@ -118,8 +118,16 @@ def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = N
 
 
 def resolve(ref: str, *, store: str, tracking_uri: str) -> Subject:
-    """The trained model that a reference names; registered ones are copied into the store."""
+    """The trained model that a reference names; registered ones are copied into the store.
+
+    Raises:
+        UserError: it names none.
+    """
     name, ref = named(ref)
+    if ref in BASELINES:
+        raise UserError(
+            f"model is '{ref}', which only jobs/evaluate.py knows; here it must be {REFERENCES}"
+        )
     if RUN_ID.fullmatch(ref):
         folder = tracking.run_model(tracking_uri, ref)
         return trained(name, folder, run_id=ref)
