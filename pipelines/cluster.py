@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import psutil
 import ray
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 LOCAL_OBJECT_STORE_BYTES = 1 << 30  # the stream keeps a few batches in flight, not the dataset
 ANSWER_S = 10.0
@@ -55,7 +55,7 @@ def connected() -> Iterator[Resources]:
             ray.init(**options)
         except Exception as error:  # Ray raises it bare for a node that does not start
             what = f"joining the cluster at {address}" if address else "starting Ray here"
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise UserError(
                 f"{what} failed: {reason} Look whether the machine is overloaded, "
                 "whether RAY_AUTH_TOKEN_PATH holds this cluster's token, and into "

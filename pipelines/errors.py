@@ -12,3 +12,8 @@ class UserError(ValueError):
     def __str__(self) -> str:
         """The message."""
         return self.message
+
+
+def first_line(error: BaseException) -> str:
+    """Of its text, to which servers and databases add much; its class where there is none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

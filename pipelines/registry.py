@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 SUMMARY = "summary.json"
 REPORTS = "evaluation"
@@ -60,7 +60,7 @@ def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
         with tracking.global_server(uri):  # MLflow resolves `models:/<id>` there only
             return action(tracking.client(uri))
     except MlflowException as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = first_line(error)[:300]
         if error.error_code in (*ABSENT, THERE):
             raise
         if error.error_code != AWAY:
@@ -70,7 +70,7 @@ def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
                 "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
             ) from None
     except OSError as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = first_line(error)[:300]
     raise UserError(
         f"tracking_uri is '{uri}', which does not answer ({reason}); promotion needs the server, "
         "and nothing was changed"

@@ -42,7 +42,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 
 from pipelines import storage
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 
 KEY_TAG = "pipeline_key"
 COMMIT_TAG = "mlflow.source.git.commit"
@@ -121,7 +121,7 @@ def client(uri: str) -> MlflowClient:
     except MlflowException:
         raise
     except Exception as error:
-        raise MlflowException(str(error).partition("\n")[0]) from error
+        raise MlflowException(first_line(error)) from error
 
 
 def is_there(uri: str) -> bool:
@@ -260,8 +260,7 @@ def git_commit() -> str:
 
 def described(uri: str, error: Exception) -> str:
     """What went wrong with a server, as a recorder says it: databases add their statements."""
-    reason = str(error).strip().partition("\n")[0]
-    return f"{uri}: {type(error).__name__}: {reason}"[:500]
+    return f"{uri}: {type(error).__name__}: {first_line(error)}"[:500]
 
 
 def may_pass(error: Exception) -> bool:
@@ -526,7 +525,7 @@ def run_model(uri: str, run_id: str) -> str:
         except (MlflowException, OSError) as error:
             raise UserError(
                 f"model is run '{run_id}', from which {uri} gives no summary.json "
-                f"({str(error).splitlines()[0]}); name a finished pretraining run or a model folder"
+                f"({first_line(error)}); name a finished pretraining run or a model folder"
             ) from None
         return str(json.loads(Path(local).read_text())["model"])
 
@@ -550,7 +549,7 @@ def download_model(uri: str, model_uri: str, folder: Path) -> str | None:
                 artifact_uri=model_uri, dst_path=str(folder / "logged")
             )
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"model is '{model_uri}', which {uri} does not give: {reason}") from None
     found = next((folder / "logged").rglob("weights.safetensors"), None)
     if found is None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import chain, cluster, dataset, graph, pretrain, registry, samples, storage, tracking
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import models, plan
 from pipelines.evaluation import run as evaluation
@@ -283,7 +283,7 @@ def _log(
     try:
         _log_runs(config, uri, wanted, ended)
     except Exception as error:  # the graph ran and its results are stored; tracking can be late
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         console.print(f"warning: {uri} does not have the workflow ({reason}); run it again later")
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from pipelines import cli
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from pipelines.pretrain import PretrainConfig
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -140,6 +140,11 @@ def test_a_user_error_keeps_its_message_when_ray_data_adds_to_its_arguments() ->
     error.args = ("x is 3\nTo change retry attempts, configure ...",)
     again = pickle.loads(pickle.dumps(error))
     assert (str(error), str(again)) == ("x is 3", "x is 3")
+
+
+def test_of_an_error_the_first_line_is_told_or_its_class() -> None:
+    assert first_line(OSError("no route\nto the host")) == "no route"
+    assert first_line(TimeoutError()) == "TimeoutError"
 
 
 def test_the_quickstart_trains_with_the_joint_loss() -> None:

@@ -22,7 +22,7 @@ from pipelines import (
 from pipelines.ablation import comparison, report, tick
 from pipelines.ablation.config import AblateConfig, Arm, Cell, arms, cells, pretraining
 from pipelines.cluster import Resources
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import models, plan
 from pipelines.evaluation import run as evaluation
@@ -379,7 +379,7 @@ def _publish(config: AblateConfig, found: dict[str, Any], console: Console) -> N
     try:
         missing = _log(config, found, uri, page, text)
     except Exception as error:  # the sweep is done and stored; a server that is away costs nothing
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         console.print(f"warning: {uri} does not have the sweep yet ({reason}); run it again later")
         return
     if missing:

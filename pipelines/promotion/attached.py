@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines import tracking, weights
-from pipelines.errors import UserError
+from pipelines.errors import UserError, first_line
 from pipelines.registry import REPORT, REPORTS, SUMMARY
 
 MODELS = "models:/"
@@ -31,7 +31,7 @@ def asked(what: str, action: Callable[[], Value]) -> Value:
     except UserError as error:
         raise unreadable(what, str(error)) from error
     except Exception as error:  # of MLflow, or of the client of whatever store it has
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        reason = f"{type(error).__name__}: {first_line(error)}"[:300]
         raise unreadable(what, reason) from error
 
 
