@@ -78,7 +78,7 @@ def join(uri: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """A local path made absolute, so that every process means the same; URLs unchanged."""
-    return uri if "://" in uri else str(Path(os.path.expanduser(uri)).absolute())
+    return uri if "://" in uri else str(local_path(uri).absolute())
 
 
 def is_local(uri: str) -> bool:

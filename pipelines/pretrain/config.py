@@ -6,12 +6,7 @@ from typing import Any, Literal
 
 from ce_model.masks import Strategy
 from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
-from ce_model.training import (
-    Objective,
-    Precision,
-    default_learning_rates,
-    discriminator_rate,
-)
+from ce_model.training import Objective, Precision, default_learning_rates, discriminator_rate
 from pipelines import storage
 from pipelines.dataset import Manifest
 from pipelines.errors import UserError
@@ -32,23 +27,6 @@ NOT_IN_KEY = {
     "summary",
     "tracking_uri",
     "experiment",
-}
-# In a key is what these come to, so that a default is the same setting when it is given.
-RESOLVED = {
-    "strategy",
-    "adversarial",
-    "reconstruction",
-    "region",
-    "overlap",
-    "ring_weight",
-    "fill",
-    "norm",
-    "groups",
-    "dropout",
-    "bottleneck",
-    "learning_rate",
-    "discriminator_learning_rate",
-    "shorter",
 }
 LEAST = {  # what a setting must be at the least
     "steps": 1,
@@ -239,17 +217,21 @@ def shorter(config: PretrainConfig) -> int:
 def settings_in_key(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> dict[str, Any]:
     """What the settings that matter come to; no path, time or worker count.
 
-    The number of workers is left out because the stream does not depend on it.
+    A default is the same setting when it is given: the fields of the network and of the objective
+    are named as those of the config, and stand in their place. The number of workers is left out
+    because the stream does not depend on it.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | RESOLVED}
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
     losses = objective(config, mean_rgb)
-    rates = learning_rates(config, losses.adversarial)
-    return settings | {
+    generator, discriminator = learning_rates(config, losses.adversarial)
+    return {
+        **settings,
+        **asdict(network(config)),
+        **asdict(losses),
         "version": KEY_VERSION,
         "strategy": config.holes,
-        "network": asdict(network(config)),
-        "objective": asdict(losses),
-        "learning_rates": rates if losses.adversarial else rates[:1],
+        "learning_rate": generator,
+        "discriminator_learning_rate": discriminator if losses.adversarial else None,
         "shorter": shorter(config),
     }
 
