@@ -1,14 +1,17 @@
 """Images per second of our training step beside a loop in the style of the public PyTorch ports.
 
-Both start from the same weights. The peer is fp32 eager in NCHW with the layers and the loop of the
-ports (a 4x4 convolution as bottleneck, unfused Adam, a value read back for every loss); its batch
-is given to it as floats with the hole already filled, while ours starts from uint8 pictures and
-masks. Rounds of the two alternate in one process; the rate of a plain matrix product, measured
-between them, is the limit. On a busy machine the ratio of processor time is the steadier one. At
-the end both train on the same batches without discriminator, and their losses have to agree.
+Both start from the same weights. The peer `ports` is fp32 eager in NCHW with the layers and the
+loop of the ports (a 4x4 convolution as bottleneck, unfused Adam, a value read back for every loss);
+its batch is given to it as floats with the hole already filled, while ours starts from uint8
+pictures and masks. The peer `plain` is our own step in our precision, neither compiled nor recorded
+as a CUDA graph. Rounds of the two alternate in one process; the rate of a plain matrix product,
+measured between them, is the limit. On a busy machine the ratio of processor time is the steadier
+one. At the end ours and `ports` train on the same batches without discriminator, and their losses
+have to agree.
 
 $ python -m benchmarks.train_step --preset inpaint --rounds 5
-$ python -m benchmarks.train_step --preset alexnet --device cuda --batch-size 512
+$ python -m benchmarks.train_step --preset alexnet --device cuda --batch-size 512 --steps 50
+$ python -m benchmarks.train_step --device cuda --peer plain --steps 50 --loss-steps 0
 """
 
 import argparse
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ce_model import training
+from ce_model import graphed, training
 from ce_model.masks import Strategy, mask_for
 from ce_model.networks import (
     NetworkConfig,
@@ -38,7 +41,7 @@ from ce_model.training import Networks, Objective
 
 Step = Callable[[int], Tensor | float]  # index of the batch -> reconstruction loss
 LOSS_TOLERANCE = 0.02
-MATMUL_SIDE = 2048
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 NUM_BATCHES = 5  # distinct batches that the loss comparison goes through
 
 
@@ -46,6 +49,7 @@ def main() -> None:
     """Compare speed and loss of the chosen presets; exit with 1 where the losses differ."""
     args = _arguments()
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # for both
     device = torch.device(args.device)
     dtype = training.resolve_precision(args.precision, device)
     print(
@@ -59,6 +63,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", nargs="+", default=["inpaint", "alexnet"])
+    parser.add_argument("--peer", choices=["ports", "plain"], default="ports")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -118,8 +123,11 @@ def _compare(
     start = _networks(setting, device, seed=0)
     batches = [_batch(setting, args.batch_size, 0, device)]
     ours = _our_step(start, batches, setting, dtype, compiled=args.compile)
-    peer = _peer_step(start, batches, setting)
-    _alternate(ours, peer, device, steps=1, rounds=1)  # warm up
+    if args.peer == "ports":
+        peer = _peer_step(start, batches, setting)
+    else:
+        peer = _our_step(start, batches, setting, dtype, recorded=False)
+    _alternate(ours, peer, device, steps=graphed.WARM_UP_STEPS + 1, rounds=1)
     rounds = _alternate(ours, peer, device, args.steps, args.rounds)
     del ours, peer
     gflop = _gflop_per_image(start, batches[0], setting)
@@ -160,14 +168,15 @@ def _seconds(step: Step, steps: int, device: torch.device) -> tuple[float, float
 
 
 def _matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    a = torch.randn(MATMUL_SIDE, MATMUL_SIDE, device=device).to(dtype)
+    side = MATMUL_SIDE[device.type]
+    a = torch.randn(side, side, device=device).to(dtype)
     a @ a
     _wait(device)
     started = time.perf_counter()
     for _ in range(repeats):
         a @ a
     _wait(device)
-    return repeats * 2 * MATMUL_SIDE**3 / (time.perf_counter() - started) / 1e12
+    return repeats * 2 * side**3 / (time.perf_counter() - started) / 1e12
 
 
 def _wait(device: torch.device) -> None:
@@ -263,23 +272,26 @@ def _our_step(
     dtype: torch.dtype,
     *,
     compiled: bool = False,
+    recorded: bool = True,
 ) -> Step:
     networks = copy.deepcopy(start)
     optimizers = training.make_optimizers(networks, *setting.rates)
     for network in networks:
         if compiled and network is not None:
             network.compile()
+    take = graphed.make_step(
+        networks,
+        optimizers,
+        batches[0].image.device,
+        network=setting.network,
+        objective=setting.objective,
+        dtype=dtype,
+    )
+    if not recorded and isinstance(take, graphed.GraphedStep):
+        take = take.plain
 
     def step(index: int) -> Tensor:
-        metrics = training.train_step(
-            networks,
-            optimizers,
-            *batches[index % len(batches)],
-            network=setting.network,
-            objective=setting.objective,
-            dtype=dtype,
-        )
-        return metrics["loss/reconstruction"]
+        return take(*batches[index % len(batches)])["loss/reconstruction"]
 
     return step
 

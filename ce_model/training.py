@@ -456,7 +456,13 @@ def _counting(weight: Tensor, network: nn.Module) -> Callable[[], Tensor]:
 
 def _adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
     parameters = list(network.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=ADAM_BETAS, fused=True)
+    optimizer = torch.optim.Adam(
+        parameters,
+        lr=learning_rate,
+        betas=ADAM_BETAS,
+        fused=True,
+        capturable=parameters[0].is_cuda,  # into the CUDA graph of a step
+    )
     # Adam makes its state at the first step; made here, a state can be loaded before it.
     for parameter in parameters:
         optimizer.state[parameter] = {

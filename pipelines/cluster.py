@@ -16,7 +16,8 @@ import ray
 
 from pipelines.errors import UserError, first_line
 
-LOCAL_OBJECT_STORE_BYTES = 1 << 30  # the stream keeps a few batches in flight, not the dataset
+# The stream keeps a few batches per core in flight, not the dataset.
+OBJECT_STORE_BYTES, OBJECT_STORE_BYTES_PER_CPU = 1 << 30, 1 << 28
 ANSWER_S = 10.0
 QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray._private", "ray.serve")
 
@@ -48,7 +49,8 @@ def connected() -> Iterator[Resources]:
         # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
         options["address"] = "local"
         options["include_dashboard"] = False
-        options["object_store_memory"] = min(LOCAL_OBJECT_STORE_BYTES, available // 5)
+        wanted = max(OBJECT_STORE_BYTES, (os.cpu_count() or 1) * OBJECT_STORE_BYTES_PER_CPU)
+        options["object_store_memory"] = min(wanted, available // 5)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         try:

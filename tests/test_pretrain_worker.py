@@ -1,6 +1,10 @@
 """What a worker reports: averages, divergence, and the untrained network."""
 
 import copy
+import itertools
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +18,7 @@ from ce_model.mask_tensors import apply_symmetry
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Networks, Objective, estimate_statistics
 from pipelines.errors import UserError
-from pipelines.pretrain import checkpoint, validation, worker
+from pipelines.pretrain import checkpoint, feed, validation, worker
 from pipelines.pretrain.validation import Pictures
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
@@ -176,8 +180,9 @@ def test_a_batch_of_another_step_is_not_trained() -> None:
     nothing: Any = None
     with pytest.raises(RuntimeError, match="the stream sent batch 5 where 4 belongs"):
         worker.run(
-            task, nothing, nothing, iter([batch]), reporter, torch.device("cpu"), torch.float32, 4
-        )
+            task, Networks(nothing, None), nothing, iter([batch]), reporter,
+            torch.device("cpu"), torch.float32, 4,
+        )  # fmt: skip
 
 
 def test_pictures_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
@@ -189,7 +194,7 @@ def test_pictures_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
         "mask": np.packbits(hidden.reshape(16, -1), axis=1),
         "augment": np.arange(16, dtype=np.uint8),
     }
-    pictures, holes = worker.on_device(batch, torch.device("cpu"))
+    pictures, holes = next(feed.feed(iter([batch]), torch.device("cpu")))
     np.testing.assert_array_equal(pictures[:8], image[:8])
     np.testing.assert_array_equal(pictures[8:], image[8:, :, ::-1])
     turned = apply_symmetry(torch.from_numpy(hidden), torch.arange(16) % 8)
@@ -279,3 +284,46 @@ def test_a_processor_without_bf16_is_a_mistake_of_the_user(
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     with pytest.raises(UserError, match="precision is bf16; this cpu device has no bf16"):
         worker.resolve_precision("bf16", torch.device("cpu"))
+
+
+def test_a_thread_takes_the_items_in_order_and_only_so_far_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    found = []
+    for number in feed.ahead(items(), 2):
+        time.sleep(0.01)
+        # two wait, one more is in the thread's hand and one in ours
+        assert len(taken) <= number + 4
+        found.append(number)
+    assert found == list(range(20))
+
+
+def test_what_a_thread_meets_is_raised_where_its_items_are_used() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the store is away")
+
+    ahead = feed.ahead(items(), 2)
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the store is away"):
+        next(ahead)
+
+
+def test_a_thread_ends_when_nobody_wants_its_items_any_more() -> None:
+    ended = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            ended.set()
+
+    ahead = feed.ahead(items(), 1)
+    assert next(ahead) == 0
+    ahead.close()
+    assert ended.wait(5)

@@ -17,12 +17,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ce_model import mask_tensors, training
+from ce_model import graphed, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
 from ce_model.training import Networks, Objective, Optimizers, Precision
 from pipelines import memory, storage, stream
 from pipelines.errors import UserError
-from pipelines.pretrain import checkpoint, validation
+from pipelines.pretrain import checkpoint, feed, validation
 from pipelines.progress import Failure
 from pipelines.stream import StreamPlan
 
@@ -82,6 +82,7 @@ def _train(task: Task, mailbox: Any) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         memory.keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # shapes never change
     dtype = resolve_precision(task.precision, device)
 
     batches = stream.batches(ray.train.get_dataset_shard("train"), task.plan)
@@ -162,47 +163,40 @@ def run(
     start: int,
 ) -> None:
     """The loop. Batch `step` is trained at step `step`, or the run stops."""
+    take = graphed.make_step(
+        networks, optimizers, device,
+        network=task.network, objective=task.objective, dtype=dtype,
+    )  # fmt: skip
     waiting = time.perf_counter()
-    expected = start
-    for batch in batches:
+    for step, (image, hidden) in enumerate(feed.feed(in_order(batches, start), device), start):
         arrived = time.perf_counter()
-        step = int(batch["step"][0])
-        if step != expected or int(batch["step"][-1]) != expected:
-            raise RuntimeError(f"the stream sent batch {step} where {expected} belongs")
-        expected = step + 1
-        image, hidden = on_device(batch, device)
         seed_dropout(task.plan.seed, step, reporter.rank)
-        values = training.train_step(
-            networks, optimizers, image, hidden,
-            network=task.network, objective=task.objective, dtype=dtype,
-        )  # fmt: skip
+        values = take(image, hidden)
         reporter.add(values, wait_s=arrived - waiting)
-        last = expected == task.plan.steps
-        validating = last or expected % task.validate_every == 0
-        saving = last or expected % task.checkpoint_every == 0
+        done = step + 1
+        last = done == task.plan.steps
+        validating = last or done % task.validate_every == 0
+        saving = last or done % task.checkpoint_every == 0
         # What goes on at a checkpoint knows of the steps before only what is in a point.
-        logging = saving or expected % task.log_every == 0
-        if logging and not reporter.log(expected, task.learning_rates):
+        logging = saving or done % task.log_every == 0
+        if logging and not reporter.log(done, task.learning_rates):
             return  # the same on all ranks: gradients are averaged, so all saw the fault
         if validating or saving:
             reporter.settle(networks)
         if validating:
-            reporter.validate(expected, networks)
+            reporter.validate(done, networks)
         if saving:
-            reporter.checkpoint(expected, networks, optimizers)
+            reporter.checkpoint(done, networks, optimizers)
         waiting = time.perf_counter()
 
 
-def on_device(batch: stream.Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Blocks of the stream -> image uint8 (B, S, S, 3) and hidden bool (B, S, S), augmented."""
-    # The blocks are read-only memory shared with the object store; torch wants its own.
-    image = torch.tensor(batch["image"]).to(device, non_blocking=True)
-    bits = torch.tensor(batch["mask"]).to(device, non_blocking=True)
-    augment = torch.tensor(batch["augment"]).to(device, non_blocking=True)
-    hidden = mask_tensors.unpack(bits, image.shape[1])
-    hidden = mask_tensors.apply_symmetry(hidden, augment % stream.FLIP)
-    flip = (augment >= stream.FLIP).view(-1, 1, 1, 1)
-    return torch.where(flip, image.flip(2), image), hidden
+def in_order(batches: Iterator[stream.Batch], start: int) -> Iterator[stream.Batch]:
+    """The batches, or a stop at the first that is not the one that belongs there."""
+    for expected, batch in enumerate(batches, start):
+        first, last = int(batch["step"][0]), int(batch["step"][-1])
+        if first != expected or last != expected:
+            raise RuntimeError(f"the stream sent batch {first} where {expected} belongs")
+        yield batch
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:

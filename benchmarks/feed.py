@@ -1,0 +1,144 @@
+"""Pictures per second that a training process takes from the stream, beside the step alone.
+
+$ python -m benchmarks.feed --dataset store/prepare/KEY --preset alexnet --batch-size 256
+
+One run, interleaved rounds, warm page cache:
+
+- step: our training step on one batch that stays on the device (a mock loader).
+- feed: the stream to the device, with nobody to train on it.
+- both: the step on what the feed brings, as the pretraining job runs it; with the share of the time
+  that it waited for data.
+- bare loop: one process reads, decodes, crops and unpacks; times the cores it is the feed's limit.
+
+The lower of step and limit is what both can reach.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.stream import add_plan_arguments, bare_loop, plan_of
+from ce_model import graphed, training
+from ce_model.networks import NetworkConfig, build_discriminator, build_generator
+from pipelines import cluster, stream
+from pipelines.pretrain import feed
+from pipelines.pretrain.feed import Fed
+from pipelines.stream import StreamPlan
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_plan_arguments(parser, side=227, images=200_000)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    plan = plan_of(args)
+    device = torch.device(args.device)
+    torch.backends.cudnn.benchmark = True
+    step = _step(plan, device, compiled=args.compile)
+    cores = len(os.sched_getaffinity(0))
+    rounds = []
+    with cluster.connected():
+        for _ in range(args.rounds):
+            rounds.append(_round(plan, step, device))
+            print(*(f"{name} {value:.3g}" for name, value in rounds[-1]._asdict().items()))
+    print(f"{plan.rows} pictures, {plan.side} px, batch {plan.batch_size}, {cores} cores, {device}")
+    alone, fed, both, waiting, bare = (
+        statistics.median(values) for values in zip(*rounds, strict=True)
+    )
+    limit = min(alone, cores * bare)
+    print(
+        f"step {alone:,.0f} images/s, feed {fed:,.0f}, both {both:,.0f} (waiting {waiting:.0%}); "
+        f"bare loop {bare:,.0f} x {cores} cores = {cores * bare:,.0f}\n"
+        f"feed / (bare loop x cores) {fed / cores / bare:.2f}, both / min(step, that) "
+        f"{both / limit:.2f}"
+    )
+
+
+class Round(NamedTuple):
+    """Images per second, and the share of the time that `both` waited for data."""
+
+    step: float
+    feed: float
+    both: float
+    waiting: float
+    bare_loop: float
+
+
+def _round(plan: StreamPlan, step: graphed.Step, device: torch.device) -> Round:
+    fed = _fed(plan, device)
+    batch = Fed(*(tensor.clone() for tensor in next(fed)))
+    feed_rate, _ = _rate(plan, fed, None, device)
+    few = min(plan.steps, 300)
+    step_rate, _ = _rate(replace(plan, steps=few), itertools.repeat(batch, few), step, device)
+    both, waiting = _rate(plan, _fed(plan, device), step, device)
+    short = replace(plan, steps=max(1, 4000 // plan.batch_size))
+    return Round(step_rate, feed_rate, both, waiting, bare_loop(short))
+
+
+def _fed(plan: StreamPlan, device: torch.device) -> Iterator[Fed]:
+    shard = stream.stream(plan).streaming_split(1, equal=True)[0]
+    return feed.feed(stream.batches(shard, plan), device)
+
+
+def _rate(
+    plan: StreamPlan, batches: Iterator[Fed], step: graphed.Step | None, device: torch.device
+) -> tuple[float, float]:
+    """Images per second and share of waiting, after the first tenth, which fills the pipeline."""
+    skip = plan.steps // 10
+    began = waited = 0.0
+    count = 0
+    asked = time.perf_counter()
+    for number, batch in enumerate(batches):
+        arrived = time.perf_counter()
+        if number == skip:
+            _wait(device)
+            began, waited = time.perf_counter(), 0.0
+        elif number > skip:
+            waited += arrived - asked
+            count += len(batch.image)
+        if step is not None:
+            step(*batch)
+        asked = time.perf_counter()
+    _wait(device)
+    elapsed = time.perf_counter() - began
+    return count / elapsed, waited / elapsed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _step(plan: StreamPlan, device: torch.device, *, compiled: bool) -> graphed.Step:
+    network = NetworkConfig(preset="alexnet", output="full")
+    if plan.side == 128:
+        network = NetworkConfig(output="center" if plan.strategy == "central" else "full")
+    objective = training.default_objective(network)
+    discriminator = None
+    if objective.adversarial:
+        discriminator = build_discriminator(network).to(device)
+    networks = training.Networks(build_generator(network).to(device), discriminator)
+    rates = training.default_learning_rates(network, plan.strategy, objective.adversarial)
+    optimizers = training.make_optimizers(networks, *rates)
+    if compiled:
+        for part in networks:
+            if part is not None:
+                part.compile()
+    dtype = training.resolve_precision("auto", device)
+    return graphed.make_step(
+        networks, optimizers, device, network=network, objective=objective, dtype=dtype
+    )
+
+
+if __name__ == "__main__":
+    main()
