@@ -407,6 +407,11 @@ def ddp_settings() -> dict[str, bool]:
     return {buffers: False, "gradient_as_bucket_view": True}
 
 
+def num_ranks() -> int:
+    """Processes that train together; with one, nothing has to be exchanged."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def bare(network: nn.Module) -> nn.Module:
     """The network without its DistributedDataParallel wrapper."""
     if isinstance(network, DistributedDataParallel):

@@ -17,7 +17,7 @@ import ray
 from pipelines.errors import UserError, first_line
 
 # The stream keeps a few batches per core in flight, not the dataset.
-OBJECT_STORE_BYTES, OBJECT_STORE_BYTES_PER_CPU = 1 << 30, 1 << 28
+OBJECT_STORE_BYTES, OBJECT_STORE_BYTES_PER_CPU = 1 << 30, 1 << 29
 ANSWER_S = 10.0
 QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray._private", "ray.serve")
 

@@ -14,7 +14,9 @@ Everything stays uint8; normalising, filling the hole and flipping happen on the
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +34,7 @@ from pipelines.execution_callbacks import Paced, Prompt
 
 WINDOW_ROWS = 4096  # pictures a task shuffles at once; 120 MB of JPEG at 30 kB each
 BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 25 ms of processor time, whatever its size
+MAX_THREADS = 4  # of a task; what Python itself does for a picture, it does for one at a time
 FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
 PADDING = -1  # step of the rows that only fill up a block
 
@@ -214,21 +217,35 @@ def _read_blocks(plan: StreamPlan, window: Window, start_step: int = 0) -> Itera
     rows = window_rows(plan, window)
     order = _permutation(rows.num_rows, plan.seed, "rows", window.epoch, window.first_batch)
     order = order.reshape(window.batches, plan.num_workers, plan.worker_batch)
-    decode = _Decoder(plan, window.epoch, rows)
     first = max(0, start_step - window.first_step)
     last = min(window.batches, plan.steps - window.first_step)
-    for start in range(first, last, plan.block_batches):
-        stop = min(start + plan.block_batches, last)
-        steps = np.arange(window.first_step + start, window.first_step + stop, dtype=np.int32)
-        for worker in range(plan.num_workers):
-            yield decode.block(order[start:stop, worker].ravel(), steps)
+    threads = _threads()
+    with ThreadPoolExecutor(threads) as pool:
+        decode = _Decoder(plan, window.epoch, rows, pool, threads)
+        for start in range(first, last, plan.block_batches):
+            stop = min(start + plan.block_batches, last)
+            steps = np.arange(window.first_step + start, window.first_step + stop, dtype=np.int32)
+            for worker in range(plan.num_workers):
+                yield decode.block(order[start:stop, worker].ravel(), steps)
+
+
+def _threads() -> int:
+    """Threads that decode a window.
+
+    Windows are delivered in order, so while one is read, the tasks of those behind it can go only
+    as far ahead as the object store has room for their blocks: on a machine with many cores far
+    fewer windows than cores.
+    """
+    return min(MAX_THREADS, max(1, len(os.sched_getaffinity(0)) // 4))
 
 
 class _Decoder:
     """The rows of a window -> blocks."""
 
-    def __init__(self, plan: StreamPlan, epoch: int, rows: pa.Table) -> None:
-        self._plan, self._epoch = plan, epoch
+    def __init__(
+        self, plan: StreamPlan, epoch: int, rows: pa.Table, pool: ThreadPoolExecutor, threads: int
+    ) -> None:
+        self._plan, self._epoch, self._pool, self._threads = plan, epoch, pool, threads
         self._spec = plan.manifest.mask_spec(plan.strategy, plan.side)
         self._keys, self._labels = rows.column("key").to_pylist(), _labels(rows)
         self._numbers = rows.column("row").to_numpy()
@@ -247,7 +264,21 @@ class _Decoder:
             "row": np.full(size, -1, np.int64),
             "step": np.full(size, PADDING, np.int32),
         }
-        for slot, at in enumerate(chosen):
+        fill = partial(self._fill, block, chosen)
+        if self._threads == 1:
+            fill(np.arange(len(chosen)))
+        else:
+            list(self._pool.map(fill, np.array_split(np.arange(len(chosen)), self._threads)))
+        block["label"][: len(chosen)] = self._labels[chosen]
+        block["row"][: len(chosen)] = self._numbers[chosen]
+        block["step"][: len(chosen)] = np.repeat(steps, plan.worker_batch)
+        return block
+
+    def _fill(self, block: Batch, chosen: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+        """Pictures and masks of some slots."""
+        plan, spec = self._plan, self._spec
+        for slot in slots.tolist():
+            at = chosen[slot]
             draw = _Draw.of(plan, self._epoch, self._keys[at])
             block["image"][slot] = images.square(
                 _decode(plan, self._jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
@@ -257,10 +288,6 @@ class _Decoder:
                 self._masks[at], np.uint8, spec.bytes_per_mask, begin
             )
             block["augment"][slot] = draw.augment
-        block["label"][: len(chosen)] = self._labels[chosen]
-        block["row"][: len(chosen)] = self._numbers[chosen]
-        block["step"][: len(chosen)] = np.repeat(steps, plan.worker_batch)
-        return block
 
 
 def window_rows(plan: StreamPlan, window: Window) -> pa.Table:

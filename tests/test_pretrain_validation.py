@@ -39,6 +39,7 @@ def test_a_rank_without_pictures_adds_nothing(monkeypatch: pytest.MonkeyPatch) -
     alone = validation.measure(Grey(), pictures(3), LOOK)
     totals: list[torch.Tensor] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: totals.append(total.clone()))
     validation.measure(Grey(), pictures(3), LOOK)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(totals[0]))

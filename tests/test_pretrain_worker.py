@@ -244,6 +244,7 @@ def test_ranks_that_drifted_apart_write_no_checkpoint(
         tensor += op == torch.distributed.ReduceOp.MAX
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", drifted)
     networks = Networks(torch.nn.Linear(2, 2), None)
     optimizers = training.make_optimizers(networks, 1e-2, 0.0)

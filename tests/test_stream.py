@@ -1,5 +1,6 @@
 """The training stream: the same batches for any number of workers and from any step."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +99,11 @@ def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri:
         assert held.first_step <= step < held.first_step + held.batches
 
 
+@pytest.mark.parametrize("cpus", [1, 16])
 def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
-    dataset_uri: str, tmp_path: Path
+    cpus: int, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))  # threads or none
     uri = str(shutil.copytree(dataset_uri, tmp_path / "damaged"))
     for shard in Path(uri, "train").glob("*.parquet"):
         data = shard.read_bytes()
@@ -285,3 +288,16 @@ def test_a_batch_that_cannot_be_filled_or_shared_is_refused(dataset_uri: str) ->
         make_plan(dataset_uri, batch_size=200)
     with pytest.raises(UserError, match="no column mask_central_64"):
         stream.stream(make_plan(dataset_uri, side=64, strategy="central"))
+
+
+def test_several_threads_decode_the_same_batches(
+    dataset_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(dataset_uri)
+    found = []
+    for cpus in (1, 16):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
+        assert stream._threads() == max(1, cpus // 4)
+        batches = list(stream.read_window(plan, stream.window(plan, 0)))
+        found.append({int(batch["step"][0]): batch for batch in batches})
+    assert_equal(*found)

@@ -9,7 +9,7 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ce_model import mask_tensors
+from ce_model import mask_tensors, training
 from ce_model.metrics import hole_errors
 from ce_model.networks import NetworkConfig
 from ce_model.training import Objective, fill, predict
@@ -71,7 +71,7 @@ def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, f
         rows.append(row[seen.hole.any(dim=(1, 2, 3))])
     values = torch.cat(rows)
     total = torch.cat([values.sum(dim=0), values.new_tensor([len(values)])])
-    if torch.distributed.is_initialized():
+    if training.num_ranks() > 1:
         torch.distributed.all_reduce(total)
     means = total[:-1] / total[-1]
     names = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill")

@@ -271,7 +271,7 @@ class Reporter:
         """
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].double() for name in names])
-        if torch.distributed.is_initialized():
+        if training.num_ranks() > 1:
             torch.distributed.all_reduce(sums)
             sums /= self._ranks
         skipped = torch.stack(self._skipped).bool().tolist()
@@ -374,13 +374,13 @@ class Reporter:
 
 def share_buffers(networks: Networks) -> None:
     """The average over the ranks for all: each rank's statistics come from its own pictures."""
-    if not torch.distributed.is_initialized():
+    if training.num_ranks() == 1:
         return
     for module in networks:
         for buffer in module.buffers() if module is not None else ():
             if buffer.is_floating_point():
                 torch.distributed.all_reduce(buffer)
-                buffer /= torch.distributed.get_world_size()
+                buffer /= training.num_ranks()
 
 
 def require_equal_parameters(networks: Networks) -> None:
@@ -389,7 +389,7 @@ def require_equal_parameters(networks: Networks) -> None:
     Raises:
         RuntimeError: the bits of the parameters differ between ranks.
     """
-    if not torch.distributed.is_initialized():
+    if training.num_ranks() == 1:
         return
     parameters = [p for module in networks if module is not None for p in module.parameters()]
     bits = torch.stack([p.detach().view(torch.int32).sum(dtype=torch.int64) for p in parameters])
