@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow check format clean
+.PHONY: run test test-slow test-gpu check format clean
 
 run: $(READY)  ## the main job on real pictures: sample photographs, joint loss, about 5 minutes
 	$(BIN)/python jobs/pretrain.py --config configs/quickstart.yaml
@@ -14,6 +14,9 @@ test: $(READY)  ## all tests but the slow ones
 
 test-slow: $(READY)  ## the tests that take minutes: kills, restarts, long runs
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(READY)  ## those that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
 
 check: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

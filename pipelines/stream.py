@@ -34,7 +34,7 @@ from pipelines.execution_callbacks import Paced, Prompt
 
 WINDOW_ROWS = 4096  # pictures a task shuffles at once; 120 MB of JPEG at 30 kB each
 BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 25 ms of processor time, whatever its size
-MAX_THREADS = 4  # of a task; what Python itself does for a picture, it does for one at a time
+MAX_THREADS = 8  # of a task; what Python itself does for a picture, it does for one at a time
 FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
 PADDING = -1  # step of the rows that only fill up a block
 

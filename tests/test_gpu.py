@@ -104,13 +104,10 @@ def test_a_recorded_step_is_the_step(preset: str, monkeypatch: pytest.MonkeyPatc
     start = weights(plain)
     ours, theirs = recorded.go(6), plain.go(6)
     assert isinstance(recorded.take, graphed.GraphedStep)
-    for name in (name for name in ours[0] if name.startswith("loss/")):
-        a, b = (torch.tensor([point[name] for point in found]) for found in (ours, theirs))
-        torch.testing.assert_close(
-            a, b, rtol=0.02, atol=1e-3, msg=lambda text, n=name: f"{n} {text}"
-        )
+    torch.testing.assert_close(losses(ours), losses(theirs), rtol=0.01, atol=0)
     moved, expected = weights(recorded) - start, weights(plain) - start
-    assert torch.cosine_similarity(moved, expected, dim=0) > 0.95
+    # Two networks in a game part fast: weights that differ by 1e-6 give 0.97 after six steps.
+    assert torch.cosine_similarity(moved, expected, dim=0) > 0.9
     assert moved.norm() == pytest.approx(float(expected.norm()), rel=0.05)
     steps = [v for name, v in recorded.state().items() if "generator_optimizer.step" in name]
     assert steps
