@@ -7,7 +7,7 @@ One run, interleaved rounds, warm page cache:
 - step: our training step on one batch that stays on the device (a mock loader).
 - feed: the stream to the device, with nobody to train on it.
 - both: the step on what the feed brings, as the pretraining job runs it; with the share of the time
-  that it waited for data.
+  that the device had no batch.
 - bare loop: one process reads, decodes, crops and unpacks; times the cores it is the feed's limit.
 
 The lower of step and limit is what both can reach.
@@ -30,6 +30,7 @@ from ce_model.networks import NetworkConfig, build_discriminator, build_generato
 from pipelines import cluster, stream
 from pipelines.pretrain import feed
 from pipelines.pretrain.feed import Fed
+from pipelines.pretrain.idle import Idle
 from pipelines.stream import StreamPlan
 
 
@@ -52,12 +53,12 @@ def main() -> None:
             rounds.append(_round(plan, step, device))
             print(*(f"{name} {value:.3g}" for name, value in rounds[-1]._asdict().items()))
     print(f"{plan.rows} pictures, {plan.side} px, batch {plan.batch_size}, {cores} cores, {device}")
-    alone, fed, both, waiting, bare = (
+    alone, fed, both, idle, bare = (
         statistics.median(values) for values in zip(*rounds, strict=True)
     )
     limit = min(alone, cores * bare)
     print(
-        f"step {alone:,.0f} images/s, feed {fed:,.0f}, both {both:,.0f} (waiting {waiting:.0%}); "
+        f"step {alone:,.0f} images/s, feed {fed:,.0f}, both {both:,.0f} (idle {idle:.0%}); "
         f"bare loop {bare:,.0f} x {cores} cores = {cores * bare:,.0f}\n"
         f"feed / (bare loop x cores) {fed / cores / bare:.2f}, both / min(step, that) "
         f"{both / limit:.2f}"
@@ -65,12 +66,12 @@ def main() -> None:
 
 
 class Round(NamedTuple):
-    """Images per second, and the share of the time that `both` waited for data."""
+    """Images per second, and the share of the time that `both` had no batch."""
 
     step: float
     feed: float
     both: float
-    waiting: float
+    idle: float
     bare_loop: float
 
 
@@ -80,9 +81,9 @@ def _round(plan: StreamPlan, step: graphed.Step, device: torch.device) -> Round:
     feed_rate, _ = _rate(plan, fed, None, device)
     few = min(plan.steps, 300)
     step_rate, _ = _rate(replace(plan, steps=few), itertools.repeat(batch, few), step, device)
-    both, waiting = _rate(plan, _fed(plan, device), step, device)
+    both, idle = _rate(plan, _fed(plan, device), step, device)
     short = replace(plan, steps=max(1, 4000 // plan.batch_size))
-    return Round(step_rate, feed_rate, both, waiting, bare_loop(short))
+    return Round(step_rate, feed_rate, both, idle, bare_loop(short))
 
 
 def _fed(plan: StreamPlan, device: torch.device) -> Iterator[Fed]:
@@ -93,25 +94,25 @@ def _fed(plan: StreamPlan, device: torch.device) -> Iterator[Fed]:
 def _rate(
     plan: StreamPlan, batches: Iterator[Fed], step: graphed.Step | None, device: torch.device
 ) -> tuple[float, float]:
-    """Images per second and share of waiting, after the first tenth, which fills the pipeline."""
+    """Images per second and share of idleness, after the first tenth, which fills the pipeline."""
     skip = plan.steps // 10
-    began = waited = 0.0
+    idle = Idle(device)
+    began = 0.0
     count = 0
-    asked = time.perf_counter()
     for number, batch in enumerate(batches):
-        arrived = time.perf_counter()
+        idle.end()
         if number == skip:
             _wait(device)
-            began, waited = time.perf_counter(), 0.0
+            idle.take()
+            began = time.perf_counter()
         elif number > skip:
-            waited += arrived - asked
             count += len(batch.image)
         if step is not None:
             step(*batch)
-        asked = time.perf_counter()
+        idle.begin()
     _wait(device)
     elapsed = time.perf_counter() - began
-    return count / elapsed, waited / elapsed
+    return count / elapsed, idle.take() / elapsed
 
 
 def _wait(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """On a CUDA device: bf16 steps, their recording as CUDA graphs, and the feed."""
 
 import copy
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -193,3 +194,22 @@ def test_the_feed_brings_every_batch_as_the_stream_drew_it() -> None:
     for (image, hidden), truth in zip(found, expected, strict=True):
         assert torch.equal(image.cpu(), truth.image)
         assert torch.equal(hidden.cpu(), truth.hidden)
+
+
+def test_a_gpu_that_still_computes_is_not_idle() -> None:
+    idle_module = pytest.importorskip("pipelines.pretrain.idle", exc_type=ImportError)
+    idle = idle_module.Idle(GPU)
+    torch.cuda._sleep(10**6)
+    torch.cuda.synchronize()
+    for _ in range(3):
+        torch.cuda._sleep(4 * 10**8)  # a step of some 0.2 s, which runs on while we wait
+        idle.begin()
+        time.sleep(0.1)
+        idle.end()
+    torch.cuda.synchronize()
+    assert idle.take() < 0.05
+    idle.begin()
+    time.sleep(0.1)
+    idle.end()
+    torch.cuda.synchronize()
+    assert 0.09 < idle.take() < 0.2

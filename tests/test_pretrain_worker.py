@@ -19,6 +19,7 @@ from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Networks, Objective, estimate_statistics
 from pipelines.errors import UserError
 from pipelines.pretrain import checkpoint, feed, validation, worker
+from pipelines.pretrain.idle import Idle
 from pipelines.pretrain.validation import Pictures
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
@@ -72,7 +73,7 @@ def step(loss: float, skipped: bool = False) -> dict[str, torch.Tensor]:
 def go(reporter: worker.Reporter, skipped: list[bool], log_every: int) -> int | None:
     """The step at which the run stops."""
     for at, skip in enumerate(skipped, start=1):
-        reporter.add(step(1.0, skip), wait_s=0.0)
+        reporter.add(step(1.0, skip))
         if at % log_every == 0 and not reporter.log(at, (1e-3, 1e-4)):
             return at
     return None
@@ -82,7 +83,7 @@ def test_a_skipped_step_counts_in_no_average() -> None:
     posted: list[dict[str, Any]] = []
     reporter = make_reporter(posted)
     for values in (step(1.0), step(float("inf"), skipped=True), step(3.0)):
-        reporter.add(values, wait_s=0.0)
+        reporter.add(values)
     assert reporter.log(3, (1e-3, 1e-4))
     found = posted[-1]["values"]
     assert found["loss/joint"] == 2.0
@@ -224,7 +225,7 @@ def test_a_point_of_a_curve_is_the_average_over_the_ranks(other_rank: None) -> N
     posted: list[dict[str, Any]] = []
     mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
     reporter = worker.Reporter(make_task(9), mailbox, 0, 2, torch.float32, pictures(2), None)
-    reporter.add(step(3.0), wait_s=0.0)
+    reporter.add(step(3.0))
     assert reporter.log(1, (1e-3, 1e-4))
     assert posted[-1]["values"]["loss/joint"] == 4.0
 
@@ -328,3 +329,14 @@ def test_a_thread_ends_when_nobody_wants_its_items_any_more() -> None:
     assert next(ahead) == 0
     ahead.close()
     assert ended.wait(5)
+
+
+def test_the_device_is_idle_from_the_end_of_a_step_to_the_next_batch() -> None:
+    idle = Idle(torch.device("cpu"))
+    for gap in (0.02, 0.04):
+        idle.begin()
+        time.sleep(gap)
+        idle.end()
+        time.sleep(0.1)  # a step
+    assert 0.06 <= idle.take() < 0.1
+    assert idle.take() == 0

@@ -23,6 +23,7 @@ from ce_model.training import Networks, Objective, Optimizers, Precision
 from pipelines import memory, storage, stream
 from pipelines.errors import UserError
 from pipelines.pretrain import checkpoint, feed, validation
+from pipelines.pretrain.idle import Idle
 from pipelines.progress import Failure
 from pipelines.stream import StreamPlan
 
@@ -167,12 +168,11 @@ def run(
         networks, optimizers, device,
         network=task.network, objective=task.objective, dtype=dtype,
     )  # fmt: skip
-    waiting = time.perf_counter()
+    reporter.idle.begin()
     for step, (image, hidden) in enumerate(feed.feed(in_order(batches, start), device), start):
-        arrived = time.perf_counter()
+        reporter.idle.end()
         seed_dropout(task.plan.seed, step, reporter.rank)
-        values = take(image, hidden)
-        reporter.add(values, wait_s=arrived - waiting)
+        reporter.add(take(image, hidden))
         done = step + 1
         last = done == task.plan.steps
         validating = last or done % task.validate_every == 0
@@ -187,7 +187,7 @@ def run(
             reporter.validate(done, networks)
         if saving:
             reporter.checkpoint(done, networks, optimizers)
-        waiting = time.perf_counter()
+        reporter.idle.begin()
 
 
 def in_order(batches: Iterator[stream.Batch], start: int) -> Iterator[stream.Batch]:
@@ -230,7 +230,7 @@ class Reporter:
         self._sums: dict[str, Tensor] = {}
         self._skipped: list[Tensor] = []  # of each step since the last point
         self._in_a_row = 0
-        self._wait_s = self._train_s = 0.0
+        self.idle = Idle(pictures.image.device)
         self._clock = time.perf_counter()
         self._history: list[dict[str, Any]] = []
         self._totals = {"train_s": 0.0, "wait_s": 0.0, "steps": 0, "restarts": 0, "skipped": 0}
@@ -254,14 +254,13 @@ class Reporter:
         self._post({"kind": "resumed", "step": state["step"], "history": self._history})
         self._clock = time.perf_counter()
 
-    def add(self, values: dict[str, Tensor], wait_s: float) -> None:
+    def add(self, values: dict[str, Tensor]) -> None:
         """Collect a step without waiting for the device; of a skipped one only that it was."""
         skipped = values["nonfinite"]
         for name in values.keys() - {"nonfinite"}:
             applied = torch.where(skipped.bool(), 0, values[name])
             self._sums[name] = self._sums[name] + applied if name in self._sums else applied
         self._skipped.append(skipped)
-        self._wait_s += wait_s
 
     def log(self, step: int, rates: tuple[float, float]) -> bool:
         """Average over the applied steps since the last point and over the ranks.
@@ -274,11 +273,12 @@ class Reporter:
         if training.num_ranks() > 1:
             torch.distributed.all_reduce(sums)
             sums /= self._ranks
-        skipped = torch.stack(self._skipped).bool().tolist()
+        skipped = torch.stack(self._skipped).bool().tolist()  # waits for the device
+        wait_s = self.idle.take()
         steps, applied = len(skipped), skipped.count(False)
         elapsed = time.perf_counter() - self._clock
         self._totals["train_s"] += elapsed
-        self._totals["wait_s"] += self._wait_s
+        self._totals["wait_s"] += wait_s
         self._totals["steps"] += steps
         self._totals["skipped"] += steps - applied
         point = dict(zip(names, (sums / applied).tolist(), strict=True)) if applied else {}
@@ -286,7 +286,7 @@ class Reporter:
             "learning_rate/generator": rates[0],
             "images_per_second": self._task.plan.batch_size * steps / elapsed,
             "seconds_per_step": elapsed / steps,
-            "data_wait_share": self._wait_s / elapsed,
+            "data_wait_share": wait_s / elapsed,
             "updates_skipped": float(self._totals["skipped"]),
             "memory/rank_0_peak_bytes": peak_rss_bytes(),
         }
@@ -297,7 +297,7 @@ class Reporter:
         diverged = longest >= min(SKIPPED_IN_A_ROW, self._task.plan.steps)
         if diverged:
             self._post({"kind": "diverged", "step": step, "updates": longest})
-        self._sums, self._skipped, self._wait_s = {}, [], 0.0
+        self._sums, self._skipped = {}, []
         self._clock = time.perf_counter()
         return not diverged
 
