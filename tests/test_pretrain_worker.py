@@ -1,10 +1,7 @@
 """What a worker reports: averages, divergence, and the untrained network."""
 
 import copy
-import itertools
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,49 +283,6 @@ def test_a_processor_without_bf16_is_a_mistake_of_the_user(
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     with pytest.raises(UserError, match="precision is bf16; this cpu device has no bf16"):
         worker.resolve_precision("bf16", torch.device("cpu"))
-
-
-def test_a_thread_takes_the_items_in_order_and_only_so_far_ahead() -> None:
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(20):
-            taken.append(number)
-            yield number
-
-    found = []
-    for number in feed.ahead(items(), 2):
-        time.sleep(0.01)
-        # two wait, one more is in the thread's hand and one in ours
-        assert len(taken) <= number + 4
-        found.append(number)
-    assert found == list(range(20))
-
-
-def test_what_a_thread_meets_is_raised_where_its_items_are_used() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise OSError("the store is away")
-
-    ahead = feed.ahead(items(), 2)
-    assert next(ahead) == 1
-    with pytest.raises(OSError, match="the store is away"):
-        next(ahead)
-
-
-def test_a_thread_ends_when_nobody_wants_its_items_any_more() -> None:
-    ended = threading.Event()
-
-    def items() -> Iterator[int]:
-        try:
-            yield from itertools.count()
-        finally:
-            ended.set()
-
-    ahead = feed.ahead(items(), 1)
-    assert next(ahead) == 0
-    ahead.close()
-    assert ended.wait(5)
 
 
 def test_the_device_is_idle_from_the_end_of_a_step_to_the_next_batch() -> None:

@@ -4,10 +4,8 @@ A GPU is fed from a thread: while it computes, the thread copies the next batche
 memory and sends them over a stream of their own, and unpacks their holes there.
 """
 
-import queue
-import threading
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +13,7 @@ from torch import Tensor
 
 from ce_model import mask_tensors
 from pipelines import stream
-
-T = TypeVar("T")
+from pipelines.ahead import ahead
 
 BATCHES_AHEAD = 2
 COLUMNS = ("image", "mask", "augment")
@@ -96,47 +93,3 @@ class _Buffer:
         sent = [column.to(device, non_blocking=True) for column in self._columns]
         self._left.record()
         return sent
-
-
-class _End(Generic[T]):
-    """What the thread says last."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """The items, taken by a thread that is up to `count` ahead; what it raises is raised here."""
-    ready: queue.Queue[T | _End[T]] = queue.Queue(count)
-    abandoned = threading.Event()
-
-    def put(item: T | _End[T]) -> bool:
-        while not abandoned.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def take() -> None:
-        error: BaseException | None = None
-        try:
-            for item in items:
-                if not put(item):
-                    return
-        except BaseException as raised:
-            error = raised
-        put(_End(error))
-
-    threading.Thread(target=take, name="ahead", daemon=True).start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        abandoned.set()
