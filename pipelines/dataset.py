@@ -213,7 +213,7 @@ def _raw_manifest(uri: str) -> dict[str, Any] | None:
         return None
     try:
         raw = storage.read_json(place)
-    except ValueError as error:
+    except storage.NotJsonError as error:
         if storage.exists(storage.join(uri, "card.json")):
             raise _altered(uri, error.__cause__ or error) from None
         return None

@@ -1025,3 +1025,14 @@ def test_the_same_bytes_come_out_of_a_cluster(
 def test_settings_that_cannot_work_are_refused_by_name(field: str, value: Any, words: str) -> None:
     with pytest.raises(UserError, match=f"prepare.{field} is .*{words}"):
         PrepareConfig(source="x", **{field: value})
+
+
+def test_a_manifest_that_may_not_be_read_is_no_absent_one(
+    dataset_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(uri: str) -> bytes:
+        raise UserError(f"{uri}: access was refused; look at the credentials")
+
+    monkeypatch.setattr(storage, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"manifest\.json: access was refused"):
+        dataset.read_manifest(dataset_uri)
