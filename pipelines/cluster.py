@@ -5,14 +5,15 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import psutil
 import ray
+from ray._private import utils as ray_utils
 
 from pipelines.errors import UserError, first_line
 
@@ -45,12 +46,10 @@ def connected() -> Iterator[Resources]:
     if address:  # an environment file may set it to nothing
         _require_answer(address)
     else:
-        available = psutil.virtual_memory().available
         # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
         options["address"] = "local"
         options["include_dashboard"] = False
-        wanted = max(OBJECT_STORE_BYTES, (os.cpu_count() or 1) * OBJECT_STORE_BYTES_PER_CPU)
-        options["object_store_memory"] = min(wanted, available // 5)
+        options["object_store_memory"] = _object_store_bytes()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         try:
@@ -68,6 +67,15 @@ def connected() -> Iterator[Resources]:
             yield resources()
     finally:
         ray.shutdown()
+
+
+def _object_store_bytes() -> int:
+    """Room for blocks in flight on this machine, or within the limits of this container."""
+    cpus = ray_utils.get_num_cpus(override_docker_cpu_warning=True)
+    wanted: int = max(OBJECT_STORE_BYTES, int(cpus) * OBJECT_STORE_BYTES_PER_CPU)
+    if sys.platform == "linux":  # for what does not fit there, Ray takes a file on the disk
+        wanted = min(wanted, max(OBJECT_STORE_BYTES, ray_utils.get_shared_memory_bytes()))
+    return min(wanted, int(ray_utils.estimate_available_memory()) // 5)
 
 
 @contextmanager

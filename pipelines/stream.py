@@ -14,7 +14,6 @@ Everything stays uint8; normalising, filling the hole and flipping happen on the
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray._private.utils import get_num_cpus
 
 from ce_model.masks import Strategy
 from pipelines import dataset, images, work_items
@@ -236,7 +236,8 @@ def _threads() -> int:
     as far ahead as the object store has room for their blocks: on a machine with many cores far
     fewer windows than cores.
     """
-    return min(MAX_THREADS, max(1, len(os.sched_getaffinity(0)) // 4))
+    cpus = get_num_cpus(override_docker_cpu_warning=True)  # a container's, where it has a limit
+    return min(MAX_THREADS, max(1, int(cpus) // 4))
 
 
 class _Decoder:

@@ -54,3 +54,27 @@ def test_without_an_address_no_cluster_of_somebody_else_is_joined(
     with pytest.raises(UserError, match="starting Ray here failed"), cluster.connected():
         pass
     assert asked["address"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "shared_gib", "available_gib", "expected_gib"),
+    [
+        (2, 12, 20, 1),  # never less, while there is memory for it
+        (16, 64, 100, 8),  # half a GiB per CPU
+        (16, 2, 100, 2),  # what a container's shared memory holds
+        (16, 0.0625, 100, 1),  # too little for anything: Ray takes the disk
+        (16, 64, 10, 2),  # a fifth of the memory that is left
+    ],
+)
+def test_the_object_store_has_room_for_every_core_that_decodes(
+    cpus: int,
+    shared_gib: float,
+    available_gib: int,
+    expected_gib: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = 1 << 30
+    monkeypatch.setattr(cluster.ray_utils, "get_num_cpus", lambda **_: cpus)
+    monkeypatch.setattr(cluster.ray_utils, "get_shared_memory_bytes", lambda: int(shared_gib * gib))
+    monkeypatch.setattr(cluster.ray_utils, "estimate_available_memory", lambda: available_gib * gib)
+    assert cluster._object_store_bytes() == expected_gib * gib

@@ -1,6 +1,5 @@
 """The training stream: the same batches for any number of workers and from any step."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +102,7 @@ def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri:
 def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
     cpus: int, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))  # threads or none
+    monkeypatch.setattr(stream, "get_num_cpus", lambda **_: cpus)  # threads or none
     uri = str(shutil.copytree(dataset_uri, tmp_path / "damaged"))
     for shard in Path(uri, "train").glob("*.parquet"):
         data = shard.read_bytes()
@@ -296,7 +295,7 @@ def test_several_threads_decode_the_same_batches(
     plan = make_plan(dataset_uri)
     found = []
     for cpus in (1, 16):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
+        monkeypatch.setattr(stream, "get_num_cpus", lambda cpus=cpus, **_: cpus)
         assert stream._threads() == max(1, cpus // 4)
         batches = list(stream.read_window(plan, stream.window(plan, 0)))
         found.append({int(batch["step"][0]): batch for batch in batches})
