@@ -1,6 +1,6 @@
 """Pictures per second that a training process takes from the stream, beside the step alone.
 
-$ python -m benchmarks.feed --dataset store/prepare/KEY --preset alexnet --batch-size 256
+$ python -m benchmarks.feed --dataset store/prepare/KEY --side 227 --batch-size 256
 
 One run, interleaved rounds, warm page cache:
 
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.stream import add_plan_arguments, bare_loop, plan_of
+from benchmarks.train_step import wait_for
 from ce_model import graphed, training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
 from pipelines import cluster, stream
@@ -102,7 +103,7 @@ def _rate(
     for number, batch in enumerate(batches):
         idle.end()
         if number == skip:
-            _wait(device)
+            wait_for(device)
             idle.take()
             began = time.perf_counter()
         elif number > skip:
@@ -110,14 +111,9 @@ def _rate(
         if step is not None:
             step(*batch)
         idle.begin()
-    _wait(device)
+    wait_for(device)
     elapsed = time.perf_counter() - began
     return count / elapsed, idle.take() / elapsed
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _step(plan: StreamPlan, device: torch.device, *, compiled: bool) -> graphed.Step:

@@ -159,11 +159,11 @@ def _alternate(
 
 
 def _seconds(step: Step, steps: int, device: torch.device) -> tuple[float, float]:
-    _wait(device)
+    wait_for(device)
     clock, cpu = time.perf_counter(), time.process_time()
     for index in range(steps):
         step(index)
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - clock) / steps, (time.process_time() - cpu) / steps
 
 
@@ -171,15 +171,16 @@ def _matmul_tflops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -
     side = MATMUL_SIDE[device.type]
     a = torch.randn(side, side, device=device).to(dtype)
     a @ a
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(repeats):
         a @ a
-    _wait(device)
+    wait_for(device)
     return repeats * 2 * side**3 / (time.perf_counter() - started) / 1e12
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

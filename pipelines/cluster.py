@@ -69,10 +69,14 @@ def connected() -> Iterator[Resources]:
         ray.shutdown()
 
 
+def node_cpus() -> int:
+    """CPUs of this machine, or of this container where it has a limit."""
+    return int(ray_utils.get_num_cpus(override_docker_cpu_warning=True))
+
+
 def _object_store_bytes() -> int:
     """Room for blocks in flight on this machine, or within the limits of this container."""
-    cpus = ray_utils.get_num_cpus(override_docker_cpu_warning=True)
-    wanted: int = max(OBJECT_STORE_BYTES, int(cpus) * OBJECT_STORE_BYTES_PER_CPU)
+    wanted: int = max(OBJECT_STORE_BYTES, node_cpus() * OBJECT_STORE_BYTES_PER_CPU)
     if sys.platform == "linux":  # for what does not fit there, Ray takes a file on the disk
         wanted = min(wanted, max(OBJECT_STORE_BYTES, ray_utils.get_shared_memory_bytes()))
     return min(wanted, int(ray_utils.estimate_available_memory()) // 5)

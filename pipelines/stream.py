@@ -24,10 +24,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray._private.utils import get_num_cpus
 
 from ce_model.masks import Strategy
-from pipelines import dataset, images, work_items
+from pipelines import cluster, dataset, images, work_items
 from pipelines.dataset import Manifest, RowGroup
 from pipelines.errors import UserError
 from pipelines.execution_callbacks import Paced, Prompt
@@ -236,8 +235,7 @@ def _threads() -> int:
     as far ahead as the object store has room for their blocks: on a machine with many cores far
     fewer windows than cores.
     """
-    cpus = get_num_cpus(override_docker_cpu_warning=True)  # a container's, where it has a limit
-    return min(MAX_THREADS, max(1, int(cpus) // 4))
+    return min(MAX_THREADS, max(1, cluster.node_cpus() // 4))
 
 
 class _Decoder:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines import dataset, storage, stream, work_items
+from pipelines import cluster, dataset, storage, stream, work_items
 from pipelines.errors import UserError
 from pipelines.stream import StreamPlan
 
@@ -102,7 +102,7 @@ def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri:
 def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
     cpus: int, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "get_num_cpus", lambda **_: cpus)  # threads or none
+    monkeypatch.setattr(cluster, "node_cpus", lambda: cpus)  # threads or none
     uri = str(shutil.copytree(dataset_uri, tmp_path / "damaged"))
     for shard in Path(uri, "train").glob("*.parquet"):
         data = shard.read_bytes()
@@ -295,7 +295,7 @@ def test_several_threads_decode_the_same_batches(
     plan = make_plan(dataset_uri)
     found = []
     for cpus in (1, 16):
-        monkeypatch.setattr(stream, "get_num_cpus", lambda cpus=cpus, **_: cpus)
+        monkeypatch.setattr(cluster, "node_cpus", lambda cpus=cpus: cpus)
         assert stream._threads() == max(1, cpus // 4)
         batches = list(stream.read_window(plan, stream.window(plan, 0)))
         found.append({int(batch["step"][0]): batch for batch in batches})

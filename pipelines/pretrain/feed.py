@@ -35,7 +35,10 @@ def feed(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[Fed]
     if device.type == "cuda":
         return _feed_gpu(batches, device)
     # The blocks are read-only memory shared with the object store; torch wants its own.
-    return (augmented(*(torch.tensor(batch[name]) for name in COLUMNS)) for batch in batches)
+    return (
+        augmented(*(torch.tensor(batch[name], device=device) for name in COLUMNS))
+        for batch in batches
+    )
 
 
 def augmented(image: Tensor, bits: Tensor, augment: Tensor) -> Fed:

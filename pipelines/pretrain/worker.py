@@ -83,7 +83,7 @@ def _train(task: Task, mailbox: Any) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         memory.keep_freed_memory()
-    torch.backends.cudnn.benchmark = True  # shapes never change
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     dtype = resolve_precision(task.precision, device)
 
     batches = stream.batches(ray.train.get_dataset_shard("train"), task.plan)
@@ -270,7 +270,7 @@ class Reporter:
         """
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].double() for name in names])
-        if training.num_ranks() > 1:
+        if self._ranks > 1:
             torch.distributed.all_reduce(sums)
             sums /= self._ranks
         skipped = torch.stack(self._skipped).bool().tolist()  # waits for the device
