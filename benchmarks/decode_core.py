@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipelines.prepare.pictures import Limits, normalise
+from pipelines.prepare.normalise import Limits, normalise
 
 LIMITS = Limits(stored_side=256, jpeg_quality=90, max_pixels=50_000_000, min_side=16)
 TARGET_OF_BARE, TARGET_OF_PILLOW = 0.85, 2.0

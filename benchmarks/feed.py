@@ -26,13 +26,15 @@ import torch
 
 from benchmarks.stream import add_plan_arguments, bare_loop, plan_of
 from benchmarks.train_step import wait_for
-from ce_model import graphed, training
+from ce_model import training
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator
-from pipelines import cluster, stream
-from pipelines.pretrain import feed
-from pipelines.pretrain.feed import Fed
-from pipelines.pretrain.idle import Idle
-from pipelines.stream import StreamPlan
+from ce_model.training import cuda_graph
+from pipelines.data import stream
+from pipelines.data.stream_plan import StreamPlan
+from pipelines.pretrain import device_feed
+from pipelines.pretrain.data_wait import Idle
+from pipelines.pretrain.device_feed import Fed
+from pipelines.runtime import cluster
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ class Round(NamedTuple):
     bare_loop: float
 
 
-def _round(plan: StreamPlan, step: graphed.Step, device: torch.device) -> Round:
+def _round(plan: StreamPlan, step: cuda_graph.Step, device: torch.device) -> Round:
     fed = _fed(plan, device)
     batch = Fed(*(tensor.clone() for tensor in next(fed)))
     feed_rate, _ = _rate(plan, fed, None, device)
@@ -89,11 +91,11 @@ def _round(plan: StreamPlan, step: graphed.Step, device: torch.device) -> Round:
 
 def _fed(plan: StreamPlan, device: torch.device) -> Iterator[Fed]:
     shard = stream.stream(plan).streaming_split(1, equal=True)[0]
-    return feed.feed(stream.batches(shard, plan), device)
+    return device_feed.feed(stream.batches(shard, plan), device)
 
 
 def _rate(
-    plan: StreamPlan, batches: Iterator[Fed], step: graphed.Step | None, device: torch.device
+    plan: StreamPlan, batches: Iterator[Fed], step: cuda_graph.Step | None, device: torch.device
 ) -> tuple[float, float]:
     """Images per second and share of idleness, after the first tenth, which fills the pipeline."""
     skip = plan.steps // 10
@@ -116,7 +118,7 @@ def _rate(
     return count / elapsed, idle.take() / elapsed
 
 
-def _step(plan: StreamPlan, device: torch.device, *, compiled: bool) -> graphed.Step:
+def _step(plan: StreamPlan, device: torch.device, *, compiled: bool) -> cuda_graph.Step:
     network = NetworkConfig(preset="alexnet", output="full")
     if plan.side == 128:
         network = NetworkConfig(output="center" if plan.strategy == "central" else "full")
@@ -132,7 +134,7 @@ def _step(plan: StreamPlan, device: torch.device, *, compiled: bool) -> graphed.
             if part is not None:
                 part.compile()
     dtype = training.resolve_precision("auto", device)
-    return graphed.make_step(
+    return cuda_graph.make_step(
         networks, optimizers, device, network=network, objective=objective, dtype=dtype
     )
 

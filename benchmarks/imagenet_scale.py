@@ -29,9 +29,13 @@ import simplejpeg
 from benchmarks.decode_core import load
 from benchmarks.prepare import made_unique
 from benchmarks.prepare_memory import peak_memory
-from pipelines import cluster, dataset, stream
-from pipelines.prepare import PrepareConfig, inspection, run
-from pipelines.stream import StreamPlan
+from pipelines.data import stream
+from pipelines.data.manifest import read_manifest
+from pipelines.data.stream_plan import StreamPlan
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.run import prepare_dataset
+from pipelines.prepare.verify import verify as verify_files
+from pipelines.runtime import cluster
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000
 SIDE = 128  # px, of the shorter side of a source picture
@@ -81,7 +85,7 @@ def measured(step: Callable[[Any], str], argument: object) -> str:
 
 def prepare(config: PrepareConfig) -> str:
     """The whole job, with the start of a local cluster."""
-    manifest = dataset.read_manifest(run(config))
+    manifest = read_manifest(prepare_dataset(config))
     files = sum(len(files) for files in manifest.splits.values())
     size = sum(file.bytes for files in manifest.splits.values() for file in files)
     return f"{manifest.written:,} pictures in {files} shards, {size / 1e9:.1f} GB"
@@ -89,13 +93,13 @@ def prepare(config: PrepareConfig) -> str:
 
 def verify(uri: str) -> str:
     """Every checksum."""
-    inspection.verify(uri, dataset.read_manifest(uri))
+    verify_files(uri, read_manifest(uri))
     return "all checksums hold"
 
 
 def first_batches(uri: str) -> str:
     """A run of 90 epochs in batches of 256, of which 100 batches are read."""
-    manifest = dataset.read_manifest(uri)
+    manifest = read_manifest(uri)
     plan = StreamPlan(
         uri=uri,
         manifest=manifest,

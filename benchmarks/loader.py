@@ -50,8 +50,9 @@ from benchmarks.stream import (
     read_stored,
     unpacked,
 )
-from pipelines import cluster, images, stream
-from pipelines.stream import StreamPlan
+from pipelines.data import images, stream, stream_plan
+from pipelines.data.stream_plan import StreamPlan
+from pipelines.runtime import cluster
 
 SHARD_PICTURES = 1000
 SHUFFLE_BUFFER = 1000
@@ -198,7 +199,7 @@ def task_cpu(plan: StreamPlan) -> float:
     """Processor seconds per picture of what a data task does: windows read, shuffled, decoded."""
     began = time.process_time()
     count = 0
-    for window in stream.windows(plan):
+    for window in stream_plan.windows(plan):
         for batch in stream.read_window(plan, window):
             count += len(batch["row"])
     return (time.process_time() - began) / count

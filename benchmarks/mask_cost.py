@@ -23,9 +23,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.decode_core import LIMITS, load
-from pipelines import dataset, memory
-from pipelines.prepare import gather, plan, shards, sources, totals
-from pipelines.prepare.gather import Known, Shuffle
+from pipelines.data import manifest
+from pipelines.prepare import fault_budget, ingest, plan, shards
+from pipelines.prepare.ingest import Known, Shuffle
+from pipelines.prepare.sources import listing
+from pipelines.runtime import malloc
 
 TARGET = 0.15
 SEED = 0
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--resize-to", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     args = parser.parse_args()
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
-    masks = dataset.default_masks((227,), variants=2)
+    masks = manifest.default_masks((227,), variants=2)
     with tempfile.TemporaryDirectory() as folder:
         source, uri = Path(folder, "source"), Path(folder, "dataset")
         source.mkdir()
@@ -71,21 +73,21 @@ def main() -> None:
         )
 
 
-def prepare_here(source: Path, uri: str, masks: tuple[dataset.MaskSpec, ...]) -> float:
+def prepare_here(source: Path, uri: str, masks: tuple[manifest.MaskSpec, ...]) -> float:
     """Both passes in this process; returns their processor time, s."""
     cv2.setNumThreads(1)
-    memory.keep_freed_memory()  # as in a worker
+    malloc.keep_freed_memory()  # as in a worker
     work = f"{uri}/_work"
     empty = np.empty(0, "S16")
-    with plan.listing(sources.pieces(str(source), Counter())) as found:
+    with plan.listing(listing.pieces(str(source), Counter())) as found:
         planned = plan.make(found, work)
-    gather.write_known(work, Known(empty, empty, empty))
+    ingest.write_known(work, Known(empty, empty, empty))
     shuffle = Shuffle(SEED, planned.num_buckets, 0.0, keep_splits=False)
     began = time.process_time()
     for unit in range(planned.num_units):
-        gather.gather({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
-    sums = totals.add_up(work, planned)
-    totals.index_spills(work, planned, sums.rows)
+        ingest.gather({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
+    sums = fault_budget.add_up(work, planned)
+    fault_budget.index_spills(work, planned, sums.rows)
     common = shards.Work(uri, work, "k" * 8, SEED, masks, (), 4096, sums.groups, {})
     shards.write_shard(
         {"split": "train", "shard": 0, "first_bucket": 0, "last_bucket": planned.num_buckets},

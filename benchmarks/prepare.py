@@ -22,8 +22,9 @@ import cv2
 import psutil
 
 from benchmarks.decode_core import bare, load
-from pipelines import cluster
-from pipelines.prepare import PrepareConfig, run
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.run import prepare_dataset
+from pipelines.runtime import cluster
 
 TARGET, GROWTH = 0.75, 4
 SETTLE_S = 5.0  # after a job Ray ends idle workers, which would slow the bare loop by a fifth
@@ -52,7 +53,7 @@ def time_job(source: Path, folder: Path) -> float:
     """Seconds of the whole job, cluster start not counted."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         began = time.perf_counter()
-        run(PrepareConfig(source=str(source), output=f"{output}/d", sides=(227,)))
+        prepare_dataset(PrepareConfig(source=str(source), output=f"{output}/d", sides=(227,)))
         return time.perf_counter() - began
 
 

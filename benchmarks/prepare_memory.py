@@ -21,9 +21,10 @@ from pathlib import Path
 
 import psutil
 
-from pipelines import cluster
-from pipelines.dataset import read_manifest
-from pipelines.prepare import PrepareConfig, run
+from pipelines.data.manifest import read_manifest
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.run import prepare_dataset
+from pipelines.runtime import cluster
 
 
 @dataclass
@@ -71,7 +72,7 @@ def measure(source: str, folder: str, rows_per_shard: int) -> tuple[int, int, in
             source=source, output=f"{output}/d", sides=(227,), rows_per_shard=rows_per_shard
         )
         with peak_memory() as peak:
-            uri = run(asked)
+            uri = prepare_dataset(asked)
         return read_manifest(uri).listed, peak.driver, peak.worker
 
 

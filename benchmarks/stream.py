@@ -32,8 +32,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ce_model import mask_tensors
-from pipelines import cluster, dataset, images, stream
-from pipelines.stream import StreamPlan
+from pipelines.data import images, manifest, shards, stream, stream_plan
+from pipelines.data.stream_plan import StreamPlan
+from pipelines.runtime import cluster
 
 Rate = Callable[[], float]
 Stored = list[tuple[bytes, bytes]]
@@ -72,14 +73,14 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, side: int, images: in
     parser.add_argument("--strategy", default="random_region")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=images, help="pictures per measurement")
-    parser.add_argument("--window-rows", type=int, default=stream.WINDOW_ROWS)
+    parser.add_argument("--window-rows", type=int, default=stream_plan.WINDOW_ROWS)
 
 
 def plan_of(args: argparse.Namespace) -> StreamPlan:
     """The stream that the arguments ask for, to one consumer."""
     return StreamPlan(
         uri=args.dataset,
-        manifest=dataset.read_manifest(args.dataset),
+        manifest=manifest.read_manifest(args.dataset),
         strategy=args.strategy,
         side=args.side,
         shorter=0,
@@ -123,11 +124,11 @@ def bare_loop(plan: StreamPlan) -> float:
         total = plan.steps * plan.batch_size
         pictures = np.empty((plan.batch_size, plan.side, plan.side, 3), np.uint8)
         holes = np.empty((plan.batch_size, plan.side, plan.side), np.uint8)
-        for group in itertools.cycle(dataset.row_groups(plan.manifest, "train")):
-            table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
+        for group in itertools.cycle(shards.row_groups(plan.manifest, "train")):
+            table = shards.read_row_group(plan.uri, group, ["image", spec.column])
             cells = zip(
-                dataset.cells(table.column("image")),
-                dataset.cells(table.column(spec.column)),
+                shards.cells(table.column("image")),
+                shards.cells(table.column(spec.column)),
                 strict=True,
             )
             for jpeg, mask in cells:
@@ -175,8 +176,8 @@ def read_stored(plan: StreamPlan) -> Stored:
     """JPEG and packed hole of every training picture."""
     spec = plan.manifest.mask_spec(plan.strategy, plan.side)
     stored = []
-    for group in dataset.row_groups(plan.manifest, "train"):
-        table = dataset.read_row_group(plan.uri, group, ["image", spec.column])
+    for group in shards.row_groups(plan.manifest, "train"):
+        table = shards.read_row_group(plan.uri, group, ["image", spec.column])
         for row in table.to_pylist():
             stored.append((row["image"], row[spec.column][: spec.bytes_per_mask]))
     return stored

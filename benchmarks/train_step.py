@@ -29,15 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ce_model import graphed, training
+from ce_model import training
 from ce_model.masks import Strategy, mask_for
-from ce_model.networks import (
-    NetworkConfig,
-    build_discriminator,
-    build_generator,
-    input_side,
-)
-from ce_model.training import Networks, Objective
+from ce_model.networks import NetworkConfig, build_discriminator, build_generator, input_side
+from ce_model.training import Networks, Objective, cuda_graph
 
 Step = Callable[[int], Tensor | float]  # index of the batch -> reconstruction loss
 LOSS_TOLERANCE = 0.02
@@ -127,7 +122,7 @@ def _compare(
         peer = _peer_step(start, batches, setting)
     else:
         peer = _our_step(start, batches, setting, dtype, recorded=False)
-    _alternate(ours, peer, device, steps=graphed.WARM_UP_STEPS + 1, rounds=1)
+    _alternate(ours, peer, device, steps=cuda_graph.WARM_UP_STEPS + 1, rounds=1)
     rounds = _alternate(ours, peer, device, args.steps, args.rounds)
     del ours, peer
     gflop = _gflop_per_image(start, batches[0], setting)
@@ -280,7 +275,7 @@ def _our_step(
     for network in networks:
         if compiled and network is not None:
             network.compile()
-    take = graphed.make_step(
+    take = cuda_graph.make_step(
         networks,
         optimizers,
         batches[0].image.device,
@@ -288,7 +283,7 @@ def _our_step(
         objective=setting.objective,
         dtype=dtype,
     )
-    if not recorded and isinstance(take, graphed.GraphedStep):
+    if not recorded and isinstance(take, cuda_graph.GraphedStep):
         take = take.plain
 
     def step(index: int) -> Tensor:

@@ -7,8 +7,8 @@ $ ray job submit --working-dir . -- jobs/ablate.py --config configs/ablation_nig
 """
 
 from pipelines.ablation.config import AblateConfig
-from pipelines.ablation.run import run
+from pipelines.ablation.run import run_ablation
 from pipelines.cli import main
 
 if __name__ == "__main__":
-    main(run, AblateConfig)
+    main(run_ablation, AblateConfig)

@@ -7,7 +7,7 @@ $ ray job submit --working-dir . -- jobs/evaluate.py --config configs/evaluate.y
 
 from pipelines.cli import main
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.run import run
+from pipelines.evaluation.run import evaluate_models
 
 if __name__ == "__main__":
-    main(run, EvaluateConfig)
+    main(evaluate_models, EvaluateConfig)

@@ -5,7 +5,7 @@ $ python jobs/export.py --model store/pretrain/KEY --output encoder
 """
 
 from pipelines.cli import main
-from pipelines.evaluation.export import ExportConfig, run
+from pipelines.export.run import ExportConfig, export_encoder
 
 if __name__ == "__main__":
-    main(run, ExportConfig)
+    main(export_encoder, ExportConfig)

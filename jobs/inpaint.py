@@ -7,7 +7,8 @@ $ ray job submit --working-dir . -- jobs/inpaint.py --model STAGE --strategy cen
 """
 
 from pipelines.cli import main
-from pipelines.inpaint import InpaintConfig, run
+from pipelines.inpaint.config import InpaintConfig
+from pipelines.inpaint.run import inpaint_images
 
 if __name__ == "__main__":
-    main(run, InpaintConfig)
+    main(inpaint_images, InpaintConfig)

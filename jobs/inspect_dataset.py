@@ -8,7 +8,7 @@ to the standard library.
 """
 
 from pipelines.cli import main
-from pipelines.prepare.inspection import InspectConfig, run
+from pipelines.prepare.verify import InspectConfig, inspect_dataset
 
 if __name__ == "__main__":
-    main(run, InspectConfig)
+    main(inspect_dataset, InspectConfig)

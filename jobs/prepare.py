@@ -5,7 +5,8 @@ $ python jobs/prepare.py --source photos --output datasets/photos
 """
 
 from pipelines.cli import main
-from pipelines.prepare import PrepareConfig, run
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.run import prepare_dataset
 
 if __name__ == "__main__":
-    main(run, PrepareConfig)
+    main(prepare_dataset, PrepareConfig)

@@ -5,9 +5,9 @@ $ python jobs/pretrain.py --config configs/quickstart.yaml
 $ ray job submit --working-dir . -- jobs/pretrain.py --source s3://bucket/photos
 """
 
-from pipelines.chain import run
 from pipelines.cli import main
-from pipelines.pretrain import PretrainConfig
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.workflow.ensure_dataset import pretrain_on_source
 
 if __name__ == "__main__":
-    main(run, PretrainConfig)
+    main(pretrain_on_source, PretrainConfig)

@@ -9,7 +9,7 @@ Exit codes: 0 done, 3 refused by a gate, 1 a mistake that the message names, 2 a
 """
 
 from pipelines.cli import main
-from pipelines.promotion.run import PromoteConfig, run
+from pipelines.promotion.run import PromoteConfig, run_promotion
 
 if __name__ == "__main__":
-    main(run, PromoteConfig)
+    main(run_promotion, PromoteConfig)

@@ -7,7 +7,7 @@ $ ray job submit --working-dir . -- jobs/workflow.py --source s3://bucket/photos
 """
 
 from pipelines.cli import main
-from pipelines.workflow import WorkflowConfig, run
+from pipelines.workflow.run import WorkflowConfig, run_workflow
 
 if __name__ == "__main__":
-    main(run, WorkflowConfig)
+    main(run_workflow, WorkflowConfig)

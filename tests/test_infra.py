@@ -18,10 +18,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from conftest import free_port, wait_until_serving
+from helpers import ROOT, free_port, wait_until_serving
 from ray._private.utils import resolve_object_store_memory
 
-ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 SCHEMAS = Path(os.environ.get("CE_SCHEMAS", ROOT.parent / "shared" / "schemas" / "kuberay"))
 FILES = sorted((INFRA / "kubernetes").glob("*.yaml"))

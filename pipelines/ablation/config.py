@@ -7,11 +7,11 @@ from typing import NamedTuple
 from ce_model.masks import Strategy
 from ce_model.training import Precision
 from pipelines.evaluation.config import TaskName
-from pipelines.evaluation.finetune import FinetuneSettings
-from pipelines.evaluation.frozen import FrozenSettings
-from pipelines.evaluation.inpainting import InpaintingSettings
-from pipelines.evaluation.retrieval import RetrievalSettings
-from pipelines.pretrain import PretrainConfig
+from pipelines.evaluation.tasks.finetune import FinetuneSettings
+from pipelines.evaluation.tasks.inpainting import InpaintingSettings
+from pipelines.evaluation.tasks.probes import FrozenSettings
+from pipelines.evaluation.tasks.retrieval import RetrievalSettings
+from pipelines.pretrain.config import PretrainConfig
 
 # Set per cell or for the whole sweep; setting them under --pretrain would be ignored.
 NOT_UNDER_PRETRAIN = {

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from ce_model import training
 from ce_model.networks import NetworkConfig, build_generator, input_side
 from ce_model.training import Networks, Objective
-from pipelines import dataset, storage, stream, weights
+from pipelines import storage
+from pipelines.data import stream, stream_plan
+from pipelines.data.manifest import read_manifest
+from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
-from pipelines.evaluation import models
-from pipelines.stream import StreamPlan
+from pipelines.evaluation import encoders
+from pipelines.models import files
 
 STEPS_AT_ONCE = 10  # between two words to whoever shows the progress
 VERSION = 2  # part of every key: raise it when the same settings train differently
@@ -66,7 +69,7 @@ def train(
 
     `done` is told now and then how many steps were made since the last time.
     """
-    manifest = dataset.read_manifest(dataset_uri)
+    manifest = read_manifest(dataset_uri)
     plan = StreamPlan(
         uri=storage.absolute(dataset_uri),
         manifest=manifest,
@@ -80,7 +83,7 @@ def train(
     )
     fill = manifest.mean_rgb
     objective = Objective(adversarial=0.0, overlap=0, region="image", fill=fill)
-    place = models.device()
+    place = encoders.device()
     generator = build_generator(network, generator=torch.Generator().manual_seed(seed)).to(place)
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -95,7 +98,7 @@ def train(
         "seed": seed,
         "dataset_fingerprint": manifest.fingerprint,
     }
-    return weights.save_model(output_uri, generator.eval(), network, objective, info)
+    return files.save_model(output_uri, generator.eval(), network, objective, info)
 
 
 def _reconstruct(
@@ -182,7 +185,7 @@ def _counted(read: Iterator[Batch], done: Callable[[int], None]) -> Iterator[Bat
 
 def batches(plan: StreamPlan) -> Iterator[Batch]:
     """The batches of pretraining, read here instead of in a Ray Data execution."""
-    for window in stream.windows(plan):
+    for window in stream_plan.windows(plan):
         yield from stream.read_window(plan, window)
 
 

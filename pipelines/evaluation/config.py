@@ -4,16 +4,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ce_model.networks import NetworkConfig
-from pipelines.evaluation import proposals
 from pipelines.evaluation.baselines import BaselineSettings
-from pipelines.evaluation.detection import DetectionSettings
-from pipelines.evaluation.finetune import FinetuneSettings
-from pipelines.evaluation.frozen import FrozenSettings
-from pipelines.evaluation.inpainting import InpaintingSettings
-from pipelines.evaluation.pictures import Layout
-from pipelines.evaluation.retrieval import RetrievalSettings
-from pipelines.evaluation.segmentation import SegmentationSettings
-from pipelines.evaluation.voc import VocSettings
+from pipelines.evaluation.data import proposals
+from pipelines.evaluation.data.images import Layout
+from pipelines.evaluation.data.voc import VocSettings
+from pipelines.evaluation.tasks.detection import DetectionSettings
+from pipelines.evaluation.tasks.finetune import FinetuneSettings
+from pipelines.evaluation.tasks.inpainting import InpaintingSettings
+from pipelines.evaluation.tasks.probes import FrozenSettings
+from pipelines.evaluation.tasks.retrieval import RetrievalSettings
+from pipelines.evaluation.tasks.segmentation import SegmentationSettings
 
 TaskName = Literal[
     "inpainting", "linear", "knn", "finetune", "detection", "segmentation", "retrieval"

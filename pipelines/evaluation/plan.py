@@ -2,21 +2,19 @@
 
 from collections.abc import Iterable
 
-from pipelines import dataset, storage, weights
+from pipelines import storage
+from pipelines.data import manifest
 from pipelines.errors import UserError
-from pipelines.evaluation import finetune, proposals, results, voc, work
-from pipelines.evaluation import inpainting as filling
-from pipelines.evaluation.config import (
-    KEY_VERSION,
-    WANTED,
-    EvaluateConfig,
-    TaskName,
-    settings_of,
-)
-from pipelines.evaluation.inpainting import Holes
-from pipelines.evaluation.models import Subject
-from pipelines.evaluation.pictures import Layout, Pictures, layout_of, read_pictures
-from pipelines.evaluation.work import Job
+from pipelines.evaluation import measure, results
+from pipelines.evaluation.config import KEY_VERSION, WANTED, EvaluateConfig, TaskName, settings_of
+from pipelines.evaluation.data import proposals, voc
+from pipelines.evaluation.data.images import Layout, Pictures, layout_of, read_pictures
+from pipelines.evaluation.measure import Job
+from pipelines.evaluation.tasks import finetune
+from pipelines.evaluation.tasks import inpainting as filling
+from pipelines.evaluation.tasks.inpainting import Holes
+from pipelines.models import files
+from pipelines.models.resolve import Subject
 
 
 def layouts_of(config: EvaluateConfig) -> dict[str, Layout]:
@@ -54,14 +52,14 @@ def require_measurable(
     require_subjects(subjects, config)
     for task in config.tasks:
         for uri in data_for(task, layouts):
-            work.require_data(task, uri, config)
+            measure.require_data(task, uri, config)
 
 
 def require_subjects(subjects: Iterable[Subject], config: EvaluateConfig) -> None:
     """The half of `require_measurable` that needs no data."""
     for subject in subjects:
         for task in config.tasks:
-            work.require_subject(task, subject, config)
+            measure.require_subject(task, subject, config)
 
 
 Fingerprints = dict[tuple[TaskName, str], str]
@@ -106,7 +104,7 @@ def _holes(subjects: list[Subject], config: EvaluateConfig) -> tuple[Holes, ...]
     """Every kind of hole that a model fills, so that the classical methods fill it too."""
     found: list[Holes] = []
     for subject in subjects:
-        description = storage.read_json(storage.join(subject.uri, weights.MODEL))
+        description = storage.read_json(storage.join(subject.uri, files.MODEL))
         overlap = description["objective"]["overlap"]
         found += filling.holes_of(subject.network, overlap, config.inpainting.strategies)
     return tuple(dict.fromkeys(found)) or (Holes(128, "central", 4),)
@@ -159,7 +157,7 @@ def fingerprint(task: TaskName, uri: str, layout: Layout, config: EvaluateConfig
         loss = [finetune.SEVERAL_VERSION] if task == "finetune" else []
         return storage.content_key([names, found, *loss])
     if layout == "prepared":
-        return dataset.read_manifest(uri).fingerprint
+        return manifest.read_manifest(uri).fingerprint
     splits = ("val",) if layout == "pictures" else ("train", "val")
     return storage.content_key([read_pictures(uri, split, 0).fingerprint for split in splits])
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from pipelines import html_page
-from pipelines.evaluation import quoted
-from pipelines.evaluation.inpainting import METRICS
+from pipelines.evaluation import paper_results
+from pipelines.evaluation.tasks.inpainting import METRICS
 
 # How the rows of a task become tables: one table per value of `by`, one column per value of
 # `across`; without `across` the scores are the columns.
@@ -109,10 +109,13 @@ def _share(row: dict[str, Any]) -> float:
 
 def _quoted_transfer() -> str:
     names = ["classification", "detection", "segmentation"]
-    cells = [[row["row"], *(_value(n, row.get(n), 100) for n in names)] for row in quoted.TRANSFER]
+    cells = [
+        [row["row"], *(_value(n, row.get(n), 100) for n in names)] for row in paper_results.TRANSFER
+    ]
     grid = Grid("the paper's second table (quoted)", ["row", *names], cells)
     return (
-        _table(grid, row_class="quoted") + f"<p class='note'>{html_page.text(quoted.TABLE_2)}.</p>"
+        _table(grid, row_class="quoted")
+        + f"<p class='note'>{html_page.text(paper_results.TABLE_2)}.</p>"
     )
 
 
@@ -129,7 +132,7 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
     else:
         parts += [html_page.image(title, data) for title, data in figures.items()]
         parts += [_table(grid) for grid in grids(section)]
-    found, names = quoted.rows_for(task)
+    found, names = paper_results.rows_for(task)
     if found:
         scale = 1 if task == "inpainting" else 100
         cells = [
@@ -138,7 +141,7 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
         ]
         grid = Grid("the paper's rows (quoted)", ["row", *names], cells)
         parts.append(_table(grid, row_class="quoted"))
-        parts.append(f"<p class='note'>{html_page.text(quoted.DIFFERENCES[task])}</p>")
+        parts.append(f"<p class='note'>{html_page.text(paper_results.DIFFERENCES[task])}</p>")
     if section["notes"]:
         notes = "\n".join(f"{name}: {value}" for name, value in section["notes"].items())
         shown = f"<pre>{html_page.text(notes)}</pre>"

@@ -9,13 +9,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import cluster, storage, tracking, weights
-from pipelines.evaluation import models, plan, report, results
+from pipelines import storage
+from pipelines.evaluation import encoders, plan, report, results
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.models import Subject
-from pipelines.evaluation.room import Room, precision_of_workers, with_baselines
-from pipelines.evaluation.work import Job
-from pipelines.progress import plain_console
+from pipelines.evaluation.executor import Room, precision_of_workers, with_baselines
+from pipelines.evaluation.measure import Job
+from pipelines.models.files import MODEL
+from pipelines.models.resolve import BASELINES, Subject, named, resolve_model, run_of, untrained
+from pipelines.runtime import cluster
+from pipelines.runtime.progress import plain_console
+from pipelines.tracking.client import client, described, tracking_uri
+from pipelines.tracking.recorder import Recorder
+from pipelines.tracking.runs import RunSpec, log_bytes
 
 NAME_WIDTH = 16  # characters of a line of a row's name, at the least
 ABOUT = {
@@ -32,18 +37,18 @@ ABOUT = {
 }
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
     """Measure all models on all tasks.
 
     Returns:
         the report that was written, and `delivered`: whether MLflow has all of it, too.
     """
     console = plain_console()
-    uri = tracking.tracking_uri(config.tracking_uri, config.store)
+    uri = tracking_uri(config.tracking_uri, config.store)
     layouts = plan.layouts_of(config)
     fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     given = {ref: _subject(ref, config, uri) for ref in config.model}
-    models.require_distinct(given)
+    encoders.require_distinct(given)
     plan.require_measurable(_all(given, config), config, layouts)
     with cluster.connected() as resources:
         config = replace(config, precision=precision_of_workers(config, resources))
@@ -60,20 +65,20 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 def _subject(ref: str, config: EvaluateConfig, uri: str) -> Subject | None:
     """A model that is there, or random weights; None for what has to be trained first."""
-    name, rest = models.named(ref)
+    name, rest = named(ref)
     if rest == "random":
-        return models.untrained(name, "random", config.network)
+        return untrained(name, "random", config.network)
     if rest == "random-kmeans":
-        return models.untrained(name, "random-kmeans", config.network)
-    if rest in models.BASELINES:
+        return untrained(name, "random-kmeans", config.network)
+    if rest in BASELINES:
         return None
-    return models.resolve(ref, store=config.store, tracking_uri=uri)
+    return resolve_model(ref, store=config.store, tracking_uri=uri)
 
 
 def _all(given: dict[str, Subject | None], config: EvaluateConfig) -> list[Subject]:
     """What is measured, with those that are trained first."""
     return [
-        subject or models.untrained(models.named(ref)[0], "random", config.network)
+        subject or untrained(named(ref)[0], "random", config.network)
         for ref, subject in given.items()
     ]
 
@@ -123,7 +128,7 @@ def _describe(subject: Subject) -> dict[str, Any]:
     network = subject.network
     origin = "drawn with each seed"
     if subject.uri:
-        info = storage.read_json(storage.join(subject.uri, weights.MODEL))["info"]
+        info = storage.read_json(storage.join(subject.uri, MODEL))["info"]
         known = ("strategy", "steps", "seed")
         origin = ", ".join(f"{name} {info[name]}" for name in known if name in info)
     return {
@@ -179,7 +184,7 @@ def _publish(
     for folder in [home, *([config.report] if config.report else [])]:
         storage.publish(storage.join(folder, "report.html"), page)
         storage.publish(storage.join(folder, "report.json"), text)
-    spec = tracking.RunSpec(
+    spec = RunSpec(
         uri=uri,
         store=config.store,
         experiment=config.experiment,
@@ -188,7 +193,7 @@ def _publish(
         params={"tasks": config.tasks, "data": config.data, "seeds": config.seeds},
         tags={"stage": "evaluate", "models": ", ".join(m["name"] for m in found["models"])},
     )
-    recorder = tracking.Recorder(spec)
+    recorder = Recorder(spec)
     recorder.metrics(metrics_of(found), step=0)
     recorder.artifact("report.html", page)
     recorder.artifact("report.json", text)
@@ -214,14 +219,14 @@ def _attach(
 ) -> str | None:
     """Give files to the runs that the models came from; returns why they do not have them."""
     try:
-        server = tracking.client(uri)
+        server = client(uri)
         # A run that the server did not tell at the start is asked for again.
-        runs = [s.run_id or models.run_of(s.uri, uri) for s, _ in subjects if s.uri]
+        runs = [s.run_id or run_of(s.uri, uri) for s, _ in subjects if s.uri]
         for run_id in dict.fromkeys(run for run in runs if run):
             for name, data in files.items():
-                tracking.log_bytes(server, run_id, f"{folder}/{name}", data)
+                log_bytes(server, run_id, f"{folder}/{name}", data)
     except Exception as error:  # whatever the server does, the measurements are done
-        return tracking.described(uri, error)
+        return described(uri, error)
     return None
 
 

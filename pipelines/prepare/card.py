@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipelines import dataset, html_page, images, storage
-from pipelines.dataset import Manifest, MaskSpec
+from pipelines import html_page, storage
+from pipelines.data import images
+from pipelines.data.manifest import Manifest, MaskSpec
+from pipelines.data.shards import read_row_group, row_groups
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.progress import console
 
@@ -72,8 +74,8 @@ def describe(uri: str, manifest: Manifest) -> dict[str, Any]:
 
 def _rows_by_class(uri: str, manifest: Manifest, split: str) -> dict[str, int]:
     counts: Counter[int | None] = Counter()
-    for group in dataset.row_groups(manifest, split):
-        counts.update(dataset.read_row_group(uri, group, ["label"]).column("label").to_pylist())
+    for group in row_groups(manifest, split):
+        counts.update(read_row_group(uri, group, ["label"]).column("label").to_pylist())
     names = dict(enumerate(manifest.classes))
     return {
         "(none)" if label is None else names[label]: count
@@ -100,9 +102,9 @@ def contact_sheet(uri: str, manifest: Manifest) -> bytes:
     side = max(spec.side for spec in manifest.masks)
     specs = [spec for spec in manifest.masks if spec.side == side]
     split = next(split for split in manifest.splits if manifest.rows(split))
-    group = dataset.row_groups(manifest, split)[0]
+    group = row_groups(manifest, split)[0]
     columns = ["key", "image", *(spec.column for spec in specs)]
-    rows = dataset.read_row_group(uri, group, columns).slice(0, SHEET_ROWS).to_pylist()
+    rows = read_row_group(uri, group, columns).slice(0, SHEET_ROWS).to_pylist()
     caption = _caption(["picture", *(spec.strategy for spec in specs)])
     lines = [_line(row, specs, manifest.mean_rgb) for row in rows]
     sheet = np.concatenate([caption, *lines])
@@ -237,11 +239,14 @@ def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
     wanted = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not wanted and (config.output is not None or not storage.is_local(config.store)):
         return
-    from pipelines import tracking  # takes seconds to import, and only this needs it
+    from pipelines.tracking import client, runs
+    from pipelines.tracking.recorder import (
+        Recorder,  # takes seconds to import, and only this needs it
+    )
 
-    recorder = tracking.Recorder(
-        tracking.RunSpec(
-            uri=tracking.tracking_uri(config.tracking_uri, config.store),
+    recorder = Recorder(
+        runs.RunSpec(
+            uri=client.tracking_uri(config.tracking_uri, config.store),
             store=config.store,
             experiment="prepare",
             key=manifest.jobs[-1],

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ce_model.masks import MIN_SIZE, Strategy
-from pipelines import dataset
-from pipelines.dataset import MaskSpec
+from pipelines.data import manifest
+from pipelines.data.manifest import MaskSpec
 from pipelines.errors import UserError
-from pipelines.prepare.pictures import Limits
+from pipelines.prepare.normalise import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class PrepareConfig:
     def masks(self) -> tuple[MaskSpec, ...]:
         """The mask columns, each once."""
         sides, strategies = dict.fromkeys(self.sides), dict.fromkeys(self.strategies)
-        return dataset.default_masks(tuple(sides), tuple(strategies), self.variants)
+        return manifest.default_masks(tuple(sides), tuple(strategies), self.variants)
 
     @property
     def limits(self) -> Limits:

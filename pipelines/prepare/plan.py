@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import IO
 
 from pipelines import storage
-from pipelines.dataset import Manifest
-from pipelines.prepare.sources import UNKNOWN, Piece
+from pipelines.data.manifest import Manifest
+from pipelines.prepare.sources.listing import UNKNOWN, Piece
 
 UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
 UNIT_PIECES = 4096

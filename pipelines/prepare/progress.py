@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from pipelines.prepare import plan
-from pipelines.prepare.sources import Piece
-from pipelines.progress import ProgressDisplay, plain_console
+from pipelines.prepare.sources.listing import Piece
+from pipelines.runtime.progress import ProgressDisplay, plain_console
 
 LOOK_EVERY_S = 1.0
 

@@ -13,36 +13,37 @@ from itertools import chain
 
 import numpy as np
 
-from pipelines import cluster, dataset, storage
-from pipelines.dataset import FORMAT_VERSION, Manifest
-from pipelines.errors import UserError
-from pipelines.prepare import (
-    card,
-    gather,
-    known,
-    plan,
-    preview,
-    shards,
-    sidecars,
-    sources,
-    totals,
+from pipelines import storage
+from pipelines.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    find_manifest,
+    is_dataset,
+    quarantine_uri,
+    replace_manifest,
+    write_manifest,
 )
+from pipelines.errors import UserError
+from pipelines.prepare import card, dry_run, existing, fault_budget, ingest, plan, shards, sidecars
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.gather import Shuffle
-from pipelines.prepare.labels import Labels, read_labels
+from pipelines.prepare.fault_budget import Totals
+from pipelines.prepare.ingest import Shuffle
 from pipelines.prepare.plan import Listing, Plan
 from pipelines.prepare.progress import console, listed
 from pipelines.prepare.shards import ShardRecord
+from pipelines.prepare.sources import listing
+from pipelines.prepare.sources.labels import Labels, read_labels
 from pipelines.prepare.tasks import run_tasks
-from pipelines.prepare.totals import Totals
+from pipelines.runtime import cluster
 
 SHOWN_KINDS = 8  # of what is in a source and not read
 
 
-def run(config: PrepareConfig) -> str:
+def prepare_dataset(config: PrepareConfig) -> str:
     """Prepare a dataset, add to one, or find it prepared; returns its URI."""
     source = storage.absolute(config.source)
-    if dataset.is_dataset(source):
+    if is_dataset(source):
         return sidecars.add_masks(config, source)
     home = storage.absolute(config.output or storage.join(config.store, "prepare"))
     if not config.dry_run:
@@ -50,7 +51,7 @@ def run(config: PrepareConfig) -> str:
     labels = read_labels(config.labels, config.class_list) if config.labels else None
     with _listing(config, source) as found:
         if config.dry_run:
-            preview.show(config, found, labels)
+            dry_run.show(config, found, labels)
             return ""
         key = job_key(config, found, labels)
         uri = home if config.output else storage.join(home, key[:16])
@@ -61,7 +62,7 @@ def run(config: PrepareConfig) -> str:
             console.print(f"already prepared: {uri}")
             return uri
         work = plan.work_uri(uri, key, old, source)
-        known.write(config, uri, work, old)
+        existing.write(config, uri, work, old)
         planned = plan.make(found, work)
     with cluster.connected():
         try:
@@ -81,10 +82,10 @@ def run(config: PrepareConfig) -> str:
 
 def _old_manifest(uri: str) -> Manifest | None:
     """The dataset that is added to; None for a new one."""
-    old = dataset.find_manifest(uri)
-    if old is None and storage.exists(storage.join(uri, dataset.MANIFEST)):
+    old = find_manifest(uri)
+    if old is None and storage.exists(storage.join(uri, MANIFEST)):
         raise UserError(
-            f"output is '{uri}', where a {dataset.MANIFEST} lies that is no dataset's; give an "
+            f"output is '{uri}', where a {MANIFEST} lies that is no dataset's; give an "
             "--output elsewhere"
         )
     return old
@@ -107,9 +108,9 @@ def commit(uri: str, manifest: Manifest, old: Manifest | None) -> bool:
     """
     try:
         if old is None:
-            dataset.write_manifest(uri, manifest)
+            write_manifest(uri, manifest)
         else:
-            dataset.replace_manifest(uri, manifest)
+            replace_manifest(uri, manifest)
     except FileExistsError:
         if _is_done(uri, manifest.jobs[-1]):
             return False
@@ -121,7 +122,7 @@ def commit(uri: str, manifest: Manifest, old: Manifest | None) -> bool:
 
 
 def _is_done(uri: str, key: str) -> bool:
-    found = dataset.find_manifest(uri)
+    found = find_manifest(uri)
     return found is not None and key in found.jobs
 
 
@@ -135,7 +136,7 @@ def _second(uri: str, key: str) -> str:
 def _listing(config: PrepareConfig, source: str) -> Iterator[Listing]:
     """The pieces of the source; refuses one without pictures."""
     others: Counter[str] = Counter()
-    with plan.listing(listed(sources.pieces(source, others))) as found:
+    with plan.listing(listed(listing.pieces(source, others))) as found:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN_KINDS))
         if found.pieces == 0:
             raise UserError(
@@ -177,14 +178,14 @@ def _passes(
     """Both passes over what is not done yet, and the manifest of the result."""
     keep_splits = planned.has_validation
     shuffle = Shuffle(config.seed, planned.num_buckets, config.validation_share, keep_splits)
-    done = gather.finished_units(work)
+    done = ingest.finished_units(work)
     units = [{"unit": unit} for unit in range(planned.num_units) if unit not in done]
-    task = partial(gather.gather, work=work, shuffle=shuffle, limits=config.limits, labels=labels)
+    task = partial(ingest.gather, work=work, shuffle=shuffle, limits=config.limits, labels=labels)
     run_tasks("reading pictures", units, task)
-    sums = totals.add_up(work, planned)
-    report = dataset.quarantine_uri(uri, key)
-    totals.check_budget(config, report, work, sums, planned.num_units, adding=old is not None)
-    totals.index_spills(work, planned, sums.rows)
+    sums = fault_budget.add_up(work, planned)
+    report = quarantine_uri(uri, key)
+    fault_budget.check_budget(config, report, work, sums, planned.num_units, adding=old is not None)
+    fault_budget.index_spills(work, planned, sums.rows)
     common = shards.Work(
         uri=uri,
         work=work,
@@ -194,7 +195,7 @@ def _passes(
         classes=merged_classes(old.classes if old else (), sums.listed_by_class),
         row_group_rows=config.row_group_rows,
         groups=sums.groups,
-        repeated_keys=totals.repeated_keys(work, planned, sums),
+        repeated_keys=fault_budget.repeated_keys(work, planned, sums),
     )
     counts = {
         split: shards.num_shards(
@@ -211,10 +212,10 @@ def _passes(
     }
     second = [record.set_aside for found in records.values() for record in found]
     if sums.faults or any(second):
-        first = totals.set_aside(work, planned.num_units)
-        totals.write_set_aside(report, chain(first, second))
+        first = fault_budget.set_aside(work, planned.num_units)
+        fault_budget.write_set_aside(report, chain(first, second))
     manifest = _manifest(config, key, common.classes, sums, records)
-    return known.joined(old, manifest) if old else manifest
+    return existing.joined(old, manifest) if old else manifest
 
 
 def merged_classes(old: tuple[str, ...], listed: Counter[str]) -> tuple[str, ...]:

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ce_model import masks
-from pipelines import dataset, storage
-from pipelines.dataset import Manifest, MaskSpec, ShardFile
+from pipelines import storage
+from pipelines.data import shards
+from pipelines.data.manifest import Manifest, MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
-from pipelines.prepare.gather import SetAside
-from pipelines.prepare.pictures import FaultClass
+from pipelines.prepare.ingest import SetAside
+from pipelines.prepare.normalise import FaultClass
 from pipelines.prepare.spill import Row
 
 
@@ -226,12 +227,12 @@ def _spill_index(work: str, group: str) -> tuple[list[str], NDArray[np.int64]]:
 def _write(path: Path, rows: Sequence[Row], work: Work) -> list[int]:
     """One Parquet file; returns the rows of each row group."""
     labels = {name: label for label, name in enumerate(work.classes)}
-    schema = dataset.arrow_schema(work.masks)
+    schema = shards.arrow_schema(work.masks)
     groups = [
         rows[start : start + work.row_group_rows]
         for start in range(0, len(rows), work.row_group_rows)
     ]
-    with pq.ParquetWriter(path, schema, **dataset.parquet_options(work.masks)) as writer:
+    with pq.ParquetWriter(path, schema, **shards.parquet_options(work.masks)) as writer:
         for group in groups:
             writer.write_table(_table(group, labels, work, schema), row_group_size=len(group))
     return [len(group) for group in groups]
@@ -242,12 +243,12 @@ def _table(rows: Sequence[Row], labels: dict[str, int], work: Work, schema: pa.S
     columns = {
         "key": keys,
         "label": [None if row.class_name is None else labels[row.class_name] for row in rows],
-        "image": dataset.large_binary([row.jpeg for row in rows]),
+        "image": shards.large_binary([row.jpeg for row in rows]),
         "sha256": [bytes.fromhex(row.sha256) for row in rows],
     }
     for spec in work.masks:
         cells = [mask_cell(work.seed, spec, key) for key in keys]
-        columns[spec.column] = dataset.large_binary(cells)
+        columns[spec.column] = shards.large_binary(cells)
     return pa.Table.from_pydict(columns, schema)
 
 

@@ -11,14 +11,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import cluster, dataset, storage
-from pipelines.dataset import Manifest, MaskSpec, RowGroup, ShardFile, Sidecar
+from pipelines import storage
+from pipelines.data import shards
+from pipelines.data.manifest import (
+    Manifest,
+    MaskSpec,
+    ShardFile,
+    Sidecar,
+    read_manifest,
+    replace_manifest,
+)
+from pipelines.data.shards import RowGroup
 from pipelines.errors import UserError
 from pipelines.prepare import card, plan
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.progress import console
 from pipelines.prepare.shards import mask_cell
 from pipelines.prepare.tasks import run_tasks
+from pipelines.runtime import cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,7 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
             f"output is '{config.output}'; masks are added to the dataset in '{uri}' itself, so "
             "leave output out"
         )
-    old = dataset.read_manifest(uri)
+    old = read_manifest(uri)
     _refuse_ignored(config, old, uri)
     lacking = missing(old.masks, config.masks)
     if not lacking:
@@ -66,7 +76,7 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
         run_tasks("drawing masks", items, partial(_write_sidecar, addition=common, old=old))
     manifest = with_sidecars(old, common)
     try:
-        dataset.replace_manifest(uri, manifest)
+        replace_manifest(uri, manifest)
     except FileExistsError:
         raise UserError(
             f"source is '{uri}'; another job changed that dataset meanwhile, and this one changed "
@@ -118,13 +128,13 @@ def _write_sidecar(row: dict[str, Any], addition: Addition, old: Manifest) -> di
     schema = pa.schema(
         pa.field(spec.column, pa.large_binary(), nullable=False) for spec in addition.masks
     )
-    options = dataset.parquet_options(addition.masks)
-    options |= {"compression": "zstd", "compression_level": dataset.ZSTD_LEVEL}
+    options = shards.parquet_options(addition.masks)
+    options |= {"compression": "zstd", "compression_level": shards.ZSTD_LEVEL}
     with storage.staged_file(storage.join(addition.uri, path)) as staged:
         with pq.ParquetWriter(staged, schema, **options) as writer:
             for keys in _keys(addition.uri, file):
                 columns = {
-                    spec.column: dataset.large_binary(
+                    spec.column: shards.large_binary(
                         [mask_cell(addition.seed, spec, key) for key in keys]
                     )
                     for spec in addition.masks
@@ -144,7 +154,7 @@ def _keys(uri: str, file: ShardFile) -> Iterator[list[str]]:
     """Keys of each row group of a shard."""
     for index, rows in enumerate(file.row_groups):
         group = RowGroup(file, index, rows, 0)
-        yield dataset.read_row_group(uri, group, ["key"]).column("key").to_pylist()
+        yield shards.read_row_group(uri, group, ["key"]).column("key").to_pylist()
 
 
 def with_sidecars(old: Manifest, addition: Addition) -> Manifest:

@@ -7,10 +7,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from pipelines import memory
 from pipelines.errors import UserError
-from pipelines.execution_callbacks import Prompt
 from pipelines.prepare.progress import progress
+from pipelines.runtime import malloc
+from pipelines.runtime.ray_internals import Prompt
 
 # Two tasks share a core: one works while the other waits, for storage or for the next item, which
 # Ray Data sends up to 0.1 s after the last one is done.
@@ -42,7 +42,7 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
 
 
 def _in_worker(item: dict[str, Any], what: str, task: Task) -> dict[str, int]:
-    memory.keep_freed_memory()
+    malloc.keep_freed_memory()
     try:
         return task(item)
     except OSError as error:

@@ -8,9 +8,9 @@ from ce_model.masks import Strategy
 from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
 from ce_model.training import Objective, Precision, default_learning_rates, discriminator_rate
 from pipelines import storage
-from pipelines.dataset import Manifest
+from pipelines.data.manifest import Manifest
+from pipelines.data.stream_plan import WINDOW_ROWS
 from pipelines.errors import UserError
-from pipelines.stream import WINDOW_ROWS
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
 # How a run is carried out, as opposed to what it computes: never part of a key.

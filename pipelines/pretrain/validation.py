@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ce_model import mask_tensors, training
-from ce_model.metrics import hole_errors
+from ce_model.hole_metrics import hole_errors
 from ce_model.networks import NetworkConfig
 from ce_model.training import Objective, fill, predict
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import dataset, evidence, registry, tracking, weights
+from pipelines.data.manifest import read_manifest
 from pipelines.errors import UserError
-from pipelines.promotion import attached
-from pipelines.registry import RunFacts, Version
+from pipelines.models import files
+from pipelines.promotion import run_files
+from pipelines.tracking import models, registry, runs
+from pipelines.tracking.registry import RunFacts, Version
+from pipelines.tracking.scores import scores_of
 
 # Where and how a run was carried out, not what it computed.
 NOT_REPRODUCED = {"summary", "tracking_uri", "experiment", "store", "threads_per_worker"}
@@ -42,18 +45,18 @@ def explain(uri: str, reference: str) -> str:
     """Everything that led to a registered model."""
     version = version_of(uri, reference)
     facts = registry.run_facts(uri, version.run_id)
-    summary = attached.summary(uri, version.run_id) or {}
+    summary = run_files.summary(uri, version.run_id) or {}
     with tempfile.TemporaryDirectory() as temporary:
-        tracking.download_model(uri, version.source, Path(temporary))
-        info = weights.load_model(temporary).info
-    scores = evidence.scores_of(attached.reports(uri, version.run_id), info["weights_sha256"])
+        models.download_model(uri, version.source, Path(temporary))
+        info = files.load_model(temporary).info
+    scores = scores_of(run_files.reports(uri, version.run_id), info["weights_sha256"])
     lines = {
         "model": f"{version.name} version {version.version}, {version.source}",
         "weights sha256": info["weights_sha256"],
         "training run": f"{version.run_id} ({facts.status})",
         "dataset": f"fingerprint {facts.tags.get('dataset_fingerprint', 'not recorded')}",
         "masks": _masks(summary),
-        "code": facts.tags.get(tracking.COMMIT_TAG, "not recorded"),
+        "code": facts.tags.get(runs.COMMIT_TAG, "not recorded"),
         "seed": facts.params.get("seed", "not recorded"),
         "steps": str(summary.get("steps", "not recorded")),
         "faults survived": f"{summary.get('restarts', '?')} restarts of workers or of the job, "
@@ -74,7 +77,7 @@ def explain(uri: str, reference: str) -> str:
 def _masks(summary: Mapping[str, Any]) -> str:
     """Version of the mask functions, as the dataset says."""
     try:
-        manifest = dataset.read_manifest(str(summary.get("dataset", "")))
+        manifest = read_manifest(str(summary.get("dataset", "")))
     except (UserError, OSError):
         return "the dataset is not reachable from here"
     versions = sorted({spec.version for spec in manifest.masks})

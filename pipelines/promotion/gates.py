@@ -18,7 +18,7 @@ from scipy.stats import t
 
 from pipelines import cli
 from pipelines.errors import UserError
-from pipelines.evidence import better
+from pipelines.tracking.scores import better
 
 CONFIDENCE = 0.95
 ALARM = "alarm."  # prefix of the tags that a training run gives itself

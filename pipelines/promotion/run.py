@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from pipelines import lease, registry, storage, tracking
+from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.lease import LeaseBusyError
-from pipelines.progress import plain_console
-from pipelines.promotion import dossier, explain, gates
+from pipelines.promotion import candidate, explain, gates
 from pipelines.promotion.gates import Dossier, Gates, Verdict
-from pipelines.registry import Version
+from pipelines.runtime.progress import plain_console
+from pipelines.storage import lease
+from pipelines.storage.lease import LeaseBusyError
+from pipelines.tracking import client, registry
+from pipelines.tracking.registry import Version
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 REFUSED = 3  # exit code
@@ -67,11 +69,11 @@ class Decision(NamedTuple):
     text: str
 
 
-def run(config: PromoteConfig) -> None:
+def run_promotion(config: PromoteConfig) -> None:
     """Do what was asked; a refusal ends the process with its own code."""
     console = plain_console(soft_wrap=True)
-    uri = tracking.tracking_uri(config.tracking_uri, config.store)
-    tracking.require_there(uri)
+    uri = client.tracking_uri(config.tracking_uri, config.store)
+    client.require_there(uri)
     if config.explain is not None:
         plain_console(stderr=False, soft_wrap=True).print(explain.explain(uri, config.explain))
     elif config.rollback:
@@ -96,8 +98,8 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
         UserError: another promotion changed the champion meanwhile, or what a gate asks for could
             not be read.
     """
-    source = dossier.source_of(uri, run_id)
-    model = dossier.collect(uri, run_id, source)
+    source = candidate.source_of(uri, run_id)
+    model = candidate.collect(uri, run_id, source)
     sound = gates.integrity(model, demanded)
     if not all(verdict.passed for verdict in sound):
         text = _refusal(sound)
@@ -114,7 +116,7 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
         registry.set_alias(uri, name, CANDIDATE, version.version)
         theirs = None
         if champion is not None:
-            theirs = dossier.collect(uri, champion.run_id, champion.source)
+            theirs = candidate.collect(uri, champion.run_id, champion.source)
         verdicts = sound + gates.quality(model, theirs, demanded)
         if not all(verdict.passed for verdict in verdicts):
             text = _refusal(verdicts)

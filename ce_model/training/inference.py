@@ -1,0 +1,127 @@
+"""A trained network at work: statistics of batch norm, predictions, filled images."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from ce_model.networks import NetworkConfig
+from ce_model.training.distributed import bare
+from ce_model.training.objective import Objective
+from ce_model.training.precision import autocast
+from ce_model.training.views import make_views
+
+STATISTICS_BATCH = 32
+
+
+STATISTICS_PICTURES = 256  # that batch norm's statistics are estimated from
+
+
+class Prediction(NamedTuple):
+    """A prediction beside the truth, colours in [0, 1].
+
+    Shape:
+        prediction, target: float (B, 3, T, T); hole: bool (B, 1, T, T).
+    """
+
+    prediction: Tensor
+    target: Tensor
+    hole: Tensor
+
+
+def dropout_shifts_statistics(generator: nn.Module) -> bool:
+    """Whether batch norm sees other variances in training than in evaluation, for dropout's sake.
+
+    Source: Li et al., "Understanding the Disharmony between Dropout and Batch Normalization by
+    Variance Shift", CVPR 2019, arXiv:1801.05134.
+    """
+    layers = list(generator.modules())
+    dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in layers)
+    return dropout and any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+
+
+@torch.no_grad()
+def estimate_statistics(
+    generator: nn.Module,
+    image: Tensor,
+    hidden: Tensor,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> None:
+    """Running statistics of batch norm as evaluation needs them: today's weights, no dropout.
+
+    They become the plain average over batches of 32 of these pictures; weights and mode stay.
+    Shapes as in `train_step`.
+    """
+    with _evaluating(generator) as encoder:
+        norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average
+        try:
+            for start in range(0, len(image), STATISTICS_BATCH):
+                part = slice(start, start + STATISTICS_BATCH)
+                views = make_views(image[part], hidden[part], network, objective)
+                with autocast(image.device, dtype):
+                    encoder(views.context)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+@torch.no_grad()
+def predict(
+    generator: nn.Module,
+    image: Tensor,
+    hidden: Tensor,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> Prediction:
+    """Predict in evaluation mode, for the metrics. Shapes as in `train_step`."""
+    views = make_views(image, hidden, network, objective)
+    with _evaluating(generator) as encoder, autocast(image.device, dtype):
+        prediction = encoder(views.context)
+    prediction = prediction.float().add(1).div(2).clamp(0, 1)
+    return Prediction(prediction, views.target.add(1).div(2), views.hole)
+
+
+def fill(
+    generator: nn.Module,
+    image: Tensor,
+    hidden: Tensor,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The images with their holes filled in: uint8 (B, S, S, 3). Visible pixels stay the same."""
+    prediction, _, hole = predict(
+        generator, image, hidden, network=network, objective=objective, dtype=dtype
+    )
+    filled = image.clone()
+    start = (image.shape[1] - prediction.shape[2]) // 2
+    inner = slice(start, start + prediction.shape[2])
+    pixels = prediction.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    filled[:, inner, inner] = torch.where(hole.permute(0, 2, 3, 1), pixels, image[:, inner, inner])
+    return filled
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network without its wrapper, in evaluation mode for the block."""
+    module = bare(network)
+    was_training = module.training
+    module.eval()
+    try:
+        yield module
+    finally:
+        module.train(was_training)

@@ -1,0 +1,80 @@
+"""What a training minimises, and how fast: the paper's losses, weights and learning rates.
+
+Source: Pathak et al. 2016, arXiv:1604.07379, sections 3.2 and 5; train.lua and train_random.lua.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ce_model.losses import Reconstruction
+from ce_model.masks import Strategy
+from ce_model.networks import NetworkConfig
+
+IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the generator is trained to minimise."""
+
+    reconstruction: Reconstruction = "l2"
+    """Error of a pixel: squared (l2) or absolute (l1)."""
+    adversarial: float = 0.001
+    """Share of the adversarial loss in the joint loss; 0 trains without a discriminator."""
+    overlap: int = 4
+    """Width of the ring along the border of the hole that is shown and predicted too, pixels."""
+    ring_weight: float = 10.0
+    """Weight of the ring in the reconstruction loss; the hole has weight 1."""
+    region: Literal["hole", "image"] = "hole"
+    """Pixels of a full output that count: the hidden ones or all. A centre always counts whole."""
+    fill: tuple[float, float, float] = IMAGENET_MEAN
+    """Colour of the hole in the input, RGB, 0 to 255; 117 104 123 is the order of train.lua."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not 0 <= self.adversarial <= 1:
+            raise ValueError(
+                f"objective.adversarial is {self.adversarial}; it must be 0 to 1, because the "
+                "reconstruction loss gets the rest"
+            )
+        if not 0 <= self.overlap <= 16:
+            raise ValueError(
+                f"objective.overlap is {self.overlap} px; it must be 0 to 16, so that at least "
+                "half the side of a 64 px centre stays hidden"
+            )
+        if self.ring_weight <= 0:
+            raise ValueError(f"objective.ring_weight is {self.ring_weight}; it must be above 0")
+        if not all(0 <= value <= 255 for value in self.fill):
+            raise ValueError(f"objective.fill is {self.fill}; each value must be 0 to 255")
+
+
+class LearningRates(NamedTuple):
+    """Of the generator and of the discriminator."""
+
+    generator: float
+    discriminator: float
+
+
+def default_objective(network: NetworkConfig) -> Objective:
+    """The paper's loss: joint with a ring for a centre, joint over the image, or hole only."""
+    if network.preset == "alexnet":
+        return Objective(adversarial=0.0, overlap=0)
+    if network.output == "full":
+        return Objective(overlap=0, region="image")
+    return Objective()
+
+
+def default_learning_rates(
+    network: NetworkConfig, strategy: Strategy, adversarial: float
+) -> LearningRates:
+    """The rates of train.lua, and for alexnet those reported for the paper."""
+    if network.preset == "alexnet":
+        generator = 1e-3 if strategy == "central" else 1e-4
+    else:
+        generator = 2e-3 if 0 < adversarial < 1 else 2e-4
+    return LearningRates(generator, discriminator_rate(generator, adversarial))
+
+
+def discriminator_rate(generator: float, adversarial: float) -> float:
+    """A tenth of the generator's; without a reconstruction loss the same, as in train.lua."""
+    return generator if adversarial == 1 else generator / 10

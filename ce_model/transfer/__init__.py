@@ -1,0 +1,1 @@
+"""Encoders at other tasks: heads, initialisation, metrics."""

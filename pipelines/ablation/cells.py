@@ -1,0 +1,146 @@
+"""One cell of a sweep: an arm with a seed, trained and measured as stages of a graph."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from pipelines.ablation.config import AblateConfig, Cell, pretraining
+from pipelines.data.manifest import read_manifest
+from pipelines.evaluation import config as measuring
+from pipelines.evaluation import plan
+from pipelines.evaluation import run as evaluation
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.models import checkpoint, resolve
+from pipelines.models.resolve import Subject
+from pipelines.pretrain import config as learning
+from pipelines.pretrain.config import PretrainConfig, pretrain_key
+from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
+from pipelines.tracking.scores import scores_of
+from pipelines.workflow import graph
+from pipelines.workflow.graph import Outcome, Stage
+
+CURVE = "validation/psnr_hole"
+
+
+def failures(found: dict[str, Any]) -> list[str]:
+    """Cells without a result, with the reason."""
+    return [
+        f"{cell['arm']} seed {cell['seed']}: {cell['error']}"
+        for cell in found["cells"]
+        if cell["status"] == "failed"
+    ]
+
+
+def model_of_cell(config: AblateConfig, cell: Cell) -> Subject:
+    """What a cell will be measured as, before it is trained."""
+    return resolve.untrained(str(cell.arm), "random", learning.network(pretraining(config, cell)))
+
+
+def cell_stages(config: AblateConfig, cell: Cell, data: str) -> list[Stage]:
+    """Training and evaluation of a cell."""
+    training = pretraining(config, cell)
+    key = pretrain_key(training, read_manifest(data))
+    measured = evaluation_config(config, cell, data)
+    return [
+        Stage(
+            name=f"train {cell}",
+            kind="pretrain",
+            run=partial(train, config=training, data=data),
+            settings={"key": key},
+            workers=config.pretrain.num_workers,
+        ),
+        Stage(
+            name=f"measure {cell}",
+            kind="evaluate",
+            run=partial(measure, config=measured, trained=f"train {cell}"),
+            settings=measured_with(measured),
+            needs=(f"train {cell}",),
+        ),
+    ]
+
+
+def measured_with(config: EvaluateConfig) -> dict[str, Any]:
+    """What of the evaluation's settings and data belongs in a cell's key."""
+    layouts = plan.layouts_of(config)
+    return {
+        "version": measuring.KEY_VERSION,
+        "precision": config.precision,
+        **{
+            task: {
+                "settings": measuring.settings_of(config, task),
+                "data": [
+                    plan.fingerprint(task, uri, layouts[uri], config)
+                    for uri in plan.data_for(task, layouts)
+                ],
+            }
+            for task in config.tasks
+        },
+    }
+
+
+def _settings_groups() -> tuple[str, ...]:
+    return ("inpainting", "frozen", "finetune", "retrieval")
+
+
+def evaluation_config(config: AblateConfig, cell: Cell, data: str) -> EvaluateConfig:
+    """How a cell is evaluated."""
+    return EvaluateConfig(
+        model=(str(cell.arm),),  # the reference is known once the cell is trained
+        data=(data, *config.data),
+        tasks=config.tasks,
+        seeds=(cell.seed,),
+        store=config.store,
+        precision=config.precision or config.pretrain.precision,
+        tracking_uri=config.tracking_uri,
+        **{name: getattr(config, name) for name in _settings_groups()},
+    )
+
+
+def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> dict[str, Any]:
+    """Stage: pretrain one cell; the summary, final when it is committed, and the curve."""
+    summary = pretrain_model(config, data)
+    stage = stage_uri(config.store, summary["key"])
+    found = checkpoint.latest(stage)
+    history = found.state["history"] if found else []
+    curve = [[r["step"], r["values"][CURVE]] for r in history if CURVE in r["values"]]
+    return {**summary, "curve": curve, "delivered": is_committed(stage)}
+
+
+def measure(inputs: Mapping[str, Any], *, config: EvaluateConfig, trained: str) -> dict[str, Any]:
+    """Stage: evaluate one cell; its scores by name."""
+    summary = inputs[trained]
+    model = summary["tracking_run_id"] if graph.delivered(summary) else summary["model"]
+    found = evaluation.evaluate_models(replace(config, model=(f"{config.model[0]}={model}",)))
+    scores = scores_of([found], summary["weights_sha256"]).values
+    return {"scores": scores, "delivered": graph.delivered(found)}
+
+
+def cell_result(cell: Cell, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What the report keeps of a cell."""
+    trained, measured = outcomes[f"train {cell}"], outcomes[f"measure {cell}"]
+    summary = trained.result or {}
+    wanted = (
+        "curve",
+        "validation",
+        "panel",
+        "tracking_run_id",
+        "model",
+        "weights_sha256",
+        "restarts",
+        "train_seconds",
+    )
+    return {
+        "arm": str(cell.arm),
+        "strategy": cell.arm.strategy,
+        "adversarial": cell.arm.adversarial,
+        "seed": cell.seed,
+        "steps": cell.steps,
+        "status": "failed" if measured.result is None else "done",
+        "error": trained.error or measured.error,
+        "scores": (measured.result or {}).get("scores", {}),
+        "seconds": trained.seconds + measured.seconds,
+        "cpu_hours": trained.cpu_hours + measured.cpu_hours,
+        "gpu_hours": trained.gpu_hours + measured.gpu_hours,
+        **{name: summary.get(name) for name in wanted},
+    }

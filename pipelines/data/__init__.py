@@ -1,0 +1,1 @@
+"""The dataset contract, the training stream, and images."""

@@ -1,0 +1,273 @@
+"""Pictures to measure on: a prepared dataset, class folders, or any folder of pictures.
+
+Pictures stay encoded in memory and are decoded batch by batch; `limit` bounds how many are kept.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipelines import storage
+from pipelines.data import images, shards
+from pipelines.data.images import Picture
+from pipelines.data.manifest import Manifest, is_dataset, read_manifest
+from pipelines.errors import UserError
+
+Layout = Literal["prepared", "classes", "pictures", "voc", "camvid"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_PIXELS = 50_000_000  # far below a decompression bomb, far above a photograph
+NAMES = 10  # shown in a message
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One split: encoded pictures with their keys and labels."""
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    """-1 where there is none."""
+    encoded: tuple[bytes, ...]
+    classes: tuple[str, ...]
+    seed: int
+    """Seed of the masks of these pictures."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.keys)
+
+    def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> "Pictures":
+        """Some of the pictures, in the order given."""
+        return replace(
+            self,
+            keys=tuple(self.keys[at] for at in chosen),
+            labels=self.labels[np.asarray(chosen, np.int64)],
+            encoded=tuple(self.encoded[at] for at in chosen),
+        )
+
+    def squares(self, side: int) -> NDArray[np.uint8]:
+        """uint8 (N, side, side, 3): shorter side resized to `side`, centre square."""
+        found = np.empty((len(self), side, side, 3), np.uint8)
+        for at, data in enumerate(self.encoded):
+            found[at] = images.square(decode(data, self.keys[at]), side, side, 0.5, 0.5)
+        return found
+
+    def batches(self, side: int, size: int = 32) -> Iterator[torch.Tensor]:
+        """Centre squares as float (B, 3, side, side) in [-1, 1], channels_last."""
+        for start in range(0, len(self), size):
+            chosen = range(start, min(start + size, len(self)))
+            yield to_network(self.take(chosen).squares(side))
+
+    @property
+    def fingerprint(self) -> str:
+        """Content key of what is in here."""
+        digest = [storage.sha256_of_bytes(data) for data in self.encoded]
+        return storage.content_key([self.keys, self.labels.tolist(), digest, self.seed])
+
+
+def to_network(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [-1, 1], channels_last."""
+    tensor = torch.from_numpy(np.array(pictures, order="C")).permute(0, 3, 1, 2)
+    return tensor.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
+
+
+def decode(data: bytes, name: str) -> Picture:
+    """Encoded picture -> uint8 (H, W, 3) RGB, upright.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UserError(
+                    f"picture '{name}' is {opened.width} x {opened.height}; it must have at most "
+                    f"{MAX_PIXELS} pixels"
+                )
+            plain = opened.format == "JPEG" and opened.mode == "RGB" and not opened.getexif()
+            if plain:
+                return images.decode(data)
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"picture '{name}' cannot be decoded ({error}); leave it out, or let "
+            "python jobs/prepare.py set it aside"
+        ) from None
+
+
+def size_of(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width from the header alone."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        height, width = decode(data, name).shape[:2]
+    return height, width
+
+
+def layout_of(uri: str) -> Layout:
+    """What kind of data a URI holds.
+
+    Raises:
+        UserError: nothing of use.
+    """
+    if is_dataset(uri):
+        return "prepared"
+    storage.require_folder(uri, "data")
+    inside = set(storage.children(uri))
+    if voc_root(uri):
+        return "voc"
+    if {"train", "trainannot"} <= inside:
+        return "camvid"
+    if "train" in inside and _has_classes(storage.join(uri, "train")):
+        return "classes"
+    if any(name.lower().endswith(SUFFIXES) for name in inside):
+        return "pictures"
+    raise UserError(
+        f"data is '{uri}', which holds {', '.join(sorted(inside)[:NAMES]) or 'nothing'}; it must "
+        "be a prepared dataset (manifest.json), class folders (train/<class>/), a folder of "
+        "pictures, a VOC folder (JPEGImages, Annotations, ImageSets) or a CamVid folder (train, "
+        "trainannot)"
+    )
+
+
+def voc_root(uri: str) -> str | None:
+    """The folder with JPEGImages and ImageSets at or under `uri` (VOCdevkit/VOC2007)."""
+    for _ in range(3):
+        inside = storage.children(uri)
+        if {"JPEGImages", "ImageSets"} <= set(inside):
+            return uri
+        deeper = [name for name in inside if name.startswith("VOC")]
+        if len(deeper) != 1:
+            return None
+        uri = storage.join(uri, deeper[0])
+    return None
+
+
+def read_pictures(uri: str, split: str, limit: int) -> Pictures:
+    """A split of a prepared dataset or of class folders; a flat folder counts as any split.
+
+    Args:
+        uri: the data.
+        split: "train" or "val".
+        limit: at most so many pictures, evenly spaced over the split; 0 takes all.
+    """
+    layout = layout_of(uri)
+    if layout == "prepared":
+        found = _read_prepared(uri, split, limit)
+    elif layout == "classes":
+        files, classes = _class_files(uri, split, limit)
+        found = _read_files(uri, files, classes)
+    elif layout == "pictures":
+        names = [n for n in storage.children(uri) if n.lower().endswith(SUFFIXES)]
+        names = [names[at] for at in spread(len(names), limit)]
+        found = _read_files(uri, [(name, -1) for name in names], ())
+    else:
+        raise UserError(f"data is '{uri}', a {layout} folder; this task wants pictures or classes")
+    _refuse_empty(len(found), split, uri)
+    return found
+
+
+def read_labels(uri: str, split: str, limit: int) -> NDArray[np.int64]:
+    """Labels of what `read_pictures` reads, -1 where there is none; no picture is opened."""
+    if layout_of(uri) == "prepared":
+        manifest = read_manifest(uri)
+        tables = _prepared(uri, manifest, split, limit, ["label"])
+        labels = [label for table in tables for label in _labels(table)]
+    else:
+        files, _ = _class_files(uri, split, limit)
+        labels = [label for _, label in files]
+    _refuse_empty(len(labels), split, uri)
+    return np.array(labels, np.int64)
+
+
+def _refuse_empty(count: int, split: str, uri: str) -> None:
+    if not count:
+        raise UserError(f"split '{split}' of '{uri}' is empty; it must hold at least one picture")
+
+
+def _read_prepared(uri: str, split: str, limit: int) -> Pictures:
+    manifest = read_manifest(uri)
+    keys: list[str] = []
+    labels: list[int] = []
+    encoded: list[bytes] = []
+    for table in _prepared(uri, manifest, split, limit, ["key", "label", "image"]):
+        keys += table.column("key").to_pylist()
+        labels += _labels(table)
+        encoded += table.column("image").to_pylist()
+    return Pictures(
+        tuple(keys), np.array(labels, np.int64), tuple(encoded), manifest.classes, manifest.seed
+    )
+
+
+def _prepared(
+    uri: str, manifest: Manifest, split: str, limit: int, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Some columns of the chosen rows, row group by row group."""
+    wanted = set(spread(manifest.rows(split), limit))
+    for group in shards.row_groups(manifest, split):
+        chosen = [at for at in range(group.rows) if group.first_row + at in wanted]
+        if chosen:
+            yield shards.read_row_group(uri, group, columns).take(chosen)
+
+
+def _labels(table: pa.Table) -> list[int]:
+    found: list[int] = table.column("label").fill_null(-1).to_pylist()
+    return found
+
+
+def _class_files(uri: str, split: str, limit: int) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Names with labels, and the classes."""
+    classes = _class_names(storage.join(uri, "train"))
+    here = classes if split == "train" else _class_names(storage.join(uri, split))
+    unknown = sorted(set(here) - set(classes))
+    if unknown:
+        raise UserError(
+            f"'{storage.join(uri, split)}' has the classes {', '.join(unknown[:NAMES])}, which "
+            f"train/ has not; both must hold the same classes"
+        )
+    files = [
+        (f"{split}/{name}/{file}", label)
+        for label, name in enumerate(classes)
+        for file in storage.children(storage.join(uri, split, name))
+        if file.lower().endswith(SUFFIXES)
+    ]
+    return [files[at] for at in spread(len(files), limit)], tuple(classes)
+
+
+def _read_files(uri: str, files: list[tuple[str, int]], classes: tuple[str, ...]) -> Pictures:
+    names = tuple(name for name, _ in files)
+    labels = np.array([label for _, label in files], np.int64)
+    encoded = tuple(storage.read_bytes(storage.join(uri, name)) for name in names)
+    return Pictures(names, labels, encoded, classes, seed=0)
+
+
+def _class_names(uri: str) -> list[str]:
+    names = set(_perhaps_classes(uri))
+    return storage.folders_among(uri, names) if names else []
+
+
+def _has_classes(uri: str) -> bool:
+    return any(storage.is_folder(storage.join(uri, name)) for name in _perhaps_classes(uri))
+
+
+def _perhaps_classes(uri: str) -> list[str]:
+    # A picture is taken for a file unasked: in a bucket each question is a request.
+    names = (name for name in storage.children(uri) if not name.startswith("."))
+    return [name for name in names if not name.lower().endswith(SUFFIXES)]
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` numbers below `count`, evenly spaced; all of them for 0."""
+    if not limit or limit >= count:
+        return list(range(count))
+    return [at * count // limit for at in range(limit)]

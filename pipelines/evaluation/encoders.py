@@ -1,0 +1,107 @@
+"""What is measured: trained models by any name they go by, and encoders that were never trained.
+
+`--model` takes a model folder, the folder of a pretraining stage or checkpoint, the id of an MLflow
+run, a registered model (models:/name@alias or models:/name/3), or one of the baselines `random`,
+`random-kmeans`, `autoencoder`, `supervised`. `label=REF` names the row of the tables; references
+with one label are repetitions (other pretraining seeds) of one row.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ce_model import training
+from ce_model.networks import ContextEncoder, build_generator
+from ce_model.training import Precision
+from ce_model.transfer import initialisation
+from pipelines.errors import UserError
+from pipelines.evaluation.data.images import spread
+from pipelines.models import files
+from pipelines.models.resolve import Subject, named
+
+KMEANS_PICTURES = 64
+
+
+CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on conv5 and pool5
+
+
+def require_distinct(given: Mapping[str, Subject | None]) -> None:
+    """Refuse one name for different models, unless all have it as a label: repetitions of a row.
+
+    Args:
+        given: the models by reference; None for what has to be trained first.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for ref, subject in given.items():
+        name, rest = named(ref)
+        rows.setdefault(name, {})[ref] = rest if subject is None else subject.identity
+    for name, refs in rows.items():
+        labelled = all(ref.startswith(f"{name}=") for ref in refs)
+        if len(set(refs.values())) > 1 and not labelled:
+            raise UserError(
+                f"model has {' and '.join(refs)}, different models that would all be the row "
+                f"'{name}'; label them: --model a=REF b=REF (one label for all makes them "
+                "repetitions of one row)"
+            )
+
+
+def network_of(subject: Subject, seed: int) -> ContextEncoder:
+    """The network with its weights, as trained or as drawn."""
+    if subject.uri:
+        return files.load_model(subject.uri).generator
+    return build_generator(subject.network, generator=torch.Generator().manual_seed(seed))
+
+
+def encoder_of(
+    subject: Subject, seed: int, batches: Iterable[Tensor], *, calibrated: bool = True
+) -> nn.Sequential:
+    """The encoder with its batch norm calibrated on these pictures, or as trained, folded away.
+
+    `random-kmeans` draws its filters from the same pictures.
+    """
+    encoder = network_of(subject, seed).encoder
+    kept = list(batches)
+    if subject.kind == "random-kmeans":
+        pictures = torch.cat(kept)
+        pictures = pictures[spread(len(pictures), KMEANS_PICTURES)]
+        folded = initialisation.fold(encoder)
+        layers = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        initialisation.initialise(
+            layers,
+            lambda: folded(pictures),
+            filters="kmeans",
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return folded
+    if calibrated:
+        initialisation.calibrate(encoder, kept)
+    return initialisation.fold(encoder)
+
+
+def device() -> torch.device:
+    """The GPU that Ray gave this process, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(requested: Precision) -> torch.dtype:
+    """What this process computes in; what its processor lacks is the user's to mend."""
+    try:
+        return training.resolve_precision(requested, device())
+    except ValueError as error:
+        raise UserError(
+            f"{error} (fp32 where the machines of a cluster differ: auto is what one of them "
+            "computes in)"
+        ) from None
+
+
+def require_network(subject: Subject, task: str, side: int | None = None) -> None:
+    """Refuse an encoder that a task, or a probe at a side of its own, cannot use."""
+    if subject.network.preset == "alexnet" or (task not in CONVOLUTIONAL and side is None):
+        return
+    what = task if side is None else f"{task} at frozen.side {side}"
+    raise UserError(
+        f"task '{what}' needs an encoder of preset alexnet, with its conv5 and pool5; "
+        f"'{subject.name}' is of preset {subject.network.preset}: measure one of preset alexnet, "
+        "or leave this out"
+    )

@@ -1,0 +1,276 @@
+"""Fast R-CNN on the encoder, scored by VOC's average precision."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ce_model.transfer import detection, metrics
+from ce_model.transfer.detection import Detections, FastRCNN, Targets
+from ce_model.transfer.heads import begin
+from ce_model.transfer.metrics import Found, Truth
+from pipelines.evaluation import encoders
+from pipelines.evaluation.data.images import decode, to_network
+from pipelines.evaluation.data.voc import Annotated, Objects
+from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.tasks.head_training import (
+    TuningSettings,
+    choose_rate,
+    optimise,
+    split_off,
+)
+from pipelines.evaluation.tasks.probes import calibration
+from pipelines.models.resolve import Subject
+
+BEGIN_REGIONS = 128
+RULES: tuple[metrics.Rule, ...] = ("11_points", "all_points")
+SHOWN_SCORE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSettings:
+    """Object detection."""
+
+    tuning: TuningSettings = field(
+        default_factory=lambda: TuningSettings(steps=4000, batch_size=2, width=1024)
+    )
+    """The training."""
+    shorter: int = 600
+    """Shorter side of the pictures, px."""
+    longer: int = 1000
+    """Longer side at most, px."""
+    regions: int = 64
+    """Regions per picture and step, a quarter of them objects."""
+    flip: bool = True
+    """Mirror half of the training pictures."""
+    shown: int = 4
+    """Test pictures shown in the report."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        if self.shorter < 64 or self.longer < self.shorter or self.regions < 4:
+            raise ValueError(
+                f"detection.shorter is {self.shorter} px, detection.longer {self.longer} px, "
+                f"detection.regions {self.regions}; they must be 64 or more, not below shorter, "
+                "and 4 or more"
+            )
+
+
+class Example(NamedTuple):
+    """One picture as the network gets it."""
+
+    x: NDArray[np.uint8]
+    """(H, W, 3)."""
+    scale: float
+    """Its size over that of the original."""
+    proposals: Tensor
+    """(P, 4) in px of `x`."""
+    truth: Tensor
+    """(G, 4), objects that count."""
+    classes: Tensor
+    """int64 (G,), 1 for the first class."""
+
+
+def measure(
+    subject: Subject,
+    seed: int,
+    train: Annotated,
+    train_regions: Sequence[NDArray[np.float32]],
+    test: Annotated,
+    test_regions: Sequence[NDArray[np.float32]],
+    settings: DetectionSettings,
+    dtype: torch.dtype,
+) -> Measured:
+    """Mean average precision by both rules, with the chosen learning rate."""
+    known = _examples(train, train_regions, settings)
+    asked = _examples(test, test_regions, settings)
+    fit, held = split_off(len(known), seed)
+
+    def score_of(rate: float) -> float:
+        model = _fit(subject, seed, train, [known[at] for at in fit], settings, rate, dtype)
+        if model is None:
+            return float("nan")
+        objects = [train.objects[at] for at in held]
+        found = [detect(model, known[at]) for at in held]
+        return _mean(average_precisions(found, objects, "all_points", len(classes)))
+
+    classes = train.pictures.classes
+    choice = choose_rate(settings.tuning.learning_rates, score_of)
+    model = _fit(subject, seed, train, known, settings, choice.learning_rate, dtype)
+    notes = {
+        "settings": asdict(settings),
+        "learning_rate": choice._asdict(),
+        "dtype": str(dtype),
+        "pictures": f"{len(known)} to train on, {len(asked)} to score",
+    }
+    if model is None:
+        return Measured([{f"mAP {rule}": None for rule in RULES}], notes, {})
+    found = [detect(model, example) for example in asked]
+    each = {rule: average_precisions(found, test.objects, rule, len(classes)) for rule in RULES}
+    row: Row = {f"mAP {rule}": _mean(each[rule]) for rule in RULES}
+    named = zip(classes, each["all_points"], strict=True)
+    notes["AP all_points"] = {name: value for name, value in named if np.isfinite(value)}
+    return Measured([row], notes, _shown(test, found, settings.shown))
+
+
+def _examples(
+    part: Annotated, regions: Sequence[NDArray[np.float32]], settings: DetectionSettings
+) -> list[Example]:
+    examples = []
+    for name, data, objects, boxes in zip(
+        part.pictures.keys, part.pictures.encoded, part.objects, regions, strict=True
+    ):
+        picture = decode(data, name)
+        short, long = sorted(picture.shape[:2])
+        scale = min(settings.shorter / short, settings.longer / long)
+        size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        x = cv2.resize(picture, size, interpolation=how)
+        counted = ~objects.difficult
+        examples.append(
+            Example(
+                x,
+                scale,
+                torch.from_numpy(boxes) * scale,
+                torch.from_numpy(objects.box[counted]) * scale,
+                torch.from_numpy(objects.classes[counted]) + 1,
+            )
+        )
+    return examples
+
+
+def _flipped(example: Example) -> Example:
+    last = example.x.shape[1] - 1
+
+    def mirror(boxes: Tensor) -> Tensor:
+        x1, y1, x2, y2 = boxes.unbind(1)
+        return torch.stack([last - x2, y1, last - x1, y2], dim=1)
+
+    mirrored = np.ascontiguousarray(example.x[:, ::-1])
+    return example._replace(
+        x=mirrored, proposals=mirror(example.proposals), truth=mirror(example.truth)
+    )
+
+
+def _fit(
+    subject: Subject,
+    seed: int,
+    train: Annotated,
+    examples: list[Example],
+    settings: DetectionSettings,
+    rate: float,
+    dtype: torch.dtype,
+) -> FastRCNN | None:
+    """A trained network; None when a loss was not finite."""
+    encoders.require_network(subject, "detection")
+    generator = torch.Generator().manual_seed(seed)
+    encoder = encoders.encoder_of(subject, seed, calibration(train.pictures, 227))
+    tuning = settings.tuning
+    count = len(train.pictures.classes)
+    model = FastRCNN(encoder, count, width=tuning.width, dropout=tuning.dropout).eval()
+    first = examples[0]
+    rois = detection.with_number([first.proposals[:BEGIN_REGIONS]])
+    x = to_network(first.x[None])
+    begin(model.encoder, model.fresh(), lambda: list(model(x, rois)), generator)
+    place = encoders.device()
+    model = model.to(place)
+    order = np.random.default_rng(seed)
+
+    def loss_of(_: int) -> Tensor:
+        losses = []
+        for at in order.integers(0, len(examples), tuning.batch_size):
+            flip = settings.flip and order.random() < 0.5
+            example = _flipped(examples[at]) if flip else examples[at]
+            targets = detection.choose_regions(
+                example.proposals, example.truth, example.classes, settings.regions, generator
+            )
+            losses.append(_loss(model, example, targets, place, dtype))
+        return torch.stack(losses).mean()
+
+    finite = optimise(model, loss_of, tuning, learning_rate=rate, seed=seed)
+    return model if finite else None
+
+
+def _loss(
+    model: FastRCNN, example: Example, targets: Targets, place: torch.device, dtype: torch.dtype
+) -> Tensor:
+    rois = detection.with_number([targets.boxes]).to(place)
+    targets = Targets(*(tensor.to(place) for tensor in targets))
+    with torch.autocast(place.type, dtype, dtype != torch.float32):
+        logits, deltas = model(to_network(example.x[None]).to(place), rois)
+    return detection.detection_loss(logits.float(), deltas.float(), targets)
+
+
+def detect(model: FastRCNN, example: Example) -> Detections:
+    """Objects in a picture, in px of the original."""
+    place = next(model.parameters()).device
+    rois = detection.with_number([example.proposals]).to(place)
+    with torch.inference_mode():
+        logits, deltas = model(to_network(example.x[None]).to(place), rois)
+    height, width = example.x.shape[:2]
+    found = detection.detections(logits.cpu(), deltas.cpu(), example.proposals, height, width)
+    return found._replace(boxes=found.boxes / example.scale)
+
+
+def average_precisions(
+    found: Sequence[Detections], objects: Sequence[Objects], rule: metrics.Rule, classes: int
+) -> list[float]:
+    """AP of every class; nan for a class without an object that counts."""
+    truth_picture = np.repeat(np.arange(len(objects)), [len(o.classes) for o in objects])
+    truth_class = np.concatenate([o.classes for o in objects])
+    truth_box = np.concatenate([o.box for o in objects]).astype(np.float64)
+    difficult = np.concatenate([o.difficult for o in objects])
+    picture = np.repeat(np.arange(len(found)), [len(f.classes) for f in found])
+    label = torch.cat([f.classes for f in found]).numpy() - 1
+    score = torch.cat([f.scores for f in found]).double().numpy()
+    box = torch.cat([f.boxes for f in found]).double().numpy()
+    result = []
+    for index in range(classes):
+        ours, theirs = label == index, truth_class == index
+        result.append(
+            metrics.detection_ap(
+                Found(picture[ours], score[ours], box[ours]),
+                Truth(truth_picture[theirs], truth_box[theirs], difficult[theirs]),
+                rule,
+            )
+        )
+    return result
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _shown(test: Annotated, found: list[Detections], count: int) -> dict[str, bytes]:
+    """Test pictures with what was found (yellow) and what is there (white)."""
+    figures = {}
+    for at in range(min(count, len(found))):
+        name = test.pictures.keys[at]
+        picture = decode(test.pictures.encoded[at], name).copy()
+        for box in test.objects[at].box:
+            _draw(picture, box.tolist(), (255, 255, 255), "")
+        for box, label, score in zip(
+            found[at].boxes.tolist(), found[at].classes.tolist(), found[at].scores.tolist(),
+            strict=True,
+        ):  # fmt: skip
+            if score >= SHOWN_SCORE:
+                text = f"{test.pictures.classes[label - 1]} {score:.2f}"
+                _draw(picture, box, (255, 220, 0), text)
+        figures[f"found (yellow), true (white): {name}"] = png(picture)
+    return figures
+
+
+def _draw(
+    picture: NDArray[np.uint8], box: list[float], colour: tuple[int, int, int], text: str
+) -> None:
+    x1, y1, x2, y2 = (round(value) for value in box)
+    cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)
+    if text:
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(picture, text, (x1 + 3, max(12, y1 + 14)), font, 0.5, colour, 1)

@@ -1,0 +1,220 @@
+"""Fine-tuning all layers for classification, with all labels or few, one label or several.
+
+Class folders: one label per picture, accuracy. PASCAL VOC: several, mean average precision; a
+class that is only there as `difficult` is ignored for that picture, as in the protocol the paper
+used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ce_model.transfer import metrics
+from ce_model.transfer.heads import Classifier, begin
+from pipelines.data import images
+from pipelines.evaluation import encoders
+from pipelines.evaluation.data.images import decode, spread, to_network
+from pipelines.evaluation.data.targets import IGNORED, Task
+from pipelines.evaluation.results import Measured, Row
+from pipelines.evaluation.tasks.head_training import (
+    Choice,
+    TuningSettings,
+    choose_rate,
+    optimise,
+    split_off,
+)
+from pipelines.evaluation.tasks.probes import calibration, check_shares, percent, some_labels
+from pipelines.models.resolve import Subject
+
+BEGIN_PICTURES = 32
+
+
+SEVERAL_VERSION = 2  # part of the keys of VOC folders: raise it when several labels learn otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """Fine-tuning for classification."""
+
+    tuning: TuningSettings = field(default_factory=TuningSettings)
+    """The training."""
+    label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the training labels that are used."""
+    labels: int = 0
+    """At most so many training pictures before the shares are taken; 0: all."""
+    test_pictures: int = 0
+    """At most so many test pictures; 0: all."""
+    scale: tuple[float, float] = (1.0, 1.3)
+    """Range of the random size: shorter side over the side of the crop (class folders), or over
+    the picture's own shorter side (VOC)."""
+    crops: int = 1
+    """Crops per test picture whose scores are averaged; 1 takes the centre."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check_shares("finetune.label_shares", self.label_shares)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"finetune.scale is {self.scale}; it must be two rising sizes above 0")
+        if self.crops < 1:
+            raise ValueError(f"finetune.crops is {self.crops}; it must be 1 or more")
+
+
+def measure(
+    subject: Subject,
+    seed: int,
+    train: Task,
+    test: Task,
+    side: int,
+    settings: FinetuneSettings,
+    dtype: torch.dtype,
+) -> Measured:
+    """Score on the test split for every share of labels, with the chosen learning rates."""
+    rows: list[Row] = []
+    choices: dict[str, object] = {}
+    for share in settings.label_shares:
+        groups = train.targets.argmax(1)
+        part = train.take(some_labels(groups.astype(np.int64), share, seed))
+
+        def fitted(task: Task, rate: float) -> Classifier | None:
+            return _fit(subject, seed, task, side, settings, rate, dtype)
+
+        choice = _choose(part, settings, seed, fitted, side)
+        model = fitted(part, choice.learning_rate)
+        score = _score(model, test, side, settings, seed)
+        metric = "mAP" if train.several else "accuracy"
+        rows.append({"labels": f"{percent(share)} ({len(part.pictures)})", metric: score})
+        choices[percent(share)] = choice._asdict()
+    notes = {"settings": asdict(settings), "learning_rate": choices, "dtype": str(dtype)}
+    return Measured(rows, notes, {})
+
+
+def _choose(
+    part: Task,
+    settings: FinetuneSettings,
+    seed: int,
+    fitted: Callable[[Task, float], Classifier | None],
+    side: int,
+) -> Choice:
+    fit, held = split_off(len(part.pictures), seed)
+
+    def score_of(rate: float) -> float:
+        model = fitted(part.take(fit), rate)
+        return _score(model, part.take(held), side, settings, seed)
+
+    return choose_rate(settings.tuning.learning_rates, score_of)
+
+
+def _fit(
+    subject: Subject,
+    seed: int,
+    task: Task,
+    side: int,
+    settings: FinetuneSettings,
+    rate: float,
+    dtype: torch.dtype,
+) -> Classifier | None:
+    """A trained classifier; None when a loss was not finite."""
+    generator = torch.Generator().manual_seed(seed)
+    encoder = encoders.encoder_of(subject, seed, calibration(task.pictures, side))
+    typical = task.pictures.take(spread(len(task.pictures), BEGIN_PICTURES))
+    first = next(typical.batches(side, BEGIN_PICTURES))
+    features = encoder(first).flatten(1).shape[1]
+    model = Classifier(
+        encoder,
+        features,
+        task.targets.shape[1],
+        width=settings.tuning.width,
+        dropout=settings.tuning.dropout,
+    ).eval()
+    begin(model.encoder, model.fresh(), lambda: [model(first)], generator)
+    place = encoders.device()
+    model = model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decoded = [decode(d, k) for d, k in zip(task.pictures.encoded, task.pictures.keys, strict=True)]
+    targets = torch.from_numpy(task.targets)
+    order = np.random.default_rng(seed)
+
+    def loss_of(step: int) -> Tensor:
+        chosen = order.integers(0, len(decoded), settings.tuning.batch_size)
+        views = np.stack([_view(decoded[at], side, settings, task.several, order) for at in chosen])
+        with torch.autocast(place.type, dtype, dtype != torch.float32):
+            logits = model(to_network(views).to(place))
+        return _loss(logits.float(), targets[chosen].to(place), task.several)
+
+    finite = optimise(model, loss_of, settings.tuning, learning_rate=rate, seed=seed)
+    return model if finite else None
+
+
+def _loss(logits: Tensor, targets: Tensor, several: bool) -> Tensor:
+    """Mean over the pictures; of several labels the sum over the classes, as in the protocol.
+
+    The mean over 20 classes would be a learning rate 20 times smaller.
+    """
+    if not several:
+        return F.cross_entropy(logits, targets.argmax(1))
+    counted = (targets != IGNORED).float()
+    each = F.binary_cross_entropy_with_logits(logits, targets.clamp_min(0), reduction="none")
+    return (each * counted).sum() / len(logits)
+
+
+def _view(
+    picture: images.Picture,
+    side: int,
+    settings: FinetuneSettings,
+    own_scale: bool,
+    generator: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """A random size, crop and flip."""
+    low, high = settings.scale
+    scale = low + (high - low) * generator.random()
+    shorter = round(scale * (min(picture.shape[:2]) if own_scale else side))
+    view = images.square(picture, side, shorter, generator.random(), generator.random())
+    return view[:, ::-1] if generator.random() < 0.5 else view
+
+
+def _score(
+    model: Classifier | None, task: Task, side: int, settings: FinetuneSettings, seed: int
+) -> float:
+    if model is None:
+        return float("nan")
+    logits = predict(model, task, side, settings, seed)
+    if not task.several:
+        return float((logits.argmax(1) == task.targets.argmax(1)).mean())
+    counted = task.targets != IGNORED
+    each = [
+        metrics.ranking_ap(logits[:, c], task.targets[:, c] == 1, counted[:, c])
+        for c in range(task.targets.shape[1])
+    ]
+    known = [ap for ap in each if np.isfinite(ap)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def predict(
+    model: Classifier, task: Task, side: int, settings: FinetuneSettings, seed: int
+) -> NDArray[np.float64]:
+    """Scores (N, classes): of the centre, or the mean over random crops."""
+    place = next(model.parameters()).device
+    generator = np.random.default_rng(seed)
+    total = np.zeros(task.targets.shape)
+    with torch.inference_mode():
+        for _ in range(settings.crops):
+            rows = []
+            for start in range(0, len(task.pictures), 32):
+                chosen = range(start, min(start + 32, len(task.pictures)))
+                part = task.pictures.take(chosen)
+                if settings.crops == 1:
+                    views = part.squares(side)
+                else:
+                    views = np.stack(
+                        [
+                            _view(decode(d, k), side, settings, task.several, generator)
+                            for d, k in zip(part.encoded, part.keys, strict=True)
+                        ]
+                    )
+                rows.append(model(to_network(views).to(place)).double().cpu().numpy())
+            total += np.concatenate(rows)
+    return total / settings.crops

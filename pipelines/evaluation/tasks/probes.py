@@ -1,0 +1,176 @@
+"""What frozen features know: a ridge probe and nearest neighbours, layer by layer.
+
+Features are max-pooled to one budget of values per picture (see `ce_model.transfer.pooled`) and
+standardised on the training pictures. The ridge penalty is chosen on a fifth of the training
+labels; nothing is fitted to the test split.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ce_model.networks import layer_features
+from ce_model.transfer import metrics
+from ce_model.transfer.heads import pooled
+from pipelines.errors import UserError
+from pipelines.evaluation import encoders
+from pipelines.evaluation.data.images import Pictures, spread
+from pipelines.evaluation.results import Measured, Row
+from pipelines.evaluation.tasks.head_training import split_off
+
+CALIBRATION_PICTURES = 256
+PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
+SMALLEST_SIDE = 67  # px of which alexnet's pool5 still makes one cell
+
+Features = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSettings:
+    """Probes on frozen features."""
+
+    values: int = 2400
+    """Values per picture and layer after pooling."""
+    k: int = 20
+    """Neighbours that vote."""
+    label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the training labels the linear probe may see."""
+    train_pictures: int = 0
+    """At most so many training pictures; 0 takes all."""
+    test_pictures: int = 0
+    """At most so many test pictures; 0 takes all."""
+    batch_norm: Literal["calibrated", "trained"] = "calibrated"
+    """Statistics of batch norm: of 256 training pictures of the data, whole and unlabelled, or as
+    training left them (pictures with holes; mean 0 and variance 1 for the random rows)."""
+    side: int | None = None
+    """Side to which the pictures are brought, px; None: that of the network. alexnet only."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty probes."""
+        check_shares("frozen.label_shares", self.label_shares)
+        if self.k < 1 or self.values < 1:
+            raise ValueError(
+                f"frozen.k is {self.k} and frozen.values {self.values}; both must be 1 or more"
+            )
+        if self.side is not None and self.side < SMALLEST_SIDE:
+            raise ValueError(
+                f"frozen.side is {self.side} px; it must be {SMALLEST_SIDE} or more, or there is "
+                "nothing left for pool5"
+            )
+
+
+def percent(share: float) -> str:
+    """Name of a share of the labels: 100%, 10%, 0.6%."""
+    return f"{100 * share:.4g}%"
+
+
+def check_shares(name: str, shares: tuple[float, ...]) -> None:
+    """Refuse shares that are none, and two of one name: they would pass for repetitions."""
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"{name} is {shares}; each must be above 0 and at most 1")
+    if len({percent(share) for share in shares}) < len(shares):
+        raise ValueError(f"{name} is {shares}; each must occur once, in 4 digits of a percentage")
+
+
+class Split(NamedTuple):
+    """Features of one split."""
+
+    features: Features
+    labels: NDArray[np.int64]
+
+
+def calibration(pictures: Pictures, side: int) -> list[torch.Tensor]:
+    """Batches of training pictures, evenly spaced, that every encoder is calibrated on."""
+    return list(pictures.take(spread(len(pictures), CALIBRATION_PICTURES)).batches(side, 64))
+
+
+def extract(
+    encoder: nn.Sequential, pictures: Pictures, side: int, values: int, dtype: torch.dtype
+) -> Features:
+    """Pooled features (N, D) by layer."""
+    place = encoders.device()
+    encoder = encoder.to(place)
+    rows: dict[str, list[NDArray[np.float32]]] = {}
+    with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
+        for batch in pictures.batches(side):
+            for name, features in layer_features(encoder, batch.to(place)).items():
+                found = pooled(features.float(), values).cpu().numpy()
+                rows.setdefault(name, []).append(found)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def require_labels(labels: NDArray[np.int64], task: str, data: str) -> None:
+    """Refuse pictures without classes (-1), and a single class."""
+    known = len(np.unique(labels[labels >= 0]))
+    if (labels < 0).any() or known < 2:
+        raise UserError(
+            f"task '{task}' needs labels of at least 2 classes for every picture; '{data}' has "
+            f"{known} and {int((labels < 0).sum())} pictures without a label: leave the task out, "
+            "or give class folders (train/<class>/, val/<class>/) or a dataset prepared from them"
+        )
+
+
+def linear(
+    train: Split, test: Split, classes: int, settings: FrozenSettings, seed: int
+) -> Measured:
+    """Accuracy of a ridge classifier for every layer and share of labels."""
+    rows: list[Row] = []
+    chosen: dict[str, float] = {}
+    for share in settings.label_shares:
+        seen = some_labels(train.labels, share, seed)
+        for layer, features in train.features.items():
+            x, mean, deviation = _standardised(features[seen])
+            y = np.eye(classes)[train.labels[seen]]
+            penalty = _choose_penalty(x, y, seed)
+            model = metrics.ridge(x, y, [penalty])[0]
+            guess = model((test.features[layer] - mean) / deviation).argmax(1)
+            accuracy = float((guess == test.labels).mean())
+            rows.append({"layer": layer, "labels": percent(share), "accuracy": accuracy})
+            chosen[f"{layer}, {percent(share)}"] = penalty
+    return Measured(rows, {"settings": asdict(settings), "penalty": chosen}, {})
+
+
+def neighbours(train: Split, test: Split, settings: FrozenSettings) -> Measured:
+    """Accuracy of the vote of the k nearest training pictures by cosine, for every layer."""
+    rows: list[Row] = []
+    k = min(settings.k, len(train.labels))
+    for layer, features in train.features.items():
+        x, mean, deviation = _standardised(features)
+        queries = (test.features[layer] - mean) / deviation
+        guess = metrics.neighbour_vote(queries, x, train.labels, k)
+        rows.append({"layer": layer, "accuracy": float((guess == test.labels).mean())})
+    return Measured(rows, {"settings": asdict(settings)}, {})
+
+
+def some_labels(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Numbers of a share of the pictures, the same share of every class, at least one each."""
+    if share == 1:
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        places = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(places[: max(1, round(share * len(places)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def _standardised(
+    features: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    x = features.astype(np.float64)
+    mean, deviation = x.mean(0), x.std(0)
+    deviation[deviation < 1e-6 * max(float(deviation.max()), 1e-30)] = np.inf  # dead features
+    return (x - mean) / deviation, mean, deviation
+
+
+def _choose_penalty(x: NDArray[np.float64], y: NDArray[np.float64], seed: int) -> float:
+    """The penalty with the best accuracy on the held-out fifth; of equals the larger."""
+    fit, held = split_off(len(x), seed)
+    truth = y[held].argmax(1)
+    tried = metrics.ridge(x[fit], y[fit], PENALTIES)
+    accuracy = [float((model(x[held]).argmax(1) == truth).mean()) for model in tried]
+    return max(zip(accuracy, PENALTIES, strict=True))[1]

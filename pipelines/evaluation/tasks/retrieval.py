@@ -1,0 +1,122 @@
+"""Nearest neighbours of the visible context, as in figure 8 of the paper.
+
+The centre is hidden from query and database alike, and the mean of the encoder's features over the
+database is taken off both. Where pictures have labels, the score is the share of the nearest
+neighbours with the query's label.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ce_model.masks import mask_for
+from ce_model.transfer import metrics
+from pipelines.evaluation import encoders
+from pipelines.evaluation.data.images import Pictures, spread, to_network
+from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.tasks import classical
+from pipelines.evaluation.tasks.probes import CALIBRATION_PICTURES
+from pipelines.models.resolve import Subject
+
+CHUNK = 32
+DEPTHS = (1, 5)
+SHEET_PX = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """Nearest neighbours of contexts."""
+
+    queries: int = 200
+    """At most so many validation pictures."""
+    database: int = 2000
+    """At most so many training pictures; 0 takes all."""
+    shown: int = 8
+    """Queries on the contact sheet."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty measurement."""
+        if self.queries < 1 or self.database < 0 or self.shown < 0:
+            raise ValueError(
+                f"retrieval.queries is {self.queries}, retrieval.database {self.database}, "
+                f"retrieval.shown {self.shown}; queries must be 1 or more, the others 0 or more"
+            )
+
+
+def measure(
+    subject: Subject,
+    seed: int,
+    queries: Pictures,
+    database: Pictures,
+    side: int,
+    settings: RetrievalSettings,
+    dtype: torch.dtype,
+) -> Measured:
+    """Neighbours by the encoder's last features, and by HOG for comparison."""
+    asked, stored = queries.squares(side), database.squares(side)
+    hole = mask_for(0, "central", side, "", 0)
+    typical = stored[spread(len(stored), CALIBRATION_PICTURES)]
+    encoder = encoders.encoder_of(subject, seed, _contexts(typical, hole))
+    wanted, known = (_features(encoder, part, hole, dtype) for part in (asked, stored))
+    mean = known.mean(0)
+    found = {
+        "encoder": metrics.nearest(wanted - mean, known - mean, max(DEPTHS)),
+        "HOG": metrics.nearest(
+            classical.hog_features(asked, hole), classical.hog_features(stored, hole), max(DEPTHS)
+        ),
+    }  # fmt: skip
+    rows: list[Row] = []
+    labelled = bool((queries.labels >= 0).all() and (database.labels >= 0).all())
+    for name, nearest in found.items():
+        row: Row = {"features": name}
+        for depth in DEPTHS:
+            hits = database.labels[nearest[:, :depth]] == queries.labels[:, None]
+            row[f"precision at {depth}"] = float(hits.mean()) if labelled else None
+        rows.append(row)
+    sheet = _sheet(asked, stored, found["encoder"], hole, settings.shown)
+    figures = {"context, then its nearest neighbours": png(sheet)} if settings.shown else {}
+    return Measured(rows, {"settings": asdict(settings)}, figures)
+
+
+def _contexts(pictures: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[torch.Tensor]:
+    """Pictures with mid-grey in the hole, ready for the network."""
+    grey = np.where(hole[None, :, :, None], np.uint8(128), pictures)
+    for start in range(0, len(grey), CHUNK):
+        yield to_network(grey[start : start + CHUNK])
+
+
+def _features(
+    encoder: nn.Sequential,
+    pictures: NDArray[np.uint8],
+    hole: NDArray[np.bool_],
+    dtype: torch.dtype,
+) -> NDArray[np.float64]:
+    place = encoders.device()
+    encoder = encoder.to(place)
+    with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
+        rows = [
+            encoder(batch.to(place)).flatten(1).double().cpu().numpy()
+            for batch in _contexts(pictures, hole)
+        ]
+    return np.concatenate(rows)
+
+
+def _sheet(
+    asked: NDArray[np.uint8],
+    stored: NDArray[np.uint8],
+    nearest: NDArray[np.int64],
+    hole: NDArray[np.bool_],
+    count: int,
+) -> NDArray[np.uint8]:
+    """One row per query: its context, then its neighbours."""
+    context = np.where(hole[None, :, :, None], np.uint8(128), asked[:count])
+    step = max(1, asked.shape[1] // SHEET_PX)
+    rows = [
+        np.concatenate([context[at], *stored[nearest[at]]], axis=1)[::step, ::step]
+        for at in range(len(context))
+    ]
+    return np.concatenate(rows) if rows else np.zeros((1, 1, 3), np.uint8)

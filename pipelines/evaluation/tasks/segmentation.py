@@ -1,0 +1,201 @@
+"""FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
+
+from dataclasses import asdict, dataclass, field
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ce_model.transfer import metrics
+from ce_model.transfer.heads import Segmenter, begin
+from ce_model.transfer.metrics import VOID
+from pipelines.evaluation import encoders
+from pipelines.evaluation.data.images import decode, to_network
+from pipelines.evaluation.data.voc import Mapped
+from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.tasks.head_training import (
+    TuningSettings,
+    choose_rate,
+    optimise,
+    split_off,
+)
+from pipelines.evaluation.tasks.probes import calibration
+from pipelines.models.resolve import Subject
+
+BEGIN_PICTURES = 8
+COLOURS = np.random.default_rng(2).integers(40, 256, (256, 3)).astype(np.uint8)
+COLOURS[VOID] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationSettings:
+    """Semantic segmentation."""
+
+    tuning: TuningSettings = field(
+        default_factory=lambda: TuningSettings(steps=2000, batch_size=8, width=1024)
+    )
+    """The training."""
+    train: str = "train"
+    """Split to train on."""
+    test: str = "val"
+    """Split to score; for CamVid also "test"."""
+    side: int = 384
+    """Pictures whose longer side is larger are made smaller, px; scores are at full size."""
+    flip: bool = True
+    """Mirror half of the training pictures."""
+    shown: int = 4
+    """Test pictures shown in the report."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one cell of pool5."""
+        if self.side < 32:
+            raise ValueError(f"segmentation.side is {self.side} px; it must be 32 or more")
+
+
+def measure(
+    subject: Subject,
+    seed: int,
+    train: Mapped,
+    test: Mapped,
+    settings: SegmentationSettings,
+    dtype: torch.dtype,
+) -> Measured:
+    """Mean IoU and pixel accuracy with the chosen learning rate."""
+    fit, held = split_off(len(train.maps), seed)
+
+    def score_of(rate: float) -> float:
+        model = _fit(subject, seed, _take(train, fit), settings, rate, dtype)
+        return _score(model, _take(train, held), settings).mean_iou if model else float("nan")
+
+    choice = choose_rate(settings.tuning.learning_rates, score_of)
+    model = _fit(subject, seed, train, settings, choice.learning_rate, dtype)
+    notes = {
+        "settings": asdict(settings),
+        "learning_rate": choice._asdict(),
+        "dtype": str(dtype),
+        "pictures": f"{len(train.maps)} to train on, {len(test.maps)} to score",
+    }
+    if model is None:
+        return Measured([{"mIoU": None, "pixel accuracy": None}], notes, {})
+    found = _score(model, test, settings)
+    row: Row = {"mIoU": found.mean_iou, "pixel accuracy": found.pixel_accuracy}
+    names = test.pictures.classes
+    known = zip(names, found.iou.tolist(), strict=True)
+    notes["IoU"] = {name: value for name, value in known if np.isfinite(value)}
+    return Measured([row], notes, _shown(model, test, settings))
+
+
+def _take(part: Mapped, chosen: NDArray[np.int64]) -> Mapped:
+    return Mapped(part.pictures.take(chosen), tuple(part.maps[at] for at in chosen))
+
+
+def _fit(
+    subject: Subject,
+    seed: int,
+    train: Mapped,
+    settings: SegmentationSettings,
+    rate: float,
+    dtype: torch.dtype,
+) -> Segmenter | None:
+    """A trained network; None when a loss was not finite."""
+    encoders.require_network(subject, "segmentation")
+    generator = torch.Generator().manual_seed(seed)
+    encoder = encoders.encoder_of(subject, seed, calibration(train.pictures, 227))
+    tuning = settings.tuning
+    model = Segmenter(
+        encoder, len(train.pictures.classes), width=tuning.width, dropout=tuning.dropout
+    ).eval()
+    decoded = [_smaller(decode(d, k), settings.side) for k, d in _items(train)]
+    maps = [_like(m, x) for m, x in zip(train.maps, decoded, strict=True)]
+    first = [to_network(x[None]) for x in decoded[:BEGIN_PICTURES]]
+    alike = [x for x in first if x.shape == first[0].shape]
+    begin(model.encoder, model.fresh(), lambda: [model(torch.cat(alike))], generator)
+    place = encoders.device()
+    model = model.to(place)
+    order = np.random.default_rng(seed)
+
+    def loss_of(_: int) -> Tensor:
+        chosen = order.integers(0, len(decoded), tuning.batch_size)
+        flips = order.random(tuning.batch_size) < 0.5 if settings.flip else [False] * len(chosen)
+        x, y = _batch([decoded[at] for at in chosen], [maps[at] for at in chosen], flips)
+        with torch.autocast(place.type, dtype, dtype != torch.float32):
+            logits = model(x.to(place))
+        return _loss(logits.float(), y.to(place))
+
+    finite = optimise(model, loss_of, tuning, learning_rate=rate, seed=seed)
+    return model if finite else None
+
+
+def _loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Mean over the pixels that count; 0 when all are void."""
+    total = F.cross_entropy(logits, truth, ignore_index=VOID, reduction="sum")
+    return total / (truth != VOID).sum().clamp_min(1)
+
+
+def _batch(
+    pictures: list[NDArray[np.uint8]], maps: list[NDArray[np.uint8]], flips: object
+) -> tuple[Tensor, Tensor]:
+    """Pictures of different size on one canvas; what is added is void."""
+    height, width = (max(m.shape[axis] for m in maps) for axis in (0, 1))
+    x = np.full((len(maps), height, width, 3), 128, np.uint8)
+    y = np.full((len(maps), height, width), VOID, np.int64)
+    for row, (picture, labels) in enumerate(zip(pictures, maps, strict=True)):
+        step = -1 if np.asarray(flips)[row] else 1
+        x[row, : labels.shape[0], : labels.shape[1]] = picture[:, ::step]
+        y[row, : labels.shape[0], : labels.shape[1]] = labels[:, ::step]
+    return to_network(x), torch.from_numpy(y)
+
+
+def _smaller(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    scale = side / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
+
+
+def _like(labels: NDArray[np.uint8], picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A label map in the size of its picture."""
+    if labels.shape == picture.shape[:2]:
+        return labels
+    size = (picture.shape[1], picture.shape[0])
+    return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)  # type: ignore[no-any-return]
+
+
+def _items(part: Mapped) -> list[tuple[str, bytes]]:
+    return list(zip(part.pictures.keys, part.pictures.encoded, strict=True))
+
+
+def predict(
+    model: Segmenter, picture: NDArray[np.uint8], settings: SegmentationSettings
+) -> NDArray[np.uint8]:
+    """The class of every pixel of a picture, in its full size."""
+    place = next(model.parameters()).device
+    with torch.inference_mode():
+        logits = model(to_network(_smaller(picture, settings.side)[None]).to(place))
+        logits = F.interpolate(logits, picture.shape[:2], mode="bilinear", align_corners=False)
+    classes: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return classes
+
+
+def _score(model: Segmenter, part: Mapped, settings: SegmentationSettings) -> metrics.Overlap:
+    count = len(part.pictures.classes)
+    total = np.zeros((count, count), np.int64)
+    for (name, data), truth in zip(_items(part), part.maps, strict=True):
+        total += metrics.confusion(truth, predict(model, decode(data, name), settings), count)
+    return metrics.overlap(total)
+
+
+def _shown(model: Segmenter, test: Mapped, settings: SegmentationSettings) -> dict[str, bytes]:
+    """Picture, truth and prediction side by side."""
+    figures = {}
+    for (name, data), truth in list(zip(_items(test), test.maps, strict=True))[: settings.shown]:
+        picture = decode(data, name)
+        found = COLOURS[predict(model, picture, settings)]
+        found[truth == VOID] = 0
+        strip = np.concatenate([picture, COLOURS[truth], found], axis=1)
+        figures[f"picture, truth, prediction: {name}"] = png(strip)
+    return figures

@@ -1,0 +1,1 @@
+"""Stage: an encoder as files that other programs load."""

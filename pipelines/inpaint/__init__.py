@@ -1,0 +1,1 @@
+"""Stage: fill the holes of images."""

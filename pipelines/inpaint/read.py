@@ -1,0 +1,137 @@
+"""Images and their masks, read and checked before they are filled."""
+
+import io
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ce_model.mask_tensors import shrink
+from ce_model.masks import Strategy, mask_for
+from ce_model.networks import output_side
+from pipelines import storage
+from pipelines.data import images
+from pipelines.models.files import LoadedModel
+
+MAX_PIXELS = 50_000_000
+
+
+# Black beside a white shape comes out of a JPEG as grey: up to 39 at quality 75, 125 at 30.
+JPEG_NOISE = 127
+
+
+Pixels = NDArray[np.uint8]
+
+
+Hole = NDArray[np.bool_]
+
+
+class Holes(NamedTuple):
+    """Where the hole of a picture comes from."""
+
+    masks_uri: str | None
+    strategy: Strategy | None
+    seed: int
+
+
+class BadPicture(ValueError):
+    """This picture cannot be filled; the others can."""
+
+
+def target(name: str) -> str:
+    """Name of a filled picture."""
+    return str(PurePosixPath(name).with_suffix(".png"))
+
+
+def read_picture(
+    name: str, *, images_uri: str, holes: Holes, model: LoadedModel
+) -> tuple[Pixels, Hole]:
+    """A picture, uint8 (H, W, 3) RGB, and its hole, bool (H, W).
+
+    Raises:
+        BadPicture: it cannot be read, or the hole does not fit it or the model.
+    """
+    picture = _rgb(_open(storage.join(images_uri, name)))
+    height, width = picture.shape[:2]
+    if holes.strategy is not None:
+        drawn = mask_for(holes.seed, holes.strategy, model.side, name, 0)
+        shown = shrink(torch.from_numpy(drawn)[None], model.objective.overlap)[0].numpy()
+        hole = ~touched(~shown, height, width)  # no pixel that the network sees a part of
+        if not hole.any():
+            raise BadPicture(f"{width} x {height} px; too small for a drawn hole")
+    else:
+        assert holes.masks_uri is not None
+        # A grey value of a colour may be rounded to black, one of 16 bits cut off.
+        mask = _open(_mask_uri(holes.masks_uri, name))
+        deep = mask.mode.startswith("I")
+        pixels = np.asarray(mask)[..., None] if deep else np.asarray(mask.convert("RGB"))
+        hole = pixels.max(axis=2) > (JPEG_NOISE if mask.format == "JPEG" else 0)
+        if pixels.any() and not hole.any():
+            raise BadPicture("the mask is a dark JPEG; white is filled, or save it as PNG")
+    if hole.shape != (height, width):
+        raise BadPicture(f"the mask has {hole.shape[::-1]} px, the picture {(width, height)}")
+    if not (touched(hole, model.side, model.side) & ~fillable(model)).any():
+        return picture, hole
+    raise BadPicture(
+        "the hole reaches outside the middle of the picture, which is all that this model fills"
+    )
+
+
+def _mask_uri(masks: str, name: str) -> str:
+    """The mask of the same name, or the same name as PNG."""
+    same = storage.join(masks, name)
+    return same if storage.exists(same) else storage.join(masks, target(name))
+
+
+def _open(uri: str) -> Image.Image:
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise BadPicture(f"'{uri}' is not there") from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
+        if image.width * image.height > MAX_PIXELS:
+            raise BadPicture(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # lost in a copy
+        return upright
+    except BadPicture:
+        raise
+    except UnidentifiedImageError:
+        raise BadPicture("neither a JPEG nor a PNG picture") from None
+    except Exception as error:  # Pillow raises whatever its parsers meet in broken bytes
+        raise BadPicture(f"{type(error).__name__}: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):
+        return images.from_16_bits(np.asarray(image))
+    return np.asarray(image.convert("RGB"))
+
+
+def fillable(model: LoadedModel) -> Hole:
+    """bool (S, S): where a hole may be; a central prediction needs its ring of known context."""
+    side, inner = model.side, output_side(model.network)
+    first = (side - inner) // 2 + model.objective.overlap
+    allowed = np.zeros((side, side), bool)
+    allowed[first : side - first, first : side - first] = True
+    return allowed
+
+
+def touched(hole: Hole, height: int, width: int) -> Hole:
+    """The mask at another size: True where any part of the pixel is True; exact at any scale."""
+    sums = np.pad(hole.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    (top, bottom), (left, right) = _spans(hole.shape[0], height), _spans(hole.shape[1], width)
+    below, above = sums[bottom], sums[top]
+    found: Hole = below[:, right] - above[:, right] - below[:, left] + above[:, left] > 0
+    return found
+
+
+def _spans(before: int, after: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For every new pixel the first old one it overlaps, and one past the last."""
+    pixel = np.arange(after)
+    return pixel * before // after, -(-(pixel + 1) * before // after)

@@ -1,0 +1,1 @@
+"""Models as files: weights, checkpoints, references, the MLflow flavour."""

@@ -1,0 +1,110 @@
+"""Checkpoints: whole or not there, verified before use, loadable without Ray and without pickle.
+
+    checkpoints/step-00000200/state.safetensors   networks and optimizers
+                              state.json          step, curves, sha256; written last
+
+The newest checkpoint that verifies is the only record of how far a run is: the stream starts at
+its step, and a worker loads the checkpoint of the step that the stream sends first.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from pipelines import storage
+from pipelines.models import files
+
+TENSORS = "state.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    uri: str
+    step: int
+    state: dict[str, Any]
+    """What `save` was given: curves and totals."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Networks and optimizers by flat names, on the CPU."""
+        return safetensors.torch.load(_verified(self.uri, self.state))
+
+
+def save(stage_uri: str, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
+    """Write the checkpoint of a step; returns its URI."""
+    uri = _uri(stage_uri, _name(step))
+    with storage.staged_file(storage.join(uri, TENSORS)) as staged:
+        files.write_tensors(tensors, staged)
+        digest, size = storage.sha256_of(staged), staged.stat().st_size
+    record = {**state, "step": step, "sha256": digest, "bytes": size}
+    storage.publish(storage.join(uri, STATE), json.dumps(record).encode())
+    return uri
+
+
+def prune(stage_uri: str, saved: int, keep: int) -> None:
+    """Keep the newest checkpoints up to the one just saved; the commit file goes first.
+
+    One of a later step that can be used is another process's; one that cannot is in the way.
+    """
+    names = _names(stage_uri)
+    later = [name for name in names if name > _name(saved)]
+    unusable = [name for name in later if _read(_uri(stage_uri, name)) is None]
+    for name in unusable + names[len(later) + keep :]:
+        uri = _uri(stage_uri, name)
+        storage.remove(storage.join(uri, STATE))
+        storage.remove(uri)
+
+
+def latest(stage_uri: str) -> Checkpoint | None:
+    """The newest checkpoint whose files are what they were when it was written."""
+    for name in _names(stage_uri):
+        if found := _read(_uri(stage_uri, name)):
+            return found
+    return None
+
+
+def passed_over(stage_uri: str, found: Checkpoint | None) -> list[str]:
+    """Names of the newer ones that `latest` could not use."""
+    newest = "" if found is None else _name(found.step)
+    return [name for name in _names(stage_uri) if name > newest]
+
+
+def at_step(stage_uri: str, step: int) -> Checkpoint:
+    """The checkpoint of a step that `latest` has found."""
+    uri = _uri(stage_uri, _name(step))
+    return Checkpoint(uri, step, storage.read_json(storage.join(uri, STATE)))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _uri(stage_uri: str, name: str) -> str:
+    return storage.join(stage_uri, "checkpoints", name)
+
+
+def _names(stage_uri: str) -> list[str]:
+    names = storage.children(storage.join(stage_uri, "checkpoints"))
+    return sorted((name for name in names if name.startswith("step-")), reverse=True)
+
+
+def _read(uri: str) -> Checkpoint | None:
+    """None for what a crash or a fault left unusable; an older checkpoint is then used."""
+    try:
+        state = storage.read_json(storage.join(uri, STATE))
+        _verified(uri, state)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return Checkpoint(uri, int(state["step"]), state)
+
+
+def _verified(uri: str, state: dict[str, Any]) -> bytes:
+    data = storage.read_bytes(storage.join(uri, TENSORS))
+    if storage.sha256_of_bytes(data) != state["sha256"]:
+        raise ValueError(f"{uri} does not hold what it held when it was written")
+    return data

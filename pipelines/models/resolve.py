@@ -1,0 +1,168 @@
+"""Any reference to a model: folder, stage, checkpoint, MLflow run, registered model, baseline."""
+
+import re
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import safetensors.torch
+
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective
+from pipelines import storage
+from pipelines.errors import UserError
+from pipelines.models import files
+from pipelines.runtime.progress import plain_console
+from pipelines.tracking import client, models, runs
+
+Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
+
+
+BASELINES = get_args(Kind)[1:]
+
+
+REFERENCES = "a model folder, a pretraining stage, an MLflow run id or models:/name@alias"
+
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+CHECKPOINT_STATE, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One model to measure."""
+
+    name: str
+    """Row of the tables."""
+    kind: Kind
+    uri: str
+    """Model folder; empty where there is nothing on disk."""
+    sha256: str
+    """Of the weights; empty where each seed draws its own."""
+    identity: str
+    """Content key of weights, network and objective; part of every key."""
+    network: NetworkConfig
+    run_id: str | None = None
+    """MLflow run that trained it."""
+
+
+def named(ref: str) -> tuple[str, str]:
+    """Label and reference of a `--model` value."""
+    label, equals, rest = ref.partition("=")
+    if equals and not re.search(r"[/:]", label):
+        return label, rest
+    return (ref if ref in BASELINES or RUN_ID.fullmatch(ref) else _short(ref)), ref
+
+
+def _short(ref: str) -> str:
+    """A model folder is called after its stage."""
+    parts = ref.rstrip("/").split("/")
+    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
+
+
+def untrained(name: str, kind: Kind, network: NetworkConfig) -> Subject:
+    """Random weights of a network; the seed of the measurement draws them."""
+    identity = storage.content_key([kind, asdict(network)])
+    return Subject(name=name, kind=kind, uri="", sha256="", identity=identity, network=network)
+
+
+def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = None) -> Subject:
+    """A model folder.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        description = storage.read_json(storage.join(uri, files.MODEL))
+    except FileNotFoundError:
+        raise UserError(
+            f"model is '{uri}', where there is no {files.MODEL}; it must be {REFERENCES}, or, to "
+            f"be measured, one of {', '.join(BASELINES)}"
+        ) from None
+    digest = description["info"]["weights_sha256"]
+    return Subject(
+        name=name,
+        kind=kind,
+        uri=uri,
+        sha256=digest,
+        identity=storage.content_key([digest, description["network"], description["objective"]]),
+        network=NetworkConfig(**description["network"]),
+        run_id=run_id,
+    )
+
+
+def resolve_model(ref: str, *, store: str, tracking_uri: str) -> Subject:
+    """The trained model that a reference names; registered ones are copied into the store.
+
+    Raises:
+        UserError: it names none.
+    """
+    name, ref = named(ref)
+    if ref in BASELINES:
+        raise UserError(
+            f"model is '{ref}', which only jobs/evaluate.py knows; here it must be {REFERENCES}"
+        )
+    if RUN_ID.fullmatch(ref):
+        folder = models.run_model(tracking_uri, ref)
+        return trained(name, folder, run_id=ref)
+    if ref.startswith("models:/"):
+        with tempfile.TemporaryDirectory() as temporary:
+            run_id = models.download_model(tracking_uri, ref, Path(temporary))
+            return trained(name, _keep(Path(temporary), store), run_id=run_id)
+    if storage.exists(storage.join(ref, CHECKPOINT_STATE)):
+        with tempfile.TemporaryDirectory() as temporary:
+            _from_checkpoint(ref, temporary)
+            return trained(name, _keep(Path(temporary), store))
+    found = trained(name, files.folder_of(ref))
+    try:
+        return replace(found, run_id=run_of(found.uri, tracking_uri))
+    except Exception as error:
+        if not client.may_pass(error):
+            raise
+        plain_console().print(
+            f"warning: MLflow did not answer, so the run of '{found.uri}' is not known "
+            f"({client.described(tracking_uri, error)})",
+            soft_wrap=True,
+        )
+        return found
+
+
+def run_of(uri: str, tracking_uri: str) -> str | None:
+    """The MLflow run of the training that wrote a model folder; None when there is none."""
+    key = storage.read_json(storage.join(uri, files.MODEL))["info"].get("key")
+    return runs.run_of_key(tracking_uri, key)
+
+
+def _from_checkpoint(uri: str, folder: str) -> None:
+    """The generator of a training checkpoint as a model folder."""
+    state = storage.read_json(storage.join(uri, CHECKPOINT_STATE))
+    data = storage.read_bytes(storage.join(uri, CHECKPOINT_TENSORS))
+    if storage.sha256_of_bytes(data) != state["sha256"]:
+        raise UserError(f"checkpoint '{uri}' is not what it was when it was written; take another")
+    if "network" not in state:
+        raise UserError(
+            f"checkpoint '{uri}' does not say of what network it is; measure the model folder of "
+            "its pretraining stage instead"
+        )
+    prefix = "generator."
+    tensors = {
+        key.removeprefix(prefix): value
+        for key, value in safetensors.torch.load(data).items()
+        if key.startswith(prefix)
+    }
+    network = NetworkConfig(**state["network"])
+    objective = Objective(**{**state["objective"], "fill": tuple(state["objective"]["fill"])})
+    generator = build_generator(network)
+    files.load_strictly(generator, tensors, uri)
+    files.save_model(folder, generator, network, objective, {"steps": state["step"]})
+
+
+def _keep(folder: Path, store: str) -> str:
+    """Copy a downloaded model to where every node can read it."""
+    found = trained("", str(folder))
+    kept = storage.join(storage.absolute(store), "evaluate", "models", found.sha256[:16])
+    files.copy_model(str(folder), kept)
+    return kept

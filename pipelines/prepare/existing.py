@@ -1,0 +1,112 @@
+"""Adding to a dataset: what it holds already, and the sum of old and new."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ce_model.masks import MASK_VERSION
+from pipelines import storage
+from pipelines.data import manifest, shards
+from pipelines.data.manifest import SPLITS, Manifest
+from pipelines.errors import UserError
+from pipelines.prepare import digests, ingest
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.digests import Digests
+from pipelines.prepare.ingest import Known
+
+BATCH_ROWS = 4096
+
+
+def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> None:
+    """Store the keys and contents of the dataset at `uri`, which new pictures are held against.
+
+    Raises:
+        UserError: the dataset was made with other settings.
+    """
+    if old is None:
+        empty = np.empty(0, "S16")
+        ingest.write_known(work, Known(empty, empty, empty))
+        return
+    for name, there, wanted in (
+        ("stored_side", old.stored_side, config.stored_side),
+        ("seed", old.seed, config.seed),
+    ):
+        if there != wanted:
+            raise UserError(
+                f"prepare.{name} is {wanted}; the dataset in '{uri}' was made with {there}, and "
+                "added pictures must be like those in it. Use that, or another output"
+            )
+    if set(old.masks) != set(config.masks):
+        held = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
+        raise UserError(
+            f"the masks asked for differ from those of the dataset in '{uri}', which are {held} "
+            f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
+            f"python jobs/prepare.py --source {uri}{_mask_flags(config)}"
+        )
+    keys = digests.sorted_set(digests.of_key(key) for key in _column(uri, old, "key"))
+    aside = digests.sorted_set(digests.of_aside(*found) for found in _set_aside(uri, old))
+    ingest.write_known(work, Known(keys, _contents(uri, old), aside))
+
+
+def _mask_flags(config: PrepareConfig) -> str:
+    """The flags of the masks, as far as they are not the usual ones."""
+    sides, strategies = (" ".join(map(str, each)) for each in (config.sides, config.strategies))
+    flags = {"sides": sides, "strategies": strategies, "variants": config.variants}
+    return "".join(
+        f" --{name} {text}"
+        for name, text in flags.items()
+        if getattr(config, name) != getattr(PrepareConfig, name)
+    )
+
+
+def _contents(uri: str, old: Manifest) -> Digests:
+    held = (sha for sha in _column(uri, old, "sha256") if sha is not None)
+    return digests.sorted_set(digests.of_content(sha) for sha in held)
+
+
+def _column(uri: str, old: Manifest, name: str) -> Iterator[str]:
+    for split in old.splits:
+        for group in shards.row_groups(old, split):
+            yield from shards.read_row_group(uri, group, [name]).column(name).to_pylist()
+
+
+def _set_aside(uri: str, old: Manifest) -> Iterator[tuple[str, str | None]]:
+    """Key and sha256 of what earlier jobs set aside."""
+    for job in old.jobs:
+        place = manifest.quarantine_uri(uri, job)
+        if storage.exists(place):
+            with storage.open_input(place) as file:
+                names = ["key", "sha256"]
+                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=names):
+                    yield from zip(*(batch.column(n).to_pylist() for n in names), strict=True)
+
+
+def joined(old: Manifest, new: Manifest) -> Manifest:
+    """Old and new pictures as one dataset; the old shards stay as they are."""
+    pixels = old.train_pixels + new.train_pixels
+    # A mean times its pixels is the exact sum again: sums stay far below 2^52.
+    sums = [
+        round(before * old.train_pixels) + round(added * new.train_pixels)
+        for before, added in zip(old.mean_rgb, new.mean_rgb, strict=True)
+    ]
+    red, green, blue = (total / max(pixels, 1) for total in sums)
+    return replace(
+        new,
+        splits={
+            split: (*old.splits.get(split, ()), *new.splits.get(split, ())) for split in SPLITS
+        },
+        masks=old.masks,
+        mean_rgb=(red, green, blue),
+        train_pixels=pixels,
+        listed=old.listed + new.listed,
+        written=old.written + new.written,
+        quarantined=old.quarantined + new.quarantined,
+        duplicates=old.duplicates + new.duplicates,
+        quarantine=dict(Counter(old.quarantine) + Counter(new.quarantine)),
+        converted=dict(Counter(old.converted) + Counter(new.converted)),
+        jobs=(*old.jobs, *new.jobs),
+        revision=old.revision + 1,
+    )

@@ -1,0 +1,202 @@
+"""Between the passes: add up the units, hold the faults against the budget, index the spills."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.errors import UserError
+from pipelines.prepare import digests, ingest
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.ingest import OPEN, SetAside, SpillFile
+from pipelines.prepare.plan import Plan
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("class_name", pa.string()),
+        ("split", pa.string()),
+        ("sha256", pa.string()),
+        ("fault", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+KEYS_AT_ONCE = 1 << 21  # 50 MB of digests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over all units."""
+
+    listed: int
+    rows: Counter[str]
+    """By split or OPEN, duplicates included."""
+    listed_by_class: Counter[str]
+    faults: Counter[str]
+    faults_by_class: Counter[str]
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Split -> the groups of pictures that it is made of.
+
+        What the hash of its key would give to validation stays in training where the source says
+        so and has pictures for validation, as a folder `train` beside a folder `val`.
+        """
+        open_split = "train" if self.rows["val"] else "val"
+        return {
+            split: (split, OPEN) if split == open_split else (split,) for split in ("train", "val")
+        }
+
+    @property
+    def duplicates(self) -> int:
+        """Pictures whose bytes the dataset held before."""
+        return self.faults["duplicate"]
+
+    @property
+    def bad(self) -> int:
+        """Pictures set aside for a fault."""
+        return self.faults.total() - self.duplicates
+
+
+def add_up(work: str, planned: Plan) -> Totals:
+    """The sums of all records, one record in memory at a time."""
+    listed = 0
+    rows: Counter[str] = Counter()
+    by_class: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    faults_by_class: Counter[str] = Counter()
+    for unit in range(planned.num_units):
+        record = ingest.read_record(work, unit)
+        listed += record.listed
+        by_class.update(record.listed_by_class)
+        for file in record.spills:
+            rows[file.split] += file.rows
+        for fault in record.set_aside:
+            faults[fault.fault] += 1
+            faults_by_class[fault.class_name or ""] += fault.fault != "duplicate"
+    return Totals(
+        listed=listed,
+        rows=rows,
+        listed_by_class=by_class,
+        faults=faults,
+        faults_by_class=faults_by_class,
+    )
+
+
+def over_budget(config: PrepareConfig, totals: Totals, *, adding: bool) -> list[str]:
+    """Each limit that the faults pass, as a sentence; `adding` to a dataset that has pictures."""
+    over = []
+    if totals.bad > max(config.max_bad_images, config.max_bad_share * totals.listed):
+        over.append(
+            f"{totals.bad} of {totals.listed} pictures are bad; prepare.max_bad_share allows "
+            f"{config.max_bad_share:.2%} (and always {config.max_bad_images})"
+        )
+    for name, faults in totals.faults_by_class.most_common():
+        listed = totals.listed_by_class[name]
+        if name and faults > max(config.max_bad_images, config.max_bad_class_share * listed):
+            over.append(
+                f"{faults} of {listed} in class {name}; prepare.max_bad_class_share allows "
+                f"{config.max_bad_class_share:.2%}"
+            )
+    broken = totals.faults["broken_archive"]
+    if broken > config.max_broken_archives:
+        over.append(
+            f"{broken} archives are broken; prepare.max_broken_archives allows "
+            f"{config.max_broken_archives}"
+        )
+    if not totals.rows.total() and totals.bad and not adding:
+        over.append("not one picture could be used")
+    return over
+
+
+def check_budget(
+    config: PrepareConfig, report: str, work: str, totals: Totals, units: int, *, adding: bool
+) -> None:
+    """Fail with a report of every fault when there are too many.
+
+    Raises:
+        UserError: the budget is exceeded, or there is no picture at all.
+    """
+    if not totals.listed and not adding:
+        raise UserError(f"source is '{config.source}'; there is no picture in its archives")
+    over = over_budget(config, totals, adding=adding)
+    if not over:
+        return
+    write_set_aside(report, set_aside(work, units))
+    _forget_unreadable(work, units)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in totals.faults.most_common())
+    raise UserError(
+        "the error budget is exceeded: "
+        + "; ".join(over[:6])
+        + f". Classes of fault: {kinds}. Each picture with its reason: {report}"
+    )
+
+
+def _forget_unreadable(work: str, num_units: int) -> None:
+    """What could not be read may be there when the same command is given again."""
+    for unit in range(num_units):
+        if any(fault.fault == "unreadable" for fault in ingest.read_record(work, unit).set_aside):
+            storage.remove(ingest.record_uri(work, unit))
+
+
+def set_aside(work: str, num_units: int) -> Iterator[Sequence[SetAside]]:
+    """What the first pass set aside, unit by unit."""
+    for unit in range(num_units):
+        yield ingest.read_record(work, unit).set_aside
+
+
+def write_set_aside(uri: str, groups: Iterable[Sequence[SetAside]]) -> None:
+    """All pictures that were set aside, as Parquet, one group in memory at a time."""
+    with (
+        storage.staged_file(uri) as staged,
+        pq.ParquetWriter(staged, QUARANTINE_SCHEMA, compression="zstd") as writer,
+    ):
+        for group in groups:
+            if group:
+                rows = [asdict(fault) for fault in group]
+                writer.write_table(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+
+
+def index_spills(work: str, planned: Plan, groups: Iterable[str]) -> None:
+    """For the second pass: where each bucket lies in each spill file of a group."""
+    for group in groups:
+        files = _spills(work, planned.num_units, group)
+        paths = [file.path for file in files]
+        with storage.staged_file(storage.join(work, f"offsets-{group}.npy")) as staged:
+            shape = (len(paths), planned.num_buckets + 1)
+            table = np.lib.format.open_memmap(staged, mode="w+", dtype=np.int64, shape=shape)
+            for row, file in enumerate(_spills(work, planned.num_units, group)):
+                table[row] = file.offsets
+            table.flush()
+        storage.publish_json(storage.join(work, f"spills-{group}.json"), paths)
+
+
+def _spills(work: str, num_units: int, group: str) -> Iterator[SpillFile]:
+    for unit in range(num_units):
+        for file in ingest.read_record(work, unit).spills:
+            if file.split == group:
+                yield file
+
+
+def repeated_keys(work: str, planned: Plan, totals: Totals) -> dict[bytes, int]:
+    """Keys that occur more than once, found by ranges of their digests in bounded memory."""
+    parts = max(-(-totals.rows.total() // KEYS_AT_ONCE), 1)
+    found: dict[bytes, int] = {}
+    for part in range(parts):
+        first, last = (_bound(part, parts), _bound(part + 1, parts))
+        found |= digests.repeated(
+            keys[np.searchsorted(keys["key"], first) : np.searchsorted(keys["key"], last)]
+            for keys in (ingest.read_keys(work, unit) for unit in range(planned.num_units))
+        )
+    return found
+
+
+def _bound(part: int, parts: int) -> np.bytes_:
+    """Where a part of all digests begins; past the last digest for the end."""
+    if part == parts:
+        return np.bytes_(b"\xff" * 17)
+    return np.bytes_((part * (1 << 64) // parts).to_bytes(8, "big").ljust(16, b"\0"))

@@ -1,0 +1,328 @@
+"""First pass: one unit of the source -> its pictures, spilled by shuffle bucket, and a record.
+
+The record is written after the spill files and makes the unit done; a rerun redoes only units
+without one. Bad data ends in the record with its reason. Bad luck (a storage error that outlasts
+the retries) raises and fails the job.
+"""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import storage
+from pipelines.errors import UserError
+from pipelines.prepare import digests, plan, spill
+from pipelines.prepare.digests import Digests
+from pipelines.prepare.normalise import Fault, Limits, normalise
+from pipelines.prepare.sources.labels import Labels
+from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.readers import Member, members, read_file
+from pipelines.prepare.spill import Row
+
+REQUESTS_AHEAD = 16
+SPILL_BYTES = 128 << 20  # of JPEGs in memory, also where one archive is a whole unit
+MAX_FAULTS = 20_000
+OPEN = "open"  # pictures that become train or val when the whole source is known
+
+
+class Shuffle(NamedTuple):
+    """Where a picture goes."""
+
+    seed: int
+    num_buckets: int
+    validation_share: float
+    keep_splits: bool
+    """Whether the listing says which pictures are for validation; archives may yet say so."""
+
+    def order(self, sha256: str) -> int:
+        """Place in the shuffle, 0 .. 2^64 - 1; equal pictures have equal places."""
+        return hash64("order", self.seed, sha256)
+
+    def split(self, key: str) -> str:
+        """train or val, by the key alone: a new picture never moves an old one."""
+        share = hash64("split", self.seed, key) / 2**64
+        return "val" if share < self.validation_share else "train"
+
+    def is_open(self, member: Member) -> bool:
+        """Whether the split of a picture follows from what else there is.
+
+        A `train` folder in an archive counts only where there is also one for validation, which is
+        known when all is read: until then, what would else be validation's is kept apart.
+        """
+        asked = member.split == "train" and not self.keep_splits
+        return asked and self.split(member.key) == "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """A picture that is not in the shards, and why."""
+
+    key: str
+    class_name: str | None
+    split: str | None
+    sha256: str | None
+    """Of the bytes in the source; unknown where they could not be read."""
+    fault: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpillFile:
+    """Pictures of a unit that go to one split."""
+
+    path: str
+    split: str
+    """train, val or OPEN."""
+    rows: int
+    bytes: int
+    offsets: tuple[int, ...]
+    """Where each bucket begins, and where the last one ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """What became of a unit."""
+
+    listed: int
+    bytes: int
+    listed_by_class: dict[str, int]
+    set_aside: tuple[SetAside, ...]
+    spills: tuple[SpillFile, ...]
+
+
+class Known(NamedTuple):
+    """What the dataset holds already; empty for a new one."""
+
+    keys: Digests
+    """Of the pictures in its shards."""
+    contents: Digests
+    aside: Digests
+    """Key and bytes of what earlier jobs set aside: not told again when they still are bad."""
+
+
+def record_uri(work: str, unit: int) -> str:
+    """Where the record of a unit stands."""
+    return storage.join(work, "units", f"{unit:06}.json")
+
+
+def read_record(work: str, unit: int) -> UnitRecord:
+    """The record of a finished unit."""
+    raw = storage.read_json(record_uri(work, unit))
+    raw["set_aside"] = tuple(SetAside(**fault) for fault in raw["set_aside"])
+    raw["spills"] = tuple(SpillFile(**file) for file in raw["spills"])
+    return UnitRecord(**raw)
+
+
+def finished_units(work: str) -> set[int]:
+    """Units with a record."""
+    names = storage.children(storage.join(work, "units"))
+    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+
+
+def gather(
+    row: dict[str, Any], work: str, shuffle: Shuffle, limits: Limits, labels: Labels | None
+) -> dict[str, int]:
+    """Ray task: do one unit; returns what the progress display shows."""
+    cv2.setNumThreads(1)  # tasks fill the cores, not threads
+    unit = int(row["unit"])
+    known = read_known(work)
+    spills = _Spills(work, unit, shuffle.num_buckets)
+    faults: list[SetAside] = []
+    listed: Counter[str] = Counter()
+    size = 0
+    for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits)):
+        if _is_held(member, known):
+            continue
+        member = _labelled(member, labels)
+        split = member.split or shuffle.split(member.key)
+        group = OPEN if shuffle.is_open(member) else split
+        try:
+            spills.add(group, _row(member, shuffle, limits, known))
+        except Fault as fault:
+            aside = _set_aside(member, split, fault)
+            if digests.contains(known.aside, digests.of_aside(aside.key, aside.sha256)):
+                continue
+            faults.append(aside)
+            _check_number(len(faults), unit, member)
+        listed[member.class_name or ""] += 1
+        size += len(member.data or b"")
+    record = UnitRecord(
+        listed=listed.total(),
+        bytes=size,
+        listed_by_class=dict(sorted(listed.items())),
+        set_aside=tuple(faults),
+        spills=spills.finish(),
+    )
+    storage.publish_json(record_uri(work, unit), asdict(record))
+    return {"images": record.listed, "bytes": size, "set_aside": len(faults)}
+
+
+def _check_number(faults: int, unit: int, member: Member) -> None:
+    """Faults are held in memory until their unit ends, and an archive may hold anything."""
+    if faults > MAX_FAULTS:
+        raise UserError(
+            f"source holds more than {MAX_FAULTS} bad pictures in one archive, up to "
+            f"'{member.key}' (unit {unit}): {member.fault or 'not pictures'}; leave it out"
+        )
+
+
+class _Spills:
+    """The pictures of a unit on their way to its spill files, a bounded number in memory."""
+
+    def __init__(self, work: str, unit: int, num_buckets: int) -> None:
+        self._work, self._unit, self._num_buckets = work, unit, num_buckets
+        self._rows: dict[str, list[Row]] = {}
+        self._held_bytes = 0
+        self._files: list[SpillFile] = []
+        self._keys: list[tuple[bytes, int]] = []
+
+    def add(self, split: str, row: Row) -> None:
+        self._rows.setdefault(split, []).append(row)
+        self._keys.append((digests.of_key(row.key), row.order))
+        self._held_bytes += len(row.jpeg)
+        if self._held_bytes >= SPILL_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        for split, rows in sorted(self._rows.items()):
+            path = f"units/{self._unit:06}-{len(self._files):03}.spill"
+            with storage.staged_file(storage.join(self._work, path)) as staged:
+                offsets = spill.write(staged, rows, self._num_buckets)
+            self._files.append(
+                SpillFile(
+                    path=path,
+                    split=split,
+                    rows=len(rows),
+                    bytes=offsets[-1],
+                    offsets=tuple(offsets),
+                )
+            )
+        self._rows, self._held_bytes = {}, 0
+
+    def finish(self) -> tuple[SpillFile, ...]:
+        self._flush()
+        keys = np.sort(np.array(self._keys, digests.KEY_AND_ORDER), order="key")
+        storage.publish(keys_uri(self._work, self._unit), keys.tobytes())
+        return tuple(self._files)
+
+
+def keys_uri(work: str, unit: int) -> str:
+    """Where the keys of a unit and their places stand."""
+    return storage.join(work, "units", f"{unit:06}.keys")
+
+
+def read_keys(work: str, unit: int) -> NDArray[np.void]:
+    """The keys of a unit and their places in the shuffle."""
+    return np.frombuffer(storage.read_bytes(keys_uri(work, unit)), digests.KEY_AND_ORDER)
+
+
+def write_known(work: str, known: Known) -> None:
+    """Store what the dataset holds already for all tasks of a job."""
+    storage.publish(storage.join(work, "known-keys"), known.keys.tobytes())
+    storage.publish(storage.join(work, "known-contents"), known.contents.tobytes())
+    storage.publish(storage.join(work, "known-aside"), known.aside.tobytes())
+
+
+@lru_cache(maxsize=1)
+def read_known(work: str) -> Known:
+    """What the dataset holds already."""
+    names = ("known-keys", "known-contents", "known-aside")
+    return Known(
+        *(np.frombuffer(storage.read_bytes(storage.join(work, name)), "S16") for name in names)
+    )
+
+
+def _members(pieces: Sequence[Piece]) -> Iterator[Member]:
+    """All pictures of a unit; single remote files are fetched ahead, since each has to wait."""
+    ahead: deque[Future[Member]] = deque()
+    with ThreadPoolExecutor(REQUESTS_AHEAD) as threads:
+        for piece in pieces:
+            if piece.kind == "file" and not storage.is_local(piece.uri):
+                ahead.append(threads.submit(read_file, piece))
+                if len(ahead) == REQUESTS_AHEAD:
+                    yield ahead.popleft().result()
+                continue
+            while ahead:
+                yield ahead.popleft().result()
+            yield from members(piece)
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _is_held(member: Member, known: Known) -> bool:
+    """Whether the dataset holds this picture, and not only its name."""
+    return (
+        member.data is not None
+        and digests.contains(known.keys, digests.of_key(member.key))
+        and digests.contains(
+            known.contents, digests.of_content(hashlib.sha256(member.data).digest())
+        )
+    )
+
+
+def _labelled(member: Member, labels: Labels | None) -> Member:
+    """The class of the label list, where the place of the picture names none."""
+    if labels is None or member.class_name is not None:
+        return member
+    found = labels.of(member.key)
+    if found is None and member.fault is None:
+        fault = Fault("missing_label", "the label list does not name it")
+        return member._replace(data=None, fault=fault)
+    return member._replace(class_name=found)
+
+
+def _row(member: Member, shuffle: Shuffle, limits: Limits, known: Known) -> Row:
+    if member.data is None:
+        assert member.fault is not None
+        raise member.fault
+    data = member.data
+    try:
+        stored = normalise(data, member.key, limits)
+    except Fault:
+        # Bytes that changed on their way are bad luck: only what reads the same twice is bad data.
+        if member.uri is None or storage.is_local(member.uri):
+            raise
+        data = storage.read_bytes(member.uri)
+        if data == member.data:
+            raise
+        stored = normalise(data, member.key, limits)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if digests.contains(known.keys, digests.of_key(member.key)):
+        raise Fault("duplicate_key", "the dataset holds another picture with this key")
+    if digests.contains(known.contents, digests.of_content(sha256)):
+        raise Fault("duplicate", "the same bytes as a picture that the dataset holds already")
+    return Row(
+        order=shuffle.order(sha256),
+        key=member.key,
+        class_name=member.class_name,
+        sha256=sha256,
+        pixels=stored.height * stored.width,
+        rgb_sums=stored.rgb_sums,
+        conversions=stored.conversions,
+        jpeg=stored.jpeg,
+    )
+
+
+def _set_aside(member: Member, split: str, fault: Fault) -> SetAside:
+    return SetAside(
+        key=member.key,
+        class_name=member.class_name,
+        split=split,
+        sha256=None if member.data is None else hashlib.sha256(member.data).hexdigest(),
+        fault=fault.kind,
+        message=str(fault)[:500],
+    )
+
+
+def hash64(purpose: str, seed: int, name: str) -> int:
+    """A number of 64 bits that follows from its arguments on any machine."""
+    digest = hashlib.sha256(f"{purpose}/{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -1,0 +1,98 @@
+"""From blocks of the stream to batches on the training device, ahead of the step that wants them.
+
+A GPU is fed from a thread: while it computes, the thread copies the next batches into page-locked
+memory and sends them over a stream of their own, and unpacks their holes there.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ce_model import mask_tensors
+from pipelines.data import stream
+from pipelines.runtime.prefetch import ahead
+
+BATCHES_AHEAD = 2
+COLUMNS = ("image", "mask", "augment")
+
+
+class Fed(NamedTuple):
+    """A batch for `train_step`.
+
+    Shape:
+        image: uint8 (B, S, S, 3); hidden: bool (B, S, S), True where hidden.
+    """
+
+    image: Tensor
+    hidden: Tensor
+
+
+def feed(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[Fed]:
+    """The batches on the device, augmented, in their order."""
+    if device.type == "cuda":
+        return _feed_gpu(batches, device)
+    # The blocks are read-only memory shared with the object store; torch wants its own.
+    return (
+        augmented(*(torch.tensor(batch[name], device=device) for name in COLUMNS))
+        for batch in batches
+    )
+
+
+def augmented(image: Tensor, bits: Tensor, augment: Tensor) -> Fed:
+    """Columns of the stream, with pictures flipped and holes turned as it drew."""
+    hidden = mask_tensors.unpack(bits, image.shape[1])
+    hidden = mask_tensors.apply_symmetry(hidden, augment % stream.FLIP)
+    flip = (augment >= stream.FLIP).view(-1, 1, 1, 1)
+    return Fed(torch.where(flip, image.flip(2), image), hidden)
+
+
+def _feed_gpu(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[Fed]:
+    sender = _Sender(device)
+    for fed, arrived in ahead((sender.send(batch) for batch in batches), BATCHES_AHEAD):
+        training = torch.cuda.current_stream(device)
+        training.wait_event(arrived)
+        for tensor in fed:
+            tensor.record_stream(training)  # its memory is not given away before that is done
+        yield fed
+
+
+class _Sender:
+    """Batches over a stream of their own, through two page-locked buffers in turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers: list[_Buffer] = []
+        self._turn = 0
+
+    def send(self, batch: stream.Batch) -> tuple[Fed, torch.cuda.Event]:
+        """The batch and the event after which it is on the device."""
+        with torch.cuda.stream(self._stream):  # of this thread, the device too
+            if len(self._buffers) < 2:
+                self._buffers.append(_Buffer(batch))
+            buffer = self._buffers[self._turn]
+            self._turn = 1 - self._turn
+            fed = augmented(*buffer.send(batch, self._device))
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        return fed, arrived
+
+
+class _Buffer:
+    """Page-locked memory for a batch."""
+
+    def __init__(self, like: stream.Batch) -> None:
+        self._left = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._columns = [torch.from_numpy(np.empty_like(like[name])) for name in COLUMNS]
+        self._columns = [column.pin_memory() for column in self._columns]
+
+    def send(self, batch: stream.Batch, device: torch.device) -> list[Tensor]:
+        self._left.synchronize()  # the batch before
+        for name, column in zip(COLUMNS, self._columns, strict=True):
+            np.copyto(column.numpy(), batch[name])
+        sent = [column.to(device, non_blocking=True) for column in self._columns]
+        self._left.record()
+        return sent

@@ -1,0 +1,134 @@
+"""What the driver watches while workers train: progress and memory."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import ray
+import ray.train
+from rich.console import Console
+
+from pipelines import storage
+from pipelines.errors import UserError
+from pipelines.pretrain import panel
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.task import Task
+from pipelines.runtime.mailbox import create_mailbox
+from pipelines.runtime.progress import ProgressDisplay
+from pipelines.tracking.recorder import Recorder
+
+
+class TrainingProgress(ProgressDisplay):
+    """Step, losses and rate."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        """Show nothing until the first record."""
+        super().__init__(console, "step", steps)
+        self._steps = steps
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Show a record of the curves."""
+        losses = "  ".join(
+            f"{short} {values[name]:.4f}"
+            for short, name in (
+                ("rec", "loss/reconstruction"),
+                ("joint", "loss/joint"),
+                ("D", "loss/discriminator"),
+            )
+            if name in values
+        )
+        text = f"{losses}  {values['images_per_second']:.0f} images/s"
+        # A resumed run did not make the steps before in this time.
+        self.update(step, text, left_s=(self._steps - step) * values["seconds_per_step"])
+
+
+def memory_of_tree() -> int:
+    """Bytes of memory of this process and all below it, shared pages counted once (PSS)."""
+    me = psutil.Process()
+    total = 0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # ended while we looked
+    return total
+
+
+POLL_S = 0.5
+
+
+MEMORY_POLL_S = 3.0
+
+
+class DriverWatch:
+    """Takes rank 0's records to the screen, to the recorder and to the panel file."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        task: Task,
+        recorder: Recorder,
+        console: Console,
+    ) -> None:
+        """Follow nothing yet."""
+        self._config, self._task, self._recorder = config, task, recorder
+        self._progress = TrainingProgress(console, task.plan.steps)
+        self._stop = threading.Event()
+        self.peak_memory_bytes = 0
+        self.diverged: dict[str, Any] | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[Any]:
+        """Follow a mailbox from a thread while the block runs."""
+        mailbox = create_mailbox()
+        thread = threading.Thread(target=self._follow, args=(mailbox,), daemon=True)
+        thread.start()
+        try:
+            yield mailbox
+        finally:
+            self._stop.set()
+            thread.join()
+            self._take(ray.get(mailbox.drain.remote()))
+            self._progress.close()
+            ray.kill(mailbox)
+
+    def replay(self, history: list[dict[str, Any]]) -> None:
+        """Hand a whole history to the recorder, which leaves out what the server has."""
+        for record in history:
+            self._recorder.metrics(record["values"], record["step"], record["time"])
+
+    def _follow(self, mailbox: Any) -> None:
+        memory_at = 0.0
+        while not self._stop.wait(POLL_S):
+            self._take(ray.get(mailbox.drain.remote()))
+            if time.monotonic() - memory_at > MEMORY_POLL_S:
+                memory_at = time.monotonic()
+                self.peak_memory_bytes = max(self.peak_memory_bytes, memory_of_tree())
+
+    def _take(self, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            step = message["step"]
+            if message["kind"] == "curves":
+                self._recorder.metrics(message["values"], step, message["time"])
+                if "images_per_second" in message["values"]:
+                    self._progress.record(step, message["values"])
+            elif message["kind"] == "panel":
+                self._publish_panel(step, message["pictures"])
+            elif message["kind"] == "resumed":
+                self._progress.note(f"resumed at step {step}")
+                self.replay(message["history"])
+            elif message["kind"] == "diverged":
+                self.diverged = message
+
+    def _publish_panel(self, step: int, pictures: dict[str, Any]) -> None:
+        title = f"{self._config.preset}, {self._config.holes} holes, step {step}: validation"
+        png = panel.draw(pictures, title)
+        try:
+            storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)
+        except (OSError, UserError) as error:  # the storage is away: the curves go on
+            self._progress.note(f"warning: the panel of step {step} is not in the store: {error}")
+        self._recorder.artifact(f"panels/step-{step:08d}.png", png)
+        self._recorder.artifact("panel.png", png)

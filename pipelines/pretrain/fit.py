@@ -1,0 +1,96 @@
+"""The call of Ray Train: its settings, its failures as one message."""
+
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+from pipelines import storage
+from pipelines.data import stream
+from pipelines.errors import UserError
+from pipelines.pretrain import worker
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.task import Task
+from pipelines.runtime import cluster
+from pipelines.runtime.cluster import Resources
+from pipelines.runtime.mailbox import Failure
+
+COLLECTIVE_TIMEOUT_S = 300
+
+
+def scaling_config(config: PretrainConfig, resources: Resources) -> ScalingConfig:
+    """One GPU per worker where there are GPUs; on CPUs one core stays free for the data tasks."""
+    workers = config.num_workers
+    if resources.gpus:
+        if workers > resources.gpus:
+            raise UserError(
+                f"num_workers is {workers}; the cluster has {resources.gpus} GPUs, and each worker "
+                f"takes one: use --num-workers {resources.gpus} or fewer"
+            )
+        return ScalingConfig(num_workers=workers, use_gpu=True)
+    if workers > resources.cpus:
+        raise UserError(
+            f"num_workers is {workers}; the cluster has {resources.cpus} CPUs and no GPU: use "
+            f"--num-workers {resources.cpus} or fewer"
+        )
+    share = min(1.0, (resources.cpus - 1) / workers)
+    # One byte of memory, since Ray refuses to place what takes nothing.
+    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": share, "memory": 1})
+
+
+def fit_or_raise(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: Any) -> None:
+    """Train; a failure whose reason lies outside the program becomes one message."""
+    try:
+        _fit(config, task, scaling, mailbox)
+    except ray.train.TrainingFailedError:
+        failure: Failure | None = ray.get(mailbox.failure.remote())
+        if failure is None:
+            raise
+    else:
+        failure = ray.get(mailbox.failure.remote())
+        if failure is None or not failure.final:
+            return
+    raise UserError(
+        f"training stopped: {failure.reason}. Once that is mended, the same command goes on from "
+        "the last checkpoint"
+    )
+
+
+def _fit(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: Any) -> None:
+    filesystem, path = storage.arrow_filesystem(storage.join(task.stage_uri, "ray"))
+    trainer = _Trainer(
+        worker.train,
+        train_loop_config={"task": task, "mailbox": mailbox},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        datasets={"train": lambda: worker.training_stream(task)},
+        dataset_config=DataConfig(execution_options=stream.execution_options()),
+    )
+    trainer.fit()
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ends when it should."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to Python: Ray's handler ends the process with code 1 and no word."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Do not wait 12 s at the end for a dashboard that is not there.
+
+        Ray's cleaner of placement groups asks the dashboard whether the controller still lives. A
+        cluster without one is ours alone and ends with this process, so nothing is to be cleaned.
+        """
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if cluster.has_dashboard():
+            return callbacks
+        return [x for x in callbacks if not isinstance(x, PlacementGroupCleanerCallback)]

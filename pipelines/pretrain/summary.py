@@ -1,0 +1,131 @@
+"""What a finished training leaves: the exported model, the logged model, the closing table."""
+
+import importlib.metadata
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ce_model import training
+from ce_model.networks import ContextEncoder
+from pipelines import storage
+from pipelines.models import checkpoint, files
+from pipelines.pretrain import worker
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.driver import DriverWatch
+from pipelines.pretrain.task import Task
+from pipelines.tracking import models, runs
+
+SERVED_WITH = ("torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow")
+
+
+def export_model(
+    config: PretrainConfig,
+    task: Task,
+    spec: runs.RunSpec,
+    found: checkpoint.Checkpoint,
+    watch: DriverWatch,
+) -> dict[str, Any]:
+    """Write the model folder and put together what was measured."""
+    networks, optimizers = worker.build(task, device=torch.device("cpu"))
+    training.load_state_tensors(networks, optimizers, found.tensors())
+    model_uri = storage.join(task.stage_uri, "model")
+    last = {
+        name: value for record in found.state["history"] for name, value in record["values"].items()
+    }
+    validation = {
+        name: last[f"validation/{name}"]
+        for name in ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_untrained")
+    }
+    info = {
+        "strategy": config.holes,
+        "steps": config.steps,
+        "seed": config.seed,
+        "key": spec.key,
+        "dataset_fingerprint": task.plan.manifest.fingerprint,
+        "code": runs.git_commit(),
+        "shorter": task.plan.shorter,
+        "validation": validation,
+    }
+    assert isinstance(networks.generator, ContextEncoder)
+    digest = files.save_model(model_uri, networks.generator, task.network, task.objective, info)
+    totals = found.state["totals"]
+    trained_s = max(totals["train_s"], 1e-9)
+    return {
+        "key": spec.key,
+        "preset": config.preset,
+        "strategy": config.holes,
+        "adversarial": task.objective.adversarial,
+        "dataset": task.plan.uri,
+        "dataset_fingerprint": task.plan.manifest.fingerprint,
+        "training_images": task.plan.rows,
+        "steps": found.step,
+        "batch_size": config.batch_size,
+        "num_workers": config.num_workers,
+        "images_per_second": totals["steps"] * config.batch_size / trained_s,
+        "data_wait_share": totals["wait_s"] / trained_s,
+        "train_seconds": totals["train_s"],
+        "restarts": totals["restarts"],
+        "updates_skipped": totals["skipped"],
+        "peak_memory_bytes": max(watch.peak_memory_bytes, int(last["memory/rank_0_peak_bytes"])),
+        "losses": {name: last[name] for name in last if name.startswith("loss/")},
+        "validation": validation,
+        "tracking_uri": spec.uri,
+        "checkpoint": found.uri,
+        "panel": storage.join(task.stage_uri, "panel.png"),
+        "model": model_uri,
+        "weights_sha256": digest,
+    }
+
+
+def log_trained_model(uri: str, run_id: str, model: str, side: int) -> str:
+    """Log a model folder to its MLflow run; returns the URI of the logged model."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")
+        files.copy_model(model, str(folder))
+        requirements = [f"{n}=={importlib.metadata.version(n).split('+')[0]}" for n in SERVED_WITH]
+        return models.log_model(uri, run_id, folder, side, requirements)
+
+
+def describe_training(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:
+    """A training in one line."""
+    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} pictures"
+
+
+def closing_table(summary: dict[str, Any], console: Console) -> None:
+    """Print what a training reached, and where it left what it made."""
+    table = Table(show_header=False, title="pretraining", title_justify="left")
+    measured = summary["validation"]
+    memory = summary["peak_memory_bytes"] / 1e9
+    losses = summary["losses"]
+    rows = {
+        "trained": describe_training(
+            summary["preset"],
+            summary["strategy"],
+            summary["steps"],
+            summary["batch_size"],
+            summary["training_images"],
+        ),
+        "losses": "  ".join(
+            f"{k.removeprefix('loss/')} {v:.4f}" for k, v in sorted(losses.items())
+        ),
+        "PSNR of the hole": f"{measured['psnr_hole']:.2f} dB   (mean colour "
+        f"{measured['psnr_mean_fill']:.2f} dB, untrained {measured['psnr_untrained']:.2f} dB)",
+        "L1, L2 of the hole": f"{measured['l1_hole']:.2%}, {measured['l2_hole']:.2%}",
+        "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
+        f"{summary['data_wait_share']:.1%} of the time, peak memory {memory:.1f} GB",
+    }
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    for name, place in (
+        ("panel", summary["panel"]),
+        ("model", summary["model"]),
+        ("MLflow", f"run {summary['tracking_run_id']} of {summary['tracking_uri']}"),
+    ):  # below the table, where a long path stays whole
+        console.print(f"{name:6}  {place}", soft_wrap=True)

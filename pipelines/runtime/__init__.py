@@ -1,0 +1,1 @@
+"""Ray, progress, threads and memory: what every stage runs on."""

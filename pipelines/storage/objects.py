@@ -1,0 +1,434 @@
+"""Every URI the product touches: open, list, and write so that a reader sees all or nothing.
+
+A URI is a local path or anything that fsspec opens (``s3://bucket/key``, ``memory://`` in
+tests). An object appears under its name only when it is whole: locally by a temporary name,
+fsync and rename; in an object store by a single put. `publish(..., exclusive=True)` lets
+exactly one of several writers win.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+import pyarrow.fs
+
+from pipelines.errors import UserError
+
+Value = TypeVar("Value")
+
+
+ATTEMPTS = 6  # with the waits below an outage of about 30 s is bridged
+
+
+FIRST_WAIT_S = 1.0
+
+
+# Trying again is `retrying`'s business alone: botocore, s3fs and we would multiply to hundreds.
+S3_OPTIONS = {
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    }
+}
+
+
+# Clients raise errors of their own for connections that break; OSError they are not.
+CLIENT_PACKAGES = frozenset(("aiohttp", "aiobotocore", "botocore", "http", "urllib3"))
+
+
+SETTINGS = ("Credentials", "Profile", "Config", "ParamValidation", "Region", "SSOToken")
+
+
+"""Words in the names of a client's errors that are about what it was given."""
+
+
+S3_CREDENTIALS = (
+    ". They are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from AWS_PROFILE or from "
+    "the machine's role; FSSPEC_S3_ANON=true reads a public bucket without any"
+)
+
+
+# Errors that say something about the request, not about the weather: never tried again.
+FINAL_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EDQUOT,
+}
+
+
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError)  # s3fs leaves errno out
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri/part/part` for paths and URLs alike."""
+    protocol, mark, place = uri.rpartition("://")
+    return "/".join([protocol + mark + place.rstrip("/"), *parts])
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, so that every process means the same; URLs unchanged."""
+    return uri if "://" in uri else str(local_path(uri).absolute())
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a path of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI."""
+    return Path(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether a place is a folder or lies below it, however the two are written."""
+    if is_local(uri) and is_local(folder):
+        inner, outer = (local_path(absolute(place)).resolve() for place in (uri, folder))
+        return inner.is_relative_to(outer)
+    (fs, path), (other, above) = filesystem(uri), filesystem(folder)
+    return fs.protocol == other.protocol and PurePosixPath(path).is_relative_to(above)
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a URI and the path inside it.
+
+    Raises:
+        UserError: nothing here speaks its protocol, or it names no bucket.
+    """
+    is_s3 = uri.startswith(("s3://", "s3a://"))
+    protocol, _, place = uri.partition("://")
+    if is_s3 and place[:1] in ("", "/"):
+        raise UserError(f"'{uri}' names no bucket; it must be s3://BUCKET or s3://BUCKET/PREFIX")
+    try:
+        fs, path = fsspec.core.url_to_fs(absolute(uri), **(S3_OPTIONS if is_s3 else {}))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"'{protocol}://' is no storage that can be used here: {error}") from None
+    if is_s3:
+        fs.retries = 1
+    return fs, path
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same as a pyarrow filesystem, for Ray Train."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+
+
+def retrying(action: Callable[[], Value], what: str) -> Value:
+    """Run `action`; repeat it after passing storage faults, with waits that double.
+
+    Raises:
+        UserError: the storage's client lacks something, such as credentials.
+        the last fault after `ATTEMPTS` tries, at once when trying again cannot help.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if not may_pass(error):
+                if _package(error) in CLIENT_PACKAGES:
+                    hint = S3_CREDENTIALS if "Credentials" in type(error).__name__ else ""
+                    raise UserError(f"{what}: {error}{hint}") from error
+                raise
+            if attempt == ATTEMPTS:
+                raise OSError(f"{what}: still failing after {ATTEMPTS} tries: {error}") from error
+            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
+    raise AssertionError("unreachable")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, OSError):
+        return error.errno not in FINAL_ERRNOS and not isinstance(error, FINAL_ERRORS)
+    status = getattr(error, "status", None)  # of a web server
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in (408, 429)  # it was too slow, or asks for patience
+    about_settings = any(word in type(error).__name__ for word in SETTINGS)
+    return _package(error) in CLIENT_PACKAGES and not about_settings
+
+
+def _package(error: Exception) -> str:
+    return type(error).__module__.split(".")[0]
+
+
+def exists(uri: str) -> bool:
+    """Whether an object or folder is there now (listings are never cached)."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    look = partial(_served, fs, path) if "http" in fs.protocol else partial(fs.exists, path)
+    return retrying(lambda: bool(look()), f"looking for {uri}")
+
+
+def _served(fs: fsspec.AbstractFileSystem, url: str) -> bool:
+    """Whether a web server has it; for fsspec one that does not answer has nothing."""
+    try:
+        fs.info(url)
+    except FileNotFoundError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
+            return False
+        raise cause from None
+    return True
+
+
+def is_folder(uri: str) -> bool:
+    """Whether the URI is a folder (or a prefix with objects under it)."""
+    if is_local(uri):
+        return local_path(absolute(uri)).is_dir()
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    with suppress(FileNotFoundError):
+        # fs.isdir of s3fs would list, and hold, everything that lies directly in it.
+        return retrying(lambda: bool(fs.info(path)["type"] == "directory"), f"looking for {uri}")
+    return False
+
+
+def open_input(uri: str) -> BinaryIO:
+    """A seekable reader."""
+    return local_path(uri).open("rb") if is_local(uri) else open_range(uri, piece_bytes=1 << 20)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object.
+
+    Raises:
+        OSError: the storage failed for longer than we try, or there is no file (ENXIO: a device or
+            a pipe, which may have no end).
+    """
+    if is_local(uri):
+        file = local_path(uri)
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ENXIO, "a device or a pipe, not a file", str(file))
+        return retrying(file.read_bytes, f"reading {uri}")
+    fs, path = filesystem(uri)
+    return retrying(lambda: bytes(fs.cat_file(path)), f"reading {uri}")
+
+
+def read_range(uri: str, begin: int, end: int) -> bytes:
+    """The bytes begin .. end - 1 of an object.
+
+    Raises:
+        OSError: the storage gave fewer bytes than that.
+    """
+    if is_local(uri):
+        with local_path(uri).open("rb") as file:
+            file.seek(begin)
+            return _whole(file.read(end - begin), uri, begin, end)
+    fs, path = filesystem(uri)
+    return retrying(
+        lambda: _whole(bytes(fs.cat_file(path, start=begin, end=end)), uri, begin, end),
+        f"reading {uri}",
+    )
+
+
+def _whole(data: bytes, uri: str, begin: int, end: int) -> bytes:
+    if len(data) != end - begin:
+        raise OSError(f"{uri}: {len(data)} bytes instead of {end - begin} from byte {begin}")
+    return data
+
+
+class RangeReader(io.RawIOBase):
+    """A seekable stream over a byte range, read in large pieces by `read_range`.
+
+    Each piece has exactly the length that was asked for and is tried again when it has not, which
+    buffered readers of object stores leave unchecked.
+    """
+
+    PIECE_BYTES = 8 << 20
+
+    def __init__(self, uri: str, begin: int = 0, length: int | None = None) -> None:
+        """The whole object, or `length` bytes of it."""
+        super().__init__()
+        self._uri, self._begin, self._at = uri, begin, 0
+        self._length = size(uri) - begin if length is None else length
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes: only what is read is fetched."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move inside the range."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(origin + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Place inside the range."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the range goes."""
+        wanted = max(min(len(buffer), self._length - self._at), 0)
+        if wanted:
+            begin = self._begin + self._at
+            buffer[:wanted] = read_range(self._uri, begin, begin + wanted)
+            self._at += wanted
+        return wanted
+
+
+def open_range(
+    uri: str, begin: int = 0, length: int | None = None, piece_bytes: int = RangeReader.PIECE_BYTES
+) -> BinaryIO:
+    """Read a byte range as a stream, `piece_bytes` at a time.
+
+    Raises:
+        OSError: (while reading) the storage failed for longer than we try.
+    """
+    return io.BufferedReader(RangeReader(uri, begin, length), piece_bytes)
+
+
+def size(uri: str) -> int:
+    """Bytes of an object."""
+    if is_local(uri):
+        return local_path(uri).stat().st_size
+    fs, path = filesystem(uri)
+    found = retrying(lambda: fs.info(path)["size"], f"looking at {uri}")
+    if found is None:
+        raise UserError(f"{uri}: the server does not tell its size, so it cannot be read in parts")
+    return int(found)
+
+
+class NotJsonError(UserError):
+    """An object that was cut or altered: what we write is whole or not there."""
+
+
+def read_json(uri: str) -> Any:
+    """The whole object, parsed.
+
+    Raises:
+        NotJsonError: it cannot be.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NotJsonError(
+            f"{uri} is no JSON: it was cut or altered ({error}); put back what it was, or delete "
+            "it and give the command that wrote it again"
+        ) from error
+
+
+def remove(uri: str) -> None:
+    """Delete an object or a folder; nothing happens when it is not there."""
+    fs, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        if is_local(uri) or not set(path) & set("*?["):
+            retrying(lambda: fs.rm(path, recursive=True), f"removing {uri}")
+            return
+        for file in retrying(lambda: fs.find(path), f"listing {uri}"):
+            # `rm` would take the name for a pattern, and remove what else fits it.
+            retrying(lambda file=file: fs.rm_file(file), f"removing {file}")  # type: ignore[misc]
+
+
+def remove_if_empty(uri: str) -> None:
+    """Delete a folder that holds nothing; object stores have none."""
+    if is_local(uri):
+        with suppress(OSError):  # it holds something, or is not there
+            local_path(uri).rmdir()
+
+
+def publish(uri: str, data: bytes, *, exclusive: bool = False) -> None:
+    """Make `data` the whole content of `uri`, in one step.
+
+    Raises:
+        FileExistsError: `exclusive`, and somebody else published first.
+    """
+    if is_local(uri):
+        with staged_file(uri, exclusive=exclusive) as staged:
+            staged.write_bytes(data)
+        return
+    fs, path = filesystem(uri)
+    mode = "create" if exclusive else "overwrite"
+    retrying(lambda: fs.pipe_file(path, data, mode=mode), f"writing {uri}")
+
+
+def publish_json(uri: str, value: object, *, exclusive: bool = False) -> None:
+    """`publish` of canonical, readable JSON."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    publish(uri, text.encode(), exclusive=exclusive)
+
+
+@contextmanager
+def staged_file(uri: str, *, exclusive: bool = False) -> Iterator[Path]:
+    """A local path to write to; it becomes `uri` when the block ends without an error.
+
+    Raises:
+        FileExistsError: `exclusive`, and somebody else published first.
+    """
+    if is_local(uri):
+        target = local_path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    else:
+        staged = Path(tempfile.mkdtemp(prefix="staged-")) / "object"
+    try:
+        yield staged
+        if is_local(uri):
+            _rename(staged, local_path(uri), exclusive)
+        else:
+            fs, path = filesystem(uri)
+            mode = "create" if exclusive else "overwrite"
+            retrying(lambda: fs.put_file(str(staged), path, mode=mode), f"writing {uri}")
+    finally:
+        staged.unlink(missing_ok=True)
+        if not is_local(uri):
+            shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def _rename(staged: Path, target: Path, exclusive: bool) -> None:
+    with staged.open("rb") as file:
+        os.fsync(file.fileno())
+    if exclusive:
+        os.link(staged, target)  # fails if the name is taken, unlike rename
+    else:
+        os.replace(staged, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256_of_uri(uri: str) -> str:
+    """Hex digest of an object, read in pieces."""
+    digest = hashlib.sha256()
+    with open_input(uri) as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def require_folder(uri: str, name: str) -> None:
+    """Refuse a folder that is not there."""
+    if not is_folder(uri):
+        raise UserError(f"{name} is '{uri}'; there is no such folder")

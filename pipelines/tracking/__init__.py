@@ -1,0 +1,1 @@
+"""MLflow: client, runs, recorder, logged models, registry, scores."""

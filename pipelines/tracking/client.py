@@ -1,0 +1,167 @@
+"""The MLflow client: which server, whether it answers, its messages in one line."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import mlflow
+import mlflow.artifacts
+import mlflow.models
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+from pipelines import storage
+from pipelines.errors import UserError, first_line
+
+UNKNOWN = "unknown"
+
+
+SQLITE = "sqlite:///"  # and the path of the file
+
+
+MAX_PARAMS, MAX_METRICS = 100, 1000  # per request, a limit of the server
+
+
+MAX_DIGEST = 36  # characters, likewise
+
+
+CLIENT_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # The recorder asks an absent server again itself; the client must not block for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+GLOBAL_SERVER_LOCK = threading.RLock()
+
+
+def tracking_uri(requested: str | None, store: str) -> str:
+    """The server to use: the flag, else MLFLOW_TRACKING_URI, else SQLite inside the store.
+
+    Nobody is asked, since a server may be away for a while.
+
+    Raises:
+        UserError: MLflow can never speak to that, or no SQLite file can live in the store.
+    """
+    if uri := requested or os.environ.get("MLFLOW_TRACKING_URI"):
+        return _spoken(uri)
+    if not storage.is_local(store):
+        raise UserError(
+            f"store is '{store}', where no SQLite file can live; name the tracking server with "
+            "--tracking-uri http://... or MLFLOW_TRACKING_URI"
+        )
+    folder = storage.local_path(storage.absolute(store))
+    if "?" in str(folder) or unquote(str(folder)) != str(folder):
+        raise UserError(
+            f"store is '{store}'; in the path of its SQLite file MLflow takes '?' and '%' with two "
+            "digits for marks of a URL: name another folder, or a tracking server with "
+            "--tracking-uri http://... or MLFLOW_TRACKING_URI"
+        )
+    return f"{SQLITE}{folder / 'mlflow.db'}"
+
+
+def _spoken(uri: str) -> str:
+    """The URI, if MLflow or a plug-in of it speaks its protocol; plain files it takes no longer."""
+    try:
+        _tracking_store_registry.get_store_builder(uri)
+        known = (":" in uri and not uri.startswith("file:")) or uri == "databricks"
+    except (MlflowException, ValueError):  # ValueError: no URI at all
+        known = False
+    if not known:
+        raise UserError(
+            f"tracking_uri is '{uri}', which is no tracking server; --tracking-uri, or else "
+            "MLFLOW_TRACKING_URI, must be http://HOST:PORT, https://HOST, or a database such as "
+            "sqlite:///FOLDER/mlflow.db; without both the store has its own"
+        )
+    return uri
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of a tracking server that is also the model registry.
+
+    Raises:
+        MlflowException: its database is away, or is none; while connecting, MLflow itself would
+            let an error of the driver through.
+    """
+    quieten()
+    if uri.startswith(SQLITE):  # MLflow makes the file, but not its folder
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException:
+        raise
+    except Exception as error:
+        raise MlflowException(first_line(error)) from error
+
+
+def is_there(uri: str) -> bool:
+    """Whether a SQLite file exists, which MLflow would make in order to look in it."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def require_there(uri: str) -> None:
+    """Refuse a SQLite file that does not exist.
+
+    Raises:
+        FileNotFoundError: nothing was ever recorded there.
+    """
+    if not is_there(uri):
+        raise FileNotFoundError(
+            f"'{uri}' is a file that is not there: nothing was recorded in that store; give the "
+            "--store or the --tracking-uri of the training"
+        )
+
+
+@cache
+def quieten() -> None:
+    """Only MLflow's errors are shown: schema migrations and hints are not the user's business."""
+    for name in ("mlflow", "alembic", "git", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A database that fails is raised here too, and told once: not with a stack at every try.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def described(uri: str, error: Exception) -> str:
+    """What went wrong with a server, as a recorder says it: databases add their statements."""
+    return f"{uri}: {type(error).__name__}: {first_line(error)}"[:500]
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: the server or its storage is away."""
+    return isinstance(error, MlflowException) or storage.may_pass(error)
+
+
+@contextmanager
+def global_server(uri: str) -> Iterator[None]:
+    """For what MLflow asks only its global server; afterwards that is what it was.
+
+    Setting it also sets the environment, where a later `tracking_uri` would find it. One thread
+    at a time.
+    """
+    setters = {
+        "MLFLOW_TRACKING_URI": mlflow.set_tracking_uri,
+        "MLFLOW_REGISTRY_URI": mlflow.set_registry_uri,
+    }
+    with GLOBAL_SERVER_LOCK:
+        before = {name: os.environ.get(name) for name in setters}
+        try:
+            for select in setters.values():
+                select(uri)
+            yield
+        finally:
+            for name, select in setters.items():
+                select(before[name])
+                os.environ.pop(name, None)
+                if before[name] is not None:
+                    os.environ[name] = str(before[name])

@@ -1,0 +1,160 @@
+"""MLflow: runs found by key, a recorder that never stops training, and logged models.
+
+The only importer of mlflow, beside the served model. Every call names its server and its run;
+nothing global is set but quieter defaults.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+
+from pipelines.tracking.client import MAX_METRICS, client, described
+from pipelines.tracking.runs import RunSpec, ensure_run, log_bytes
+
+RETRY_WAIT_S = 5.0
+
+
+FLUSH_POLL_S = 0.05
+
+
+class Outcome(NamedTuple):
+    """How a recorder ended."""
+
+    run_id: str | None
+    problem: str | None
+    """Why something is still undelivered; None when all is on the server."""
+
+
+class Recorder:
+    """Delivers metrics, artifacts and tags to one run from a thread of its own.
+
+    Nothing here blocks or raises into the caller. While the server is away everything waits in
+    order and is tried again. A metric point that the server already has (key, step) is not sent
+    again, so that a resumed run can replay its history.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        """Start delivering; the run itself is found or created by the thread."""
+        self._spec = spec
+        self._run_id: str | None = None
+        self._delivered: dict[str, int] = {}
+        self._metrics: list[Metric] = []
+        self._other: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._problem: str | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow-recorder", daemon=True)
+        self._thread.start()
+
+    def metrics(self, values: Mapping[str, float], step: int, time_s: float | None = None) -> None:
+        """Queue one point per metric; values that are not numbers MLflow can store are left out."""
+        at = int(1000 * (time.time() if time_s is None else time_s))
+        points = [Metric(k, float(v), at, step) for k, v in values.items() if np.isfinite(v)]
+        with self._lock:
+            self._metrics += points
+        self._wake.set()
+
+    def artifact(self, path: str, data: bytes) -> None:
+        """Queue a file; a later one of the same path replaces it."""
+        with self._lock:
+            self._other[f"artifact:{path}"] = data
+        self._wake.set()
+
+    def tag(self, name: str, value: str) -> None:
+        """Queue a tag."""
+        with self._lock:
+            self._other[f"tag:{name}"] = value
+        self._wake.set()
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, once the server has answered."""
+        return self._run_id
+
+    @property
+    def problem(self) -> str | None:
+        """Why delivery is late at the moment, if it is."""
+        return self._problem
+
+    def flush(self, wait_s: float) -> Outcome:
+        """Wait until everything is delivered, for at most `wait_s`; the run goes on."""
+        self._wake.set()
+        deadline = time.monotonic() + wait_s
+        while (late := self._waiting) and time.monotonic() < deadline:
+            time.sleep(FLUSH_POLL_S)
+        return self._outcome(late, wait_s)
+
+    def finish(self, status: str | None, wait_s: float = 60.0) -> Outcome:
+        """Deliver what is left for at most `wait_s` and set the run's status; None leaves it."""
+        if status is not None:
+            with self._lock:
+                self._other["status"] = status
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(wait_s)
+        return self._outcome(self._thread.is_alive(), wait_s)
+
+    @property
+    def _waiting(self) -> bool:
+        return bool(self._run_id is None or self._metrics or self._other)
+
+    def _outcome(self, late: bool, wait_s: float) -> Outcome:
+        problem = self._problem or f"{self._spec.uri} did not take everything within {wait_s:.0f} s"
+        return Outcome(self._run_id, problem if late else None)
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                self._deliver()
+                self._problem = None
+            except Exception as error:  # whatever the server does, training goes on
+                self._problem = described(self._spec.uri, error)
+                self._delivered.clear()  # a request that failed may still have arrived
+                if self._closing.wait(RETRY_WAIT_S):
+                    time.sleep(1.0)
+                self._wake.set()
+                continue
+            if self._closing.is_set() and not self._wake.is_set():
+                return
+
+    def _deliver(self) -> None:
+        if self._run_id is None:
+            self._run_id = ensure_run(self._spec)
+        server = client(self._spec.uri)
+        while points := self._metrics[:MAX_METRICS]:
+            new = []
+            for point in points:
+                if point.step > self._last_step(server, point.key):
+                    self._delivered[point.key] = point.step
+                    new.append(point)
+            server.log_batch(self._run_id, metrics=new)
+            with self._lock:
+                del self._metrics[: len(points)]
+        for name in list(self._other):
+            value = self._other[name]
+            self._deliver_other(server, self._run_id, name, value)
+            with self._lock:
+                if self._other[name] is value:
+                    del self._other[name]
+
+    def _last_step(self, server: MlflowClient, key: str) -> int:
+        if key not in self._delivered:
+            history = server.get_metric_history(self._run_id, key)
+            self._delivered[key] = max((point.step for point in history), default=-1)
+        return self._delivered[key]
+
+    def _deliver_other(self, server: MlflowClient, run_id: str, name: str, value: Any) -> None:
+        if name == "status":
+            server.set_terminated(run_id, status=value)
+        elif name.startswith("tag:"):
+            server.log_batch(run_id, tags=[RunTag(name.removeprefix("tag:"), value)])
+        else:
+            log_bytes(server, run_id, name.removeprefix("artifact:"), value)

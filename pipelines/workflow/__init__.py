@@ -1,0 +1,1 @@
+"""Stages as a graph: from images to a champion."""

@@ -1,0 +1,35 @@
+"""Stages in a row: whatever a pretraining run lacks is made first."""
+
+from typing import Any
+
+from ce_model.masks import STRATEGIES
+from pipelines import storage
+from pipelines.data import manifest, sample_images
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.run import prepare_dataset
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.run import pretrain_model
+from pipelines.runtime import cluster
+from pipelines.tracking import client
+
+
+def pretrain_on_source(config: PretrainConfig) -> dict[str, Any]:
+    """Pretrain; raw pictures, or the sample pictures without a source, are prepared first."""
+    if config.source is not None and not manifest.is_dataset(config.source):
+        storage.require_folder(config.source, "source")
+    client.tracking_uri(config.tracking_uri, config.store)  # refused before hours of preparing
+    with cluster.connected():
+        return pretrain_model(config, ensure_dataset(config))
+
+
+def ensure_dataset(config: PretrainConfig) -> str:
+    """The URI of a prepared dataset with the holes that the config asks for."""
+    if config.source is None:
+        source = sample_images.ensure(config.store)
+    elif manifest.is_dataset(config.source):
+        return config.source
+    else:
+        source = config.source
+    usual = PrepareConfig(source=source).strategies
+    strategies = tuple(s for s in STRATEGIES if s in {*usual, config.holes})
+    return prepare_dataset(PrepareConfig(source=source, store=config.store, strategies=strategies))

@@ -1,0 +1,334 @@
+"""The chain prepare -> pretrain -> evaluate -> promote as one graph of committed stages.
+
+Every stage keeps its own result in the store; the graph remembers which keys are finished, runs
+what is missing, and says why. The evaluations are stages of their own and run at once.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines import storage
+from pipelines.data import manifest, sample_images
+from pipelines.errors import UserError, first_line
+from pipelines.evaluation import config as measuring
+from pipelines.evaluation import plan
+from pipelines.evaluation import run as evaluation
+from pipelines.evaluation.config import EvaluateConfig, TaskName
+from pipelines.evaluation.tasks.inpainting import InpaintingSettings
+from pipelines.models import resolve
+from pipelines.prepare.plan import listing
+from pipelines.prepare.sources.listing import pieces
+from pipelines.pretrain import config as learning
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
+from pipelines.promotion import gates as promotion_gates
+from pipelines.promotion import run as promotion
+from pipelines.runtime import cluster
+from pipelines.runtime.progress import plain_console
+from pipelines.tracking import client, registry, runs
+from pipelines.workflow import graph
+from pipelines.workflow.ensure_dataset import ensure_dataset
+from pipelines.workflow.execute import execute
+from pipelines.workflow.graph import Outcome, Planned, Stage
+
+COMMON = ("source", "store", "tracking_uri", "experiment", "summary")
+StageName = Literal["prepare", "pretrain", "evaluate", "promote"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowConfig:
+    """From pictures to a champion; a rerun does only what is missing."""
+
+    source: str | None = None
+    """Pictures or a prepared dataset; None: sample pictures."""
+    store: str = "store"
+    """Folder or s3:// URI for everything; with SQLite also the tracking."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """The training."""
+    tasks: tuple[TaskName, ...] = ("inpainting", "linear")
+    """What is measured of the model, each a stage."""
+    inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
+    """Task inpainting."""
+    gates: str = "configs/gates.yaml"
+    """What a champion must show."""
+    name: str = "context-encoder"
+    """Registered model."""
+    plan: bool = False
+    """Print what would run, and why, and run nothing."""
+    until: StageName = "promote"
+    """Last stage to run."""
+    attempts: int = 2
+    """How often a crashing stage is started in all."""
+    tracking_uri: str | None = None
+    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+    experiment: str = "context-encoder"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        for name in COMMON:
+            if getattr(self.pretrain, name) != getattr(PretrainConfig(), name):
+                raise ValueError(
+                    f"pretrain.{name} is {getattr(self.pretrain, name)}; the workflow sets it for "
+                    f"all stages: use --{name.replace('_', '-')}"
+                )
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks is {self.tasks}; give at least one, each once")
+        for task in self.tasks:
+            if "prepared" not in measuring.WANTED[task]:
+                raise UserError(
+                    f"tasks is {self.tasks}; {task} needs one of "
+                    f"{', '.join(measuring.WANTED[task])}, and the workflow measures on the "
+                    "prepared dataset of the training: use jobs/evaluate.py"
+                )
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts}; it must be 1 or more")
+
+
+def run_workflow(config: WorkflowConfig) -> None:
+    """Run or plan the graph; the summary goes to the terminal and to MLflow.
+
+    Raises:
+        UserError: a stage failed; the message names it, and what the others made stays.
+    """
+    console = plain_console(soft_wrap=True)
+    wanted = stages(config)
+    if config.until != "promote":
+        last = [s.name for s in wanted if s.kind == config.until]
+        kept = {s.name for name in last for s in graph.until(wanted, name)}
+        wanted = [stage for stage in wanted if stage.name in kept]
+    if config.plan:
+        console.print(plan_table(graph.plan(wanted, config.store)))
+        return
+    client.tracking_uri(config.tracking_uri, config.store)  # refused before any stage
+    with cluster.connected() as resources:
+        outcomes = execute(
+            wanted,
+            config.store,
+            resources,
+            concurrency=max(2, resources.cpus),
+            attempts=config.attempts,
+            console=console,
+        )
+    ended = [outcomes[stage.name] for stage in graph.ordered(wanted)]
+    console.print(outcome_table(ended))
+    _log(config, wanted, ended, console)
+    failed = [outcome for outcome in ended if outcome.status == "failed"]
+    if failed:
+        raise UserError("; ".join(f"stage {o.name} failed: {o.error}" for o in failed))
+
+
+def stages(config: WorkflowConfig) -> list[Stage]:
+    """The graph. Settings hold no path, so that a moved store keeps its keys."""
+    training = replace(
+        config.pretrain,
+        source=config.source,
+        store=config.store,
+        tracking_uri=config.tracking_uri,
+        experiment=config.experiment,
+    )
+    measured = {
+        task: _evaluation(config, task, model="unknown", data="unknown") for task in config.tasks
+    }
+    demanded = promotion_gates.read_gates(config.gates)
+    evaluations = tuple(f"evaluate {task}" for task in config.tasks)
+    follows = tuple(measured.values()) if config.until in ("evaluate", "promote") else ()
+    return [
+        Stage(
+            name="prepare",
+            kind="prepare",
+            run=partial(prepare, config=training),
+            settings={"source": source_key(config.source), "strategy": training.holes},
+        ),
+        Stage(
+            name="pretrain",
+            kind="pretrain",
+            run=partial(train, config=training, measured=follows),
+            settings=_trained_with(training),
+            needs=("prepare",),
+            workers=config.pretrain.num_workers,
+        ),
+        *(
+            Stage(
+                name=f"evaluate {task}",
+                kind="evaluate",
+                run=partial(evaluate, config=config, task=task),
+                settings={
+                    "task": task,
+                    "version": measuring.KEY_VERSION,
+                    "precision": settings_of.precision,  # as asked: no cluster told yet
+                    **measuring.settings_of(settings_of, task),
+                },
+                needs=("prepare", "pretrain"),
+            )
+            for task, settings_of in measured.items()
+        ),
+        Stage(
+            name="promote",
+            kind="promote",
+            run=partial(promote, config=config, demanded=demanded),
+            settings={"name": config.name, "gates": asdict(demanded)},
+            needs=("pretrain", *evaluations),
+        ),
+    ]
+
+
+def _trained_with(config: PretrainConfig) -> dict[str, Any]:
+    """What `pretrain_key` depends on, as far as it is known before there is a dataset."""
+    return learning.settings_in_key(config, mean_rgb=(0.0, 0.0, 0.0))  # it follows from prepare
+
+
+def source_key(source: str | None) -> str:
+    """What the pictures are: the dataset's fingerprint, or a digest of all names and sizes."""
+    if source is None:
+        return f"samples-{sample_images.VERSION}"
+    if manifest.is_dataset(source):
+        return manifest.read_manifest(source).fingerprint
+    with listing(pieces(storage.absolute(source), Counter())) as found:
+        if found.pieces == 0:
+            raise UserError(f"source is '{source}'; there is no picture in it")
+        return str(found.digest)
+
+
+def prepare(inputs: Mapping[str, Any], *, config: PretrainConfig) -> dict[str, Any]:
+    """Stage: a dataset with the holes of the training."""
+    uri = storage.absolute(ensure_dataset(config))
+    return {"dataset": uri, "fingerprint": manifest.read_manifest(uri).fingerprint}
+
+
+def train(
+    inputs: Mapping[str, Any], *, config: PretrainConfig, measured: Sequence[EvaluateConfig] = ()
+) -> dict[str, Any]:
+    """Stage: the training; its result is the summary, final when the training is committed.
+
+    Raises:
+        UserError: what is to be measured of it cannot be; nothing was trained.
+    """
+    data = inputs["prepare"]["dataset"]
+    subject = resolve.untrained("model", "random", learning.network(config))
+    for asked in (replace(each, data=(data,)) for each in measured):
+        plan.require_measurable([subject], asked, plan.layouts_of(asked))
+    summary = pretrain_model(config, data)
+    return {**summary, "delivered": is_committed(stage_uri(config.store, summary["key"]))}
+
+
+def evaluate(
+    inputs: Mapping[str, Any], *, config: WorkflowConfig, task: TaskName
+) -> dict[str, Any]:
+    """Stage: one measurement; its report is attached to the training run."""
+    summary = inputs["pretrain"]
+    model = summary["tracking_run_id"] if graph.delivered(summary) else summary["model"]
+    data = inputs["prepare"]["dataset"]
+    return evaluation.evaluate_models(_evaluation(config, task, model=model, data=data))
+
+
+def _evaluation(config: WorkflowConfig, task: TaskName, *, model: str, data: str) -> EvaluateConfig:
+    return EvaluateConfig(
+        model=(f"model={model}",),
+        data=(data,),
+        tasks=(task,),
+        store=config.store,
+        inpainting=config.inpainting,
+        precision=config.pretrain.precision,
+        tracking_uri=config.tracking_uri,
+    )
+
+
+def promote(
+    inputs: Mapping[str, Any], *, config: WorkflowConfig, demanded: promotion_gates.Gates
+) -> dict[str, Any]:
+    """Stage: the alias, if every gate holds.
+
+    Raises:
+        UserError: a gate refuses, or MLflow lacks something, so that the stage is asked again next
+            time.
+    """
+    if not all(map(graph.delivered, inputs.values())):
+        raise UserError(f"the evidence is not all there: {graph.NOT_FINAL}")
+    uri = client.tracking_uri(config.tracking_uri, config.store)
+    run_id = inputs["pretrain"]["tracking_run_id"]
+    decision = promotion.promote(uri, run_id, config.name, demanded, config.store)
+    if not decision.promoted:
+        raise UserError(decision.text)
+    return {"version": decision.version, "text": decision.text}
+
+
+def plan_table(planned: list[Planned]) -> Table:
+    """What would run and why."""
+    table = Table(title="plan", title_justify="left")
+    for name in ("stage", "key", "", "why"):
+        table.add_column(name)
+    for stage in planned:
+        doing = "run" if stage.runs else "skip"
+        table.add_row(stage.name, stage.key[:16], doing, stage.why)
+    return table
+
+
+def outcome_table(ended: list[Outcome]) -> Table:
+    """How every stage ended, how long it took and what it cost."""
+    table = Table(title="workflow", title_justify="left")
+    for name in ("stage", "key", "status", "seconds", "CPU h", "GPU h"):
+        table.add_column(name)
+    for o in ended:
+        numbers = (f"{o.seconds:.1f}", f"{o.cpu_hours:.4f}", f"{o.gpu_hours:.4f}")
+        status = o.status if o.final else f"{o.status}, not final"
+        table.add_row(o.name, o.key[:16], status, *numbers)
+    return table
+
+
+def _log(
+    config: WorkflowConfig, wanted: list[Stage], ended: list[Outcome], console: Console
+) -> None:
+    """A parent run for the graph, a child per stage."""
+    uri = client.tracking_uri(config.tracking_uri, config.store)
+    try:
+        _log_runs(config, uri, wanted, ended)
+    except Exception as error:  # the graph ran and its results are stored; tracking can be late
+        reason = first_line(error)
+        console.print(f"warning: {uri} does not have the workflow ({reason}); run it again later")
+
+
+def _log_runs(config: WorkflowConfig, uri: str, wanted: list[Stage], ended: list[Outcome]) -> None:
+    server = client.client(uri)
+    key = storage.content_key([outcome.key for outcome in ended])
+    spec = runs.RunSpec(
+        uri=uri,
+        store=config.store,
+        experiment=config.experiment,
+        key=key,
+        name=f"workflow-{key[:8]}",
+        tags={"stage": "workflow"},
+    )
+    with registry.open_run(spec, good=all(o.result is not None for o in ended)) as parent:
+        for stage, outcome in zip(graph.ordered(wanted), ended, strict=True):
+            below = replace(
+                spec,
+                key=storage.content_key([key, outcome.key]),
+                name=stage.name,
+                params={"key": outcome.key},
+                tags={"stage": f"workflow.{stage.kind}", "mlflow.parentRunId": parent},
+            )
+            with registry.open_run(below, good=outcome.result is not None) as child:
+                for name in ("seconds", "cpu_hours", "gpu_hours"):
+                    server.log_metric(child, name, getattr(outcome, name), step=0)
+                server.set_tag(child, "status", outcome.status)
+                if run_id := (outcome.result or {}).get("tracking_run_id"):
+                    server.set_tag(child, "training_run_id", run_id)
+                if outcome.error:
+                    server.set_tag(child, "error", outcome.error)
+        runs.log_bytes(server, parent, "workflow.json", _json(wanted, ended))
+
+
+def _json(wanted: list[Stage], ended: list[Outcome]) -> bytes:
+    needs = {stage.name: list(stage.needs) for stage in wanted}
+    rows = [{**row, "needs": needs[row["name"]]} for row in graph.as_json(ended)]
+    return graph.json_bytes(rows)
+
+
+assert {each.name for each in fields(PretrainConfig)} >= set(COMMON)

@@ -1,0 +1,54 @@
+"""Prepared datasets for the tests."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.data.manifest import Manifest, read_manifest
+from pipelines.data.shards import read_row_group, row_groups
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.run import prepare_dataset
+
+
+def prepare_config(source: Path | str, output: Path | str, **more: Any) -> PrepareConfig:
+    base = PrepareConfig(
+        source=str(source),
+        output=str(output),
+        sides=(64,),
+        stored_side=96,
+        row_group_rows=8,
+        rows_per_shard=16,
+        validation_share=0.2,
+    )
+    return replace(base, **more)
+
+
+def prepared(source: Path | str, output: Path | str, **more: Any) -> Manifest:
+    return read_manifest(prepare_dataset(prepare_config(source, output, **more)))
+
+
+def rows_of(uri: Path | str, *columns: str) -> dict[str, tuple[Any, ...]]:
+    """All rows by key; no key may come twice."""
+    manifest = read_manifest(str(uri))
+    rows: dict[str, tuple[Any, ...]] = {}
+    for split in manifest.splits:
+        for group in row_groups(manifest, split):
+            table = read_row_group(str(uri), group, ["key", *columns])
+            for row in table.to_pylist():
+                assert row["key"] not in rows
+                rows[row["key"]] = (split, *(row[name] for name in columns))
+    return rows
+
+
+def files_of(uri: Path | str) -> dict[str, str]:
+    """Hash of every shard and sidecar."""
+    paths = sorted(Path(uri).rglob("*.parquet"))
+    return {str(p.relative_to(uri)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def quarantine_of(uri: Path | str) -> dict[str, str]:
+    rows = [row for p in Path(uri).glob("quarantine-*") for row in pq.read_table(p).to_pylist()]
+    return {row["key"]: row["fault"] for row in rows}

@@ -1,0 +1,112 @@
+"""Images, folders, servers and processes for the tests."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def end_orphans(processes: list[psutil.Process]) -> None:
+    """End what a killed driver leaves behind: Ray's agents notice its death after a minute."""
+    for process in psutil.wait_procs(processes, timeout=3)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def mlflow_server_command(folder: Path, backend: str, port: int) -> list[str]:
+    return [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", backend,
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+
+
+def wait_until_serving(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"nobody answers at {url}: {log.read_text()}"
+            time.sleep(0.5)
+
+
+def draw_picture(number: int, height: int, width: int) -> np.ndarray:
+    """A smooth, coloured picture that no other number gives: uint8 (H, W, 3) RGB."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write_pictures(folder: Path, classes: dict[str, int], first: int = 0) -> None:
+    """Class folders with that many JPEG pictures each."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for _ in range(count):
+            picture = draw_picture(first, 150 + first % 7, 160 + first % 11)
+            path = str(folder / name / f"{first:04d}.jpg")
+            assert cv2.imwrite(path, picture[..., ::-1])
+            first += 1
+
+
+def noise_picture(
+    path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB"
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(values).convert(mode).save(path)
+
+
+def class_folders(root: Path, per_class: int = 3) -> Path:
+    for split in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(per_class):
+                noise_picture(root / split / name / f"{number}.png", seed=10 * label + number)
+    return root
+
+
+def annotation(*objects: tuple[str, tuple[int, int, int, int], int]) -> str:
+    parts = [
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{b[0]}</xmin>"
+        f"<ymin>{b[1]}</ymin><xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>"
+        for name, b, difficult in objects
+    ]
+    return f"<annotation>{''.join(parts)}</annotation>"
+
+
+def voc_folder(root: Path) -> Path:
+    """Two pictures of 40 x 30 px: a cat and a difficult dog; nothing."""
+    folder = root / "VOCdevkit" / "VOC2007"
+    for number, name in enumerate(("a", "b")):
+        noise_picture(folder / "JPEGImages" / f"{name}.jpg", seed=number)
+    (folder / "Annotations").mkdir()
+    text = annotation(("cat", (1, 1, 40, 30), 0), ("dog", (11, 6, 20, 25), 1))
+    (folder / "Annotations" / "a.xml").write_text(text)
+    (folder / "Annotations" / "b.xml").write_text(annotation())
+    (folder / "SegmentationClass").mkdir()
+    for name in ("a", "b"):
+        labels = np.zeros((30, 40), np.uint8)
+        labels[5:9, 5:9], labels[0] = 8, 255
+        Image.fromarray(labels).convert("P").save(folder / "SegmentationClass" / f"{name}.png")
+    for kind in ("Main", "Segmentation"):
+        (folder / "ImageSets" / kind).mkdir(parents=True)
+        (folder / "ImageSets" / kind / "train.txt").write_text("a\nb\n")
+    return folder

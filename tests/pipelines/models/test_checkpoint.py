@@ -1,0 +1,90 @@
+"""What a training leaves on the disk: checkpoints that can be used, models that can be read."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective
+from pipelines.errors import UserError
+from pipelines.models import checkpoint, files
+
+SMALL = NetworkConfig(bottleneck=8)
+LOSSES = Objective(fill=(1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [300]), (2, [250, 300])])
+def test_a_damaged_checkpoint_does_not_push_out_good_ones(
+    keep: int, kept: list[int], tmp_path: Path
+) -> None:
+    stage, tensors = str(tmp_path), {"weight": torch.zeros(4)}
+    damaged = checkpoint.save(stage, 400, tensors, {})
+    Path(damaged, checkpoint.TENSORS).write_bytes(b"cut")
+    assert checkpoint.passed_over(stage, None) == ["step-00000400"]
+    for step in (200, 250, 300):
+        checkpoint.save(stage, step, tensors, {})
+        checkpoint.prune(stage, step, keep)
+        found = checkpoint.latest(stage)
+        assert found is not None and found.step == step
+    names = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in kept]
+
+
+def test_a_process_that_is_late_removes_no_later_checkpoint_that_can_be_used(
+    tmp_path: Path,
+) -> None:
+    stage, tensors = str(tmp_path), {"weight": torch.zeros(4)}
+    for step in (300, 200):
+        checkpoint.save(stage, step, tensors, {})
+        checkpoint.prune(stage, step, 1)
+    found = checkpoint.latest(stage)
+    assert found is not None and found.step == 300
+    assert checkpoint.passed_over(stage, found) == []
+
+
+@pytest.mark.parametrize("text", [b"", b'{"format_version": 1', b"[]", b"\xff"])
+def test_a_model_description_that_is_no_json_object_is_one_message(
+    text: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / files.WEIGHTS).write_bytes(b"")
+    (tmp_path / files.MODEL).write_bytes(text)
+    with pytest.raises(UserError, match=r"model\.json in '.*' is no JSON object"):
+        files.load_model(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    generator = build_generator(SMALL, generator=torch.Generator().manual_seed(3))
+    files.save_model(str(folder), generator, SMALL, LOSSES, {"steps": 7})
+    return folder
+
+
+def test_a_model_is_read_as_it_was_written_and_evaluates(model: Path) -> None:
+    loaded = files.load_model(str(model))
+    assert (loaded.network, loaded.objective, loaded.side) == (SMALL, LOSSES, 128)
+    assert loaded.info["steps"] == 7
+    written = build_generator(SMALL, generator=torch.Generator().manual_seed(3)).state_dict()
+    for name, tensor in loaded.generator.state_dict().items():
+        assert torch.equal(tensor, written[name]), name
+    assert not any(module.training for module in loaded.generator.modules())
+
+
+def test_an_altered_or_foreign_model_is_one_message(model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "copy"))
+    data = (folder / files.WEIGHTS).read_bytes()
+    (folder / files.WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"have sha256 .*: they were altered or cut"):
+        files.load_model(str(folder))
+    (folder / files.WEIGHTS).write_bytes(data)
+    text = (folder / files.MODEL).read_text()
+    for old, new, message in (
+        ('"format_version": 1', '"format_version": 2', "has model format 2; this program reads 1"),
+        ('"bottleneck": 8', '"bottleneck": 9', "do not fit the network: .* other shapes .'decoder"),
+    ):
+        assert old in text
+        (folder / files.MODEL).write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            files.load_model(str(folder))

@@ -1,0 +1,299 @@
+"""What a worker reports: averages, divergence, and the untrained network."""
+
+import copy
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ce_model import training
+from ce_model.mask_tensors import apply_symmetry
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Networks, Objective, estimate_statistics
+from pipelines.errors import UserError
+from pipelines.models import checkpoint
+from pipelines.pretrain import device_feed, validation, worker
+from pipelines.pretrain.data_wait import Idle
+from pipelines.pretrain.reporter import Reporter
+from pipelines.pretrain.task import Task
+from pipelines.pretrain.validation import Pictures
+
+ALEXNET = NetworkConfig(preset="alexnet", output="full")
+PIXELS = Objective(adversarial=0.0, overlap=0)
+
+
+def pictures(count: int, seed: int = 0) -> Pictures:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (count, 227, 227, 3), generator=generator, dtype=torch.uint8)
+    hidden = torch.zeros(count, 227, 227, dtype=torch.bool)
+    hidden[:, 60:120, 60:120] = True
+    return Pictures(image, hidden)
+
+
+def make_task(steps: int, **changes: Any) -> Task:
+    settings = {
+        "plan": SimpleNamespace(steps=steps, batch_size=2, seed=0),
+        "stage_uri": "",
+        "network": ALEXNET,
+        "objective": PIXELS,
+        "learning_rates": (1e-3, 1e-4),
+        "precision": "fp32",
+        "compile": False,
+        "threads": 1,
+        "checkpoint_every": 10,
+        "keep_checkpoints": 1,
+        "log_every": 1,
+        "validate_every": 10,
+        "validation_images": 2,
+    }
+    return Task(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def make_reporter(
+    posted: list[dict[str, Any]],
+    steps: int = 100,
+    typical: Pictures | None = None,
+    task: Task | None = None,
+) -> Reporter:
+    mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
+    task = task or make_task(steps)
+    return Reporter(task, mailbox, 0, 1, torch.float32, pictures(2), typical)
+
+
+def step(loss: float, skipped: bool = False) -> dict[str, torch.Tensor]:
+    norm = float("nan") if skipped else 1.0
+    values = {"loss/joint": loss, "grad_norm/generator": norm, "nonfinite": float(skipped)}
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def go(reporter: Reporter, skipped: list[bool], log_every: int) -> int | None:
+    """The step at which the run stops."""
+    for at, skip in enumerate(skipped, start=1):
+        reporter.add(step(1.0, skip))
+        if at % log_every == 0 and not reporter.log(at, (1e-3, 1e-4)):
+            return at
+    return None
+
+
+def test_a_skipped_step_counts_in_no_average() -> None:
+    posted: list[dict[str, Any]] = []
+    reporter = make_reporter(posted)
+    for values in (step(1.0), step(float("inf"), skipped=True), step(3.0)):
+        reporter.add(values)
+    assert reporter.log(3, (1e-3, 1e-4))
+    found = posted[-1]["values"]
+    assert found["loss/joint"] == 2.0
+    assert found["grad_norm/generator"] == 1.0
+    assert found["updates_skipped"] == 1
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_a_run_diverges_after_ten_skipped_steps_in_a_row(log_every: int) -> None:
+    posted: list[dict[str, Any]] = []
+    reporter = make_reporter(posted)
+    assert go(reporter, [False] * 5 + [True] * 20, log_every) == 15
+    assert posted[-1] == {"kind": "diverged", "step": 15, "updates": 10}
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_fewer_skipped_steps_in_a_row_end_no_run(log_every: int) -> None:
+    posted: list[dict[str, Any]] = []
+    reporter = make_reporter(posted)
+    assert go(reporter, ([True] * 9 + [False]) * 2, log_every) is None
+    assert not any(message["kind"] == "diverged" for message in posted)
+    assert posted[-1]["values"]["updates_skipped"] == 18
+
+
+@pytest.mark.parametrize(("skipped", "stops"), [([True] * 3, 3), ([True, False, True], None)])
+def test_a_short_run_diverges_when_all_its_steps_are_skipped(
+    skipped: list[bool], stops: int | None
+) -> None:
+    assert go(make_reporter([], steps=3), skipped, log_every=1) == stops
+
+
+def go_on(task: Task, until: int) -> dict[str, Any]:
+    """Train from the newest checkpoint to the death after a step; what the newest one then says."""
+    layers = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Dropout(0.5)
+    networks = Networks(torch.nn.Sequential(*layers), None)
+    optimizers = training.make_optimizers(networks, 1e-2, 0.0)
+    reporter = make_reporter([], task=task)
+    found = checkpoint.latest(task.stage_uri)
+    if found is not None:
+        training.load_state_tensors(networks, optimizers, found.tensors())
+        reporter.resume(found.state)
+    start = found.step if found else 0
+    batches = (
+        {
+            "image": pictures(2, seed=at).image.numpy(),
+            "mask": np.packbits(pictures(2).hidden.flatten(1).numpy(), axis=1),
+            "augment": np.zeros(2, np.uint8),
+            "step": np.full(2, at, np.int32),
+        }
+        for at in range(start, until)
+    )
+    device = torch.device("cpu")
+    worker.run_steps(task, networks, optimizers, batches, reporter, device, torch.float32, start)
+    newest = checkpoint.latest(task.stage_uri)
+    assert newest is not None
+    return newest.state
+
+
+@pytest.mark.parametrize(("log_every", "steps"), [(3, [2, 3, 4, 6]), (2, [2, 4, 6])])
+def test_a_run_that_goes_on_between_two_points_has_the_curves_of_an_unbroken_one(
+    log_every: int, steps: list[int], tmp_path: Path
+) -> None:
+    curves, totals = [], []
+    for deaths in ([], [3, 5]):
+        torch.manual_seed(0)
+        stage = str(tmp_path / str(len(deaths)))
+        task = make_task(6, stage_uri=stage, checkpoint_every=2, log_every=log_every)
+        for until in [*deaths, 6]:
+            state = go_on(task, until)
+        measured = [
+            {name: v for name, v in point["values"].items() if name.startswith(("loss", "grad"))}
+            | {"step": point["step"]}
+            for point in state["history"]
+            if "loss/joint" in point["values"]
+        ]
+        assert [point["step"] for point in measured] == steps
+        curves.append(measured)
+        totals.append({name: state["totals"][name] for name in ("steps", "skipped")})
+    assert curves[0] == curves[1]
+    assert totals == [{"steps": 6, "skipped": 0}] * 2
+
+
+def test_the_last_step_is_measured_and_saved_whatever_the_periods(tmp_path: Path) -> None:
+    state = go_on(make_task(3, stage_uri=str(tmp_path), checkpoint_every=2, validate_every=2), 3)
+    assert state["step"] == 3
+    points = [
+        point["step"] for point in state["history"] if "validation/l1_hole" in point["values"]
+    ]
+    assert points == [2, 3]
+
+
+def test_a_batch_of_another_step_is_not_trained() -> None:
+    batch = {"step": np.full(2, 5, np.int32)}
+    task, reporter = make_task(9), make_reporter([])
+    nothing: Any = None
+    with pytest.raises(RuntimeError, match="the stream sent batch 5 where 4 belongs"):
+        worker.run_steps(
+            task, Networks(nothing, None), nothing, iter([batch]), reporter,
+            torch.device("cpu"), torch.float32, 4,
+        )  # fmt: skip
+
+
+def test_pictures_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
+    drawn = np.random.default_rng(0)
+    image = drawn.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    hidden = drawn.random((16, 8, 8)) < 0.3
+    batch = {
+        "image": image,
+        "mask": np.packbits(hidden.reshape(16, -1), axis=1),
+        "augment": np.arange(16, dtype=np.uint8),
+    }
+    pictures, holes = next(device_feed.feed(iter([batch]), torch.device("cpu")))
+    np.testing.assert_array_equal(pictures[:8], image[:8])
+    np.testing.assert_array_equal(pictures[8:], image[8:, :, ::-1])
+    turned = apply_symmetry(torch.from_numpy(hidden), torch.arange(16) % 8)
+    assert torch.equal(holes, turned)
+
+
+def test_dropout_follows_from_seed_step_and_rank() -> None:
+    def draw(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        worker.seed_dropout(seed, step, rank)
+        return tuple(torch.rand(4).tolist())
+
+    with torch.random.fork_rng():
+        assert draw(1, 2, 3) == draw(1, 2, 3)
+        assert len({draw(1, 2, 3), draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0)}) == 4
+
+
+@pytest.fixture
+def other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second rank, whose values are by 2 above those of this one."""
+    distributed = torch.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.add_(tensor + 2))
+
+
+def test_a_point_of_a_curve_is_the_average_over_the_ranks(other_rank: None) -> None:
+    posted: list[dict[str, Any]] = []
+    mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
+    reporter = Reporter(make_task(9), mailbox, 0, 2, torch.float32, pictures(2), None)
+    reporter.add(step(3.0))
+    assert reporter.log(1, (1e-3, 1e-4))
+    assert posted[-1]["values"]["loss/joint"] == 4.0
+
+
+def test_validation_sees_the_average_of_the_statistics_of_all_ranks(other_rank: None) -> None:
+    generator, discriminator = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm1d(2)
+    make_reporter([]).settle(Networks(generator, discriminator))
+    for norm, shape in ((generator, 3), (discriminator, 2)):
+        assert norm.running_mean.tolist() == [1.0] * shape  # 0 here, 2 there
+        assert norm.running_var.tolist() == [2.0] * shape  # 1 here, 3 there
+
+
+def test_ranks_that_drifted_apart_write_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifted(tensor: torch.Tensor, op: Any) -> None:
+        tensor += op == torch.distributed.ReduceOp.MAX
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", drifted)
+    networks = Networks(torch.nn.Linear(2, 2), None)
+    optimizers = training.make_optimizers(networks, 1e-2, 0.0)
+    reporter = make_reporter([], task=make_task(9, stage_uri=str(tmp_path)))
+    with pytest.raises(RuntimeError, match="the ranks hold different parameters"):
+        reporter.checkpoint(3, networks, optimizers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = build_generator(ALEXNET, generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(generator.state_dict())
+    random = torch.get_rng_state()
+    typical = pictures(4, seed=1)
+    posted: list[dict[str, Any]] = []
+    measured: dict[str, float] = {}
+    measure = validation.measure
+    monkeypatch.setattr(
+        validation, "measure", lambda *args: measured.update(measure(*args)) or measured
+    )
+    make_reporter(posted, typical=typical).begin(Networks(generator, None))
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in generator.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    look = validation.Look(ALEXNET, PIXELS, torch.float32)
+    estimate_statistics(generator, typical.image, typical.hidden, **look._asdict())
+    assert measured == measure(generator, pictures(2), look)
+    shown = validation.panel(generator, pictures(2), look)
+    assert (posted[0]["pictures"]["output"] == shown["output"]).all()
+
+
+def test_a_processor_without_bf16_is_a_mistake_of_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    with pytest.raises(UserError, match="precision is bf16; this cpu device has no bf16"):
+        worker.resolve_precision("bf16", torch.device("cpu"))
+
+
+def test_the_device_is_idle_from_the_end_of_a_step_to_the_next_batch() -> None:
+    idle = Idle(torch.device("cpu"))
+    for gap in (0.02, 0.04):
+        idle.begin()
+        time.sleep(gap)
+        idle.end()
+        time.sleep(0.1)  # a step
+    assert 0.06 <= idle.take() < 0.1
+    assert idle.take() == 0

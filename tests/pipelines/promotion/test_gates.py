@@ -1,0 +1,100 @@
+"""What evidence says of a model, and what a gate makes of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.promotion.gates import Dossier, Gates, Verdict, quality
+from pipelines.tracking import scores
+
+PSNR = "inpainting/central/hole/128/PSNR"
+LINEAR = "linear/conv5/accuracy"
+
+
+def dossier(run_id: str, psnr: dict[str, float], **more: Any) -> Dossier:
+    base = Dossier(
+        run_id=run_id,
+        status="FINISHED",
+        logged_sha256="a",
+        load_problem="",
+        evaluated_sha256=frozenset("a"),
+        scores={PSNR: psnr},
+        measured={PSNR: "equal", LINEAR: "equal"},
+        tasks=frozenset({"inpainting"}),
+        seeds=len(psnr),
+        alarms={},
+        dataset_fingerprint="d",
+        code="c",
+        unsafe_files=(),
+    )
+    return replace(base, **more)
+
+
+def verdict(found: list[Verdict], gate: str) -> Verdict:
+    (one,) = (each for each in found if each.gate.startswith(gate))
+    return one
+
+
+def test_seeds_that_measured_something_else_do_not_count() -> None:
+    model = dossier("m", {"m": 15.0}, seeds=3)
+    model = replace(model, scores={**model.scores, LINEAR: {"m": 0.5, "n": 0.5, "o": 0.5}})
+    three = Gates(min_seeds=3, thresholds={PSNR: {"min": 12.0}})
+    assert not verdict(quality(model, None, three), "seeds").passed
+    assert verdict(quality(model, None, replace(three, thresholds={})), "seeds").passed
+    assert verdict(quality(model, None, Gates(thresholds={PSNR: {"min": 1.0}})), "seeds").passed
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "passed"),
+    [
+        ({"m": 14.9, "n": 16.1, "o": 16.0}, {"c": 15.5}, False),
+        ({"m": 15.4, "n": 16.1, "o": 16.0}, {"c": 15.5}, True),
+        ({"m": 14.6, "n": 17.1, "o": 17.2, "p": 17.0}, {"c": 15.5, "d": 15.4, "e": 15.45}, False),
+        ({"m": 16.0}, {"d": 15.0}, False),  # the champion itself was not measured
+    ],
+)
+def test_the_model_that_would_be_served_keeps_the_margin_itself(
+    ours: dict[str, float], theirs: dict[str, float], passed: bool
+) -> None:
+    found = quality(dossier("m", ours), dossier("c", theirs), Gates(margins={PSNR: 0.25}))
+    assert verdict(found, "not worse").passed is passed
+
+
+@pytest.mark.parametrize("right", range(20))
+def test_worse_by_exactly_the_margin_is_allowed_and_by_one_picture_more_is_not(right: int) -> None:
+    champion, gates = dossier("c", {"c": (right + 1) / 20}), Gates(margins={PSNR: 0.05})
+    for lost, passed in ((0, True), (1, False)):  # of 2,000 pictures
+        model = dossier("m", {"m": right / 20 - lost / 2000})
+        assert verdict(quality(model, champion, gates), "not worse").passed is passed
+
+
+def report(value: float, data: str, key: str, at: str = "", title: str = "") -> dict[str, Any]:
+    score = {"mean": value, "std": None, "values": [value]}
+    row = {"model": "m", "method": "this model", "holes": "central", "region": "hole",
+           "hidden": "any", "side": "128", "PSNR": score}  # fmt: skip
+    section = {"task": "inpainting", "title": title or f"inpainting, {data}", "data": data,
+               "data_key": key, "rows": [row], "notes": {}}  # fmt: skip
+    return {"seeds": [0], "precision": "fp32", "sections": [section], "at": at,
+            "models": [{"name": "m", "sha256": "a", "run_id": "r"}]}  # fmt: skip
+
+
+def test_the_newest_report_counts_in_whatever_order_they_are_listed() -> None:
+    old, new = report(19.0, "easy", "1", "2026-01-01"), report(11.0, "hard", "2", "2026-01-02")
+    for order in ([old, new], [new, old]):
+        assert scores.scores_of(order, "a").values == {PSNR: 11.0}
+
+
+def test_data_of_one_name_are_told_apart_by_what_they_are() -> None:
+    first, second = (report(12.0, f"/{place}/photos", place) for place in ("hard", "easy"))
+    keys = {scores.scores_of([each], "a").measured[PSNR] for each in (first, second)}
+    assert len(keys) == 2
+
+
+def test_one_task_on_two_data_has_two_names() -> None:
+    both = report(12.0, "hard", "1")
+    both["sections"] += report(19.0, "easy", "2")["sections"]
+    assert scores.scores_of([both], "a").values == {
+        "inpainting/hard/central/hole/128/PSNR": 12.0,
+        "inpainting/easy/central/hole/128/PSNR": 19.0,
+    }

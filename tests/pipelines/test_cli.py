@@ -1,0 +1,154 @@
+"""One grammar for files and flags, and one message for a mistake."""
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from helpers import ROOT
+
+from pipelines import cli
+from pipelines.errors import UserError, first_line
+from pipelines.pretrain.config import PretrainConfig
+
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Nested."""
+
+    rate: float = 0.1
+    """A number."""
+    kind: Literal["slow", "fast"] = "slow"
+    """A choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """Whole."""
+
+    size: int = 1
+    """A number."""
+    name: str | None = None
+    """Maybe a text."""
+    kinds: tuple[Literal["red", "green"], ...] = ("red",)
+    """Several choices."""
+    inner: Inner = field(default_factory=Inner)
+    """Nested."""
+
+
+def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("size: 5\nname: null\nkinds: [green, red]\ninner: {rate: 1e-3, kind: fast}\n")
+    expected = Outer(size=7, kinds=("green", "red"), inner=Inner(rate=0.001, kind="fast"))
+    assert cli.parse(Outer, ["--config", str(file), "--size", "7"]) == expected
+    assert cli.parse(Outer, ["--size", "7", "--config", str(file)]) == expected
+    assert cli.parse(Outer, [f"--config={file}", "--size=7"]) == expected
+    assert cli.parse(Outer, ["--name=a=b"]).name == "a=b"
+    assert cli.parse(Outer, []) == Outer()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--inner.kind", "fsat"], "must be one of slow, fast; did you mean 'fast'?"),
+        (["--kinds", "red", "gren"], "did you mean 'green'?"),
+        (["--sise", "3"], "--size"),
+        (["--size", "three"], "three"),
+        (["--config"], "--config needs a YAML file"),
+        (["--inner.kind=fsat"], "did you mean 'fast'?"),
+        (["--config=/nowhere.yaml"], "/nowhere.yaml"),
+        (["--config", str(QUICKSTART), "--config", "b.yaml"], "--config is given twice"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_message_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(Outer, argv)
+    assert stopped.value.code == 2
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in shown
+
+
+def test_a_merged_name_may_be_given_again(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("inner: &a {rate: 1, kind: fast}\nother: {<<: *a, rate: 2}\n")
+    assert cli.read_yaml(str(file))["other"] == {"rate": 2, "kind": "fast"}
+
+
+@pytest.mark.parametrize("flag", ["--config", "--gates"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", "which cannot be read as YAML: 'utf-8' codec can't decode byte 0xe9"),
+        (b"day: 2026-02-30\n", "which cannot be read as YAML: day"),
+        (b"1: 2\n", "the name 1 in it must be a text: put it in quotes"),
+        (b"thresholds: {yes: 2}\n", "the name True in it must be a text"),
+        (b"size: 1\nname: a\nsize: 2\n", "which cannot be read as YAML: line 3 gives size again"),
+        (b"inner:\n  rate: 1\n  rate: 2\n", "line 3 gives rate again"),
+        (b"inner: &a {rate: *a}\n", "where an alias (*) stands inside of what it names"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_message(
+    flag: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        cli.read_yaml(str(file), flag)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {flag} is '{file}'") and message in shown
+
+
+def test_an_unknown_strategy_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(PretrainConfig, ["--strategy", "random_blocks"])
+    assert stopped.value.code == 2
+    assert "did you mean 'random_block'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("size is 1; it must be 2"), "error: size is 1; it must be 2"),
+        (
+            OSError(28, "No space left on device", "/d/x"),
+            "error: [Errno 28] No space left on device: '/d/x'",
+        ),
+    ],
+)
+def test_what_lies_outside_is_one_line_without_a_traceback(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: Outer) -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["job"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(run, Outer)
+    assert stopped.value.code == message
+
+
+def test_a_user_error_keeps_its_message_when_ray_data_adds_to_its_arguments() -> None:
+    error = UserError("x is 3")
+    error.args = ("x is 3\nTo change retry attempts, configure ...",)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(error), str(again)) == ("x is 3", "x is 3")
+
+
+def test_of_an_error_the_first_line_is_told_or_its_class() -> None:
+    assert first_line(OSError("no route\nto the host")) == "no route"
+    assert first_line(TimeoutError()) == "TimeoutError"
+
+
+def test_the_quickstart_trains_with_the_joint_loss() -> None:
+    config = cli.parse(PretrainConfig, ["--config", str(QUICKSTART)])
+    assert config.adversarial == 0.001
+    assert config.source is None

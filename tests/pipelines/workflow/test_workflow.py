@@ -1,0 +1,196 @@
+"""The chain knows what is missing and why; run in full it ends with a champion."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers import write_pictures
+
+from pipelines import pretrain, storage
+from pipelines.ablation.config import AblateConfig
+from pipelines.ablation.sweep import run_sweep
+from pipelines.errors import UserError
+from pipelines.evaluation.tasks.inpainting import InpaintingSettings
+from pipelines.pretrain import config as learning
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.promotion.gates import Gates
+from pipelines.tracking import client, registry
+from pipelines.workflow import ensure_dataset, graph, run
+from pipelines.workflow.run import WorkflowConfig, run_workflow, source_key, stages
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "pictures" / "train", {"apple": 12, "pear": 12})
+    write_pictures(tmp_path / "pictures" / "val", {"apple": 4, "pear": 4}, first=100)
+    return tmp_path / "pictures"
+
+
+def config(pictures: Path, **options: object) -> WorkflowConfig:
+    gates = pictures.parent / "gates.yaml"
+    gates.write_text("required: [inpainting]\n")
+    usual = {
+        "source": str(pictures),
+        "store": str(pictures.parent / "store"),
+        "gates": str(gates),
+        "tasks": ("inpainting",),
+        "inpainting": InpaintingSettings(strategies=("central",), pictures=8, database=8, panel=2),
+        "pretrain": PretrainConfig(
+            preset="inpaint", bottleneck=32, steps=24, batch_size=8, validation_images=4
+        ),
+    }
+    return WorkflowConfig(**{**usual, **options})  # type: ignore[arg-type]
+
+
+def test_a_setting_changes_its_stage_and_what_follows(pictures: Path) -> None:
+    before = graph.keys(stages(config(pictures)))
+    longer = replace(config(pictures).pretrain, steps=3)
+    after = graph.keys(stages(config(pictures, pretrain=longer)))
+    assert before["prepare"] == after["prepare"]
+    assert all(
+        before[name] != after[name] for name in ("pretrain", "evaluate inpainting", "promote")
+    )
+    named = graph.keys(stages(config(pictures, name="other")))
+    assert [name for name in before if before[name] != named[name]] == ["promote"]
+
+
+def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) -> None:
+    before = graph.keys(stages(config(pictures)))
+    elsewhere = replace(config(pictures).pretrain, num_workers=2, log_every=1)
+    store = str(tmp_path / "moved")
+    assert graph.keys(stages(config(pictures, pretrain=elsewhere, store=store))) == before
+
+
+def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) -> None:
+    asked = config(pictures, tracking_uri="localhost:5000")
+    common = {name: getattr(asked, name) for name in ("source", "store", "tracking_uri")}
+    pretraining = replace(asked.pretrain, **common)
+    comparing = AblateConfig(**common, pretrain=asked.pretrain, tasks=("inpainting",))
+    for start in (
+        partial(run_workflow, asked),
+        partial(ensure_dataset.pretrain_on_source, pretraining),
+        partial(run_sweep, comparing),
+    ):
+        with pytest.raises(UserError, match=r"^tracking_uri is 'localhost:5000'"):
+            start()
+        assert not Path(asked.store).exists()
+
+
+def test_a_training_that_would_differ_has_another_key(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = graph.keys(stages(config(pictures)))
+    usual = learning.objective
+    monkeypatch.setattr(learning, "objective", lambda *a, **k: replace(usual(*a, **k), overlap=0))
+    other_default = graph.keys(stages(config(pictures)))
+    monkeypatch.setattr(learning, "objective", usual)
+    monkeypatch.setattr(learning, "KEY_VERSION", learning.KEY_VERSION + 1)
+    other_version = graph.keys(stages(config(pictures)))
+    assert len({k["pretrain"] for k in (before, other_default, other_version)}) == 3
+    assert before["prepare"] == other_version["prepare"]
+
+
+def test_a_training_is_final_when_it_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its summary may look whole although MLflow has not taken the last of it."""
+    summary = {"key": "k" * 64, "tracking_run_id": "1" * 32, "model_uri": "models:/m-1"}
+    monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
+    inputs = {"prepare": {"dataset": "d"}}
+    training = PretrainConfig(store=str(tmp_path))
+    assert not graph.delivered(run.train(inputs, config=training))
+    storage.publish_json(str(tmp_path / "pretrain" / ("k" * 16) / "commit.json"), summary)
+    assert graph.delivered(run.train(inputs, config=training))
+
+
+def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.evaluation, "run", lambda config: {"model": config.model})
+    summary = {"tracking_run_id": "1" * 32, "model": "folder", "delivered": False}
+    inputs = {"prepare": {"dataset": "d"}, "pretrain": summary}
+    asked = config(pictures)
+    late = run.evaluate(inputs, config=asked, task="inpainting")
+    assert late["model"] == ("model=folder",)
+    with pytest.raises(UserError, match="the same command delivers the rest"):
+        run.promote({"pretrain": summary}, config=asked, demanded=Gates())
+    inputs["pretrain"] = summary | {"delivered": True}
+    found = run.evaluate(inputs, config=asked, task="inpainting")
+    assert found["model"] == (f"model={'1' * 32}",)
+
+
+def test_a_task_that_a_prepared_dataset_cannot_serve_is_refused(pictures: Path) -> None:
+    with pytest.raises(UserError, match="detection needs one of voc"):
+        config(pictures, tasks=("inpainting", "detection"))
+
+
+def test_what_cannot_be_measured_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serially: None
+) -> None:
+    write_pictures(tmp_path, {"flat": 8})
+    trained: list[str] = []
+
+    def train(config: PretrainConfig, uri: str) -> dict[str, str]:
+        trained.append(uri)
+        return {"key": "k" * 64}
+
+    monkeypatch.setattr(pretrain, "run", train)
+
+    def pretrained(**options: object) -> None:
+        chain = {stage.name: stage for stage in stages(config(tmp_path / "flat", **options))}
+        chain["pretrain"].run({"prepare": chain["prepare"].run({})})
+
+    with pytest.raises(UserError, match="task 'linear' needs labels of at least 2 classes"):
+        pretrained(tasks=("inpainting", "linear"))
+    assert not trained
+    pretrained(tasks=("inpainting", "linear"), until="pretrain")  # then nothing is measured
+    pretrained()
+    assert len(trained) == 2
+
+
+def test_a_new_picture_changes_every_key(pictures: Path) -> None:
+    before = graph.keys(stages(config(pictures)))
+    write_pictures(pictures / "train", {"apple": 1}, first=500)
+    after = graph.keys(stages(config(pictures)))
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    with pytest.raises(UserError, match="there is no picture in it"):
+        source_key(str(tmp_path / "empty"))
+
+
+def test_a_setting_that_would_be_ignored_is_refused(pictures: Path) -> None:
+    with pytest.raises(ValueError, match=r"pretrain\.store is elsewhere"):
+        config(pictures, pretrain=PretrainConfig(store="elsewhere"))
+
+
+def test_the_plan_runs_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_workflow(config(pictures, plan=True, until="evaluate"))
+    text = capsys.readouterr().err
+    assert "evaluate inpainting" in text and "promote" not in text
+    assert "never finished in this store" in text
+    assert not Path(config(pictures).store).exists()
+
+
+@pytest.mark.slow
+def test_the_chain_ends_with_a_champion_and_a_rerun_skips_all(
+    ray_cluster: None, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_workflow(config(pictures, until="pretrain"))
+    assert "promote" not in capsys.readouterr().err
+    run_workflow(config(pictures))
+    text = capsys.readouterr().err
+    assert "pretrain: skipped" in text and "promote: done" in text
+    uri = client.tracking_uri(None, config(pictures).store)
+    champion = registry.by_alias(uri, "context-encoder", "champion")
+    assert champion is not None and champion.version == "1"
+    run_workflow(config(pictures))
+    assert capsys.readouterr().err.count(": skipped") == 4
+    harder = pictures.parent / "harder.yaml"
+    harder.write_text("thresholds:\n  inpainting/central/hole/128/PSNR: {min: 90}\n")
+    with pytest.raises(UserError, match=r"stage promote failed: refused.*wanted min 90"):
+        run_workflow(config(pictures, gates=str(harder), name="other"))
