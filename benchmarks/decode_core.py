@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""One core, one picture after the other: what validation and care cost.
+"""One core, one image after the other: what validation and care cost.
 
-    ours     validate, decode, turn upright, shrink, encode: what `prepare` does per picture
+    ours     validate, decode, turn upright, shrink, encode: what `prepare` does per image
     bare     libjpeg-turbo decode + OpenCV resize + libjpeg-turbo encode of the same bytes
     pillow   the map function one would write: open, convert, resize, save, all with defaults
 
 Rounds are interleaved; ratios are medians over rounds of the ratio within a round. The bytes are
-in memory; the outputs of `ours` and `bare` are compared first and must be the same picture.
+in memory; the outputs of `ours` and `bare` are compared first and must be the same image.
 
-$ python -m benchmarks.decode_core --pictures data/pretrain_A/train --resize-to 500 375
+$ python -m benchmarks.decode_core --images data/pretrain_A/train --resize-to 500 375
 """
 
 import argparse
@@ -76,7 +76,7 @@ def load(folder: Path, count: int, size: tuple[int, int] | None) -> list[bytes]:
 
 
 def rate(work: Callable[[bytes], bytes], pictures: Sequence[bytes]) -> float:
-    """Pictures per second of processor time."""
+    """Images per second of processor time."""
     began = time.process_time()
     for data in pictures:
         work(data)
@@ -86,17 +86,17 @@ def rate(work: Callable[[bytes], bytes], pictures: Sequence[bytes]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--resize-to", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     args = parser.parse_args()
     cv2.setNumThreads(1)
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
-    pictures = load(args.pictures, args.count, size)
+    pictures = load(args.images, args.count, size)
     same = sum(ours(data) == bare(data) for data in pictures)
     print(
-        f"{len(pictures)} pictures, {sum(map(len, pictures)) / len(pictures):,.0f} bytes each, "
+        f"{len(pictures)} images, {sum(map(len, pictures)) / len(pictures):,.0f} bytes each, "
         f"{same} of them byte-equal from `ours` and `bare`"
     )
     rounds = []

@@ -1,4 +1,4 @@
-"""Pictures per second that a training process takes from the stream, beside the step alone.
+"""Images per second that a training process takes from the stream, beside the step alone.
 
 $ python -m benchmarks.feed --dataset store/prepare/KEY --side 227 --batch-size 256
 
@@ -32,8 +32,8 @@ from ce_model.training import cuda_graph
 from pipelines.data import stream
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.pretrain import device_feed
-from pipelines.pretrain.data_wait import Idle
-from pipelines.pretrain.device_feed import Fed
+from pipelines.pretrain.data_wait import DataWaitClock
+from pipelines.pretrain.device_feed import DeviceBatch
 from pipelines.runtime import cluster
 
 
@@ -51,11 +51,11 @@ def main() -> None:
     step = _step(plan, device, compiled=args.compile)
     cores = len(os.sched_getaffinity(0))
     rounds = []
-    with cluster.connected():
+    with cluster.connect():
         for _ in range(args.rounds):
             rounds.append(_round(plan, step, device))
             print(*(f"{name} {value:.3g}" for name, value in rounds[-1]._asdict().items()))
-    print(f"{plan.rows} pictures, {plan.side} px, batch {plan.batch_size}, {cores} cores, {device}")
+    print(f"{plan.rows} images, {plan.side} px, batch {plan.batch_size}, {cores} cores, {device}")
     alone, fed, both, idle, bare = (
         statistics.median(values) for values in zip(*rounds, strict=True)
     )
@@ -80,7 +80,7 @@ class Round(NamedTuple):
 
 def _round(plan: StreamPlan, step: cuda_graph.Step, device: torch.device) -> Round:
     fed = _fed(plan, device)
-    batch = Fed(*(tensor.clone() for tensor in next(fed)))
+    batch = DeviceBatch(*(tensor.clone() for tensor in next(fed)))
     feed_rate, _ = _rate(plan, fed, None, device)
     few = min(plan.steps, 300)
     step_rate, _ = _rate(replace(plan, steps=few), itertools.repeat(batch, few), step, device)
@@ -89,17 +89,20 @@ def _round(plan: StreamPlan, step: cuda_graph.Step, device: torch.device) -> Rou
     return Round(step_rate, feed_rate, both, idle, bare_loop(short))
 
 
-def _fed(plan: StreamPlan, device: torch.device) -> Iterator[Fed]:
+def _fed(plan: StreamPlan, device: torch.device) -> Iterator[DeviceBatch]:
     shard = stream.stream(plan).streaming_split(1, equal=True)[0]
     return device_feed.feed(stream.batches(shard, plan), device)
 
 
 def _rate(
-    plan: StreamPlan, batches: Iterator[Fed], step: cuda_graph.Step | None, device: torch.device
+    plan: StreamPlan,
+    batches: Iterator[DeviceBatch],
+    step: cuda_graph.Step | None,
+    device: torch.device,
 ) -> tuple[float, float]:
     """Images per second and share of idleness, after the first tenth, which fills the pipeline."""
     skip = plan.steps // 10
-    idle = Idle(device)
+    idle = DataWaitClock(device)
     began = 0.0
     count = 0
     for number, batch in enumerate(batches):

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""ImageNet's counts and layout with small pictures: what grows with 1.28 million of them.
+"""ImageNet's counts and layout with small images: what grows with 1.28 million of them.
 
 Writes ILSVRC2012_img_train.tar (a tar of 1,000 tars), ILSVRC2012_img_val.tar and its label list
-with as many pictures as the originals hold, each a real photograph shrunk to 128 px and made unique
+with as many images as the originals hold, each a real photograph shrunk to 128 px and made unique
 by a comment. Prepares them, asks for them again, checks every file, and reads the first batches of
-a training run. Times of these small pictures say nothing about the codec; see `prepare` for that.
+a training run. Times of these small images say nothing about the codec; see `prepare` for that.
 Needs 25 GB of disk.
 
-$ python -m benchmarks.imagenet_scale --pictures data/voc_mini --folder /tmp/scale
+$ python -m benchmarks.imagenet_scale --images data/voc_mini --folder /tmp/scale
 """
 
 import argparse
@@ -38,21 +38,19 @@ from pipelines.prepare.verify import verify as verify_files
 from pipelines.runtime import cluster
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000
-SIDE = 128  # px, of the shorter side of a source picture
+SIDE = 128  # px, of the shorter side of a source image
 
 
 def main() -> None:
     """Make the source, run the steps, each in a process of its own, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--folder", type=Path, required=True, help="for source and dataset; kept")
     parser.add_argument("--divisor", type=int, default=1, help="a smaller ImageNet, for a try")
     args = parser.parse_args()
     source, output = args.folder / "source", args.folder / "dataset"
     if not (source / "synsets.txt").exists():
-        write_source(
-            source, [small(data) for data in load(args.pictures, 2000, None)], args.divisor
-        )
+        write_source(source, [small(data) for data in load(args.images, 2000, None)], args.divisor)
     config = PrepareConfig(
         source=str(source),
         output=str(output),
@@ -88,7 +86,7 @@ def prepare(config: PrepareConfig) -> str:
     manifest = read_manifest(prepare_dataset(config))
     files = sum(len(files) for files in manifest.splits.values())
     size = sum(file.bytes for files in manifest.splits.values() for file in files)
-    return f"{manifest.written:,} pictures in {files} shards, {size / 1e9:.1f} GB"
+    return f"{manifest.written:,} images in {files} shards, {size / 1e9:.1f} GB"
 
 
 def verify(uri: str) -> str:
@@ -121,7 +119,7 @@ def first_batches(uri: str) -> str:
         next(itertools.islice(batches, 98, None))
         return first_s, time.perf_counter() - began
 
-    with cluster.connected():
+    with cluster.connect():
         (shard,) = stream.stream(plan).streaming_split(1, equal=True)
         first_s, hundredth_s = ray.get(ray.remote(num_cpus=0)(arrivals).remote(shard))
     return (

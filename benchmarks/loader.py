@@ -10,10 +10,10 @@ one byte per pixel, to one training process, and has as many worker processes as
 - bare loop: one process, in the order of the file; times the cores it is the limit.
 - ours: the training stream, one consumer.
 - DataLoader: torch's, over JPEG files, as ImageFolder reads them, masks in memory.
-- WebDataset: tar shards of 1,000 pictures, shards resampled, a shuffle buffer of 1,000.
+- WebDataset: tar shards of 1,000 images, shards resampled, a shuffle buffer of 1,000.
 - Streaming: MosaicML's MDS shards, py1e shuffle.
 
-Then the processor time per picture of what runs inside a data task, against the bare loop, and
+Then the processor time per image of what runs inside a data task, against the bare loop, and
 where the processor time of ours goes, by kind of process.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = plan_of(args)
     cores = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder, cluster.connected():
+    with tempfile.TemporaryDirectory() as folder, cluster.connect():
         stored, crop = read_stored(plan), partial(fast_crop, plan.side)
         contenders: dict[str, Rate] = {
             "bare loop": partial(bare_loop, plan),
@@ -94,7 +94,7 @@ def main() -> None:
 
 def report(rates: dict[str, list[float]], cores: int, plan: StreamPlan) -> None:
     """Medians, spreads and ratios to ours and to the limit, with the verdict."""
-    print(f"{plan.rows} pictures, {plan.side} px, batch {plan.batch_size}, {cores} cores")
+    print(f"{plan.rows} images, {plan.side} px, batch {plan.batch_size}, {cores} cores")
     print(f"{'':14} images/s (min-max)   of bare loop x cores   ours against it")
     ratios = {}
     for name, values in rates.items():
@@ -110,11 +110,11 @@ def report(rates: dict[str, list[float]], cores: int, plan: StreamPlan) -> None:
 
 
 def report_cpu(bare: list[float], task: list[float]) -> None:
-    """Processor time per picture inside a data task."""
+    """Processor time per image inside a data task."""
     ratio = statistics.median(b / a for a, b in zip(bare, task, strict=True))
     verdict = "met" if ratio <= OF_BARE_CPU else "NOT met"
     print(
-        f"\nprocessor time per picture: bare loop {1e6 * statistics.median(bare):.0f} us, data "
+        f"\nprocessor time per image: bare loop {1e6 * statistics.median(bare):.0f} us, data "
         f"task {1e6 * statistics.median(task):.0f} us, ratio {ratio:.2f} "
         f"(target at most {OF_BARE_CPU}: {verdict})"
     )
@@ -189,14 +189,14 @@ PEERS = {"DataLoader": file_loader, "WebDataset": tar_loader, "Streaming": mds_l
 
 
 def bare_cpu(plan: StreamPlan) -> float:
-    """Processor seconds per picture of the bare loop."""
+    """Processor seconds per image of the bare loop."""
     began = time.process_time()
     bare_loop(plan)
     return (time.process_time() - began) / (plan.steps * plan.batch_size)
 
 
 def task_cpu(plan: StreamPlan) -> float:
-    """Processor seconds per picture of what a data task does: windows read, shuffled, decoded."""
+    """Processor seconds per image of what a data task does: windows read, shuffled, decoded."""
     began = time.process_time()
     count = 0
     for window in stream_plan.windows(plan):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """What the masks cost `prepare`: their share of its processor time and of its bytes.
 
-The job's own two functions (`gather`, `write_shard`) run in this process on one core, on pictures
+The job's own two functions (`gather`, `write_shard`) run in this process on one core, on images
 at ImageNet's usual 500x375, with all three strategies at 227 px, 2 variants each; then the masks
 of the same keys are drawn alone, a column at a time as in the job.
 
-$ python -m benchmarks.mask_cost --pictures data/pretrain_A/train --resize-to 500 375
+$ python -m benchmarks.mask_cost --images data/pretrain_A/train --resize-to 500 375
 """
 
 import os
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from benchmarks.decode_core import LIMITS, load
 from pipelines.data import manifest
 from pipelines.prepare import fault_budget, ingest, plan, shards
-from pipelines.prepare.ingest import Known, Shuffle
+from pipelines.prepare.ingest import ExistingImages, Shuffle
 from pipelines.prepare.sources import listing
 from pipelines.runtime import malloc
 
@@ -36,7 +36,7 @@ SEED = 0
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--resize-to", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     args = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, uri = Path(folder, "source"), Path(folder, "dataset")
         source.mkdir()
-        for number, data in enumerate(load(args.pictures, args.count, size)):
+        for number, data in enumerate(load(args.images, args.count, size)):
             (source / f"{number:05}.jpg").write_bytes(data)
         keys = sorted(path.name for path in source.iterdir())
         shards.mask_cell(SEED, masks[-1], "warm-up")
@@ -60,7 +60,7 @@ def main() -> None:
             group = pq.read_metadata(path).row_group(0)
             for column in map(group.column, range(group.num_columns)):
                 sizes[column.path_in_schema] += column.total_compressed_size
-    print(f"{len(keys)} pictures, {job_s / len(keys) * 1e6:,.0f} us of one core each")
+    print(f"{len(keys)} images, {job_s / len(keys) * 1e6:,.0f} us of one core each")
     mask_bytes = sum(held for name, held in sizes.items() if name.startswith("mask_"))
     for what, part, whole, unit in (
         ("time", masks_s / len(keys) * 1e6, job_s / len(keys) * 1e6, "us"),
@@ -68,7 +68,7 @@ def main() -> None:
     ):
         verdict = "met" if part / whole <= TARGET else "NOT met"
         print(
-            f"masks take {part:,.0f} of {whole:,.0f} {unit} per picture: {part / whole:.1%} of the "
+            f"masks take {part:,.0f} of {whole:,.0f} {unit} per image: {part / whole:.1%} of the "
             f"job's {what} (target at most {TARGET:.0%}: {verdict})"
         )
 
@@ -81,11 +81,11 @@ def prepare_here(source: Path, uri: str, masks: tuple[manifest.MaskSpec, ...]) -
     empty = np.empty(0, "S16")
     with plan.listing(listing.pieces(str(source), Counter())) as found:
         planned = plan.make(found, work)
-    ingest.write_known(work, Known(empty, empty, empty))
+    ingest.write_existing(work, ExistingImages(empty, empty, empty))
     shuffle = Shuffle(SEED, planned.num_buckets, 0.0, keep_splits=False)
     began = time.process_time()
     for unit in range(planned.num_units):
-        ingest.gather({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
+        ingest.ingest_unit({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
     sums = fault_budget.add_up(work, planned)
     fault_budget.index_spills(work, planned, sums.rows)
     common = shards.Work(uri, work, "k" * 8, SEED, masks, (), 4096, sums.groups, {})

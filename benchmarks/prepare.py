@@ -8,7 +8,7 @@
 Both read the same files, page cache warm. `bare` writes nothing. Rounds are interleaved; a small
 job before each timed one starts Ray's workers, which end when they are idle for a second.
 
-$ python -m benchmarks.prepare --pictures data/pretrain_A/train --resize-to 500 375 --count 4000
+$ python -m benchmarks.prepare --images data/pretrain_A/train --resize-to 500 375 --count 4000
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pipelines.runtime import cluster
 
 TARGET, GROWTH = 0.75, 4
 SETTLE_S = 5.0  # after a job Ray ends idle workers, which would slow the bare loop by a fifth
-WARM_UP = 1000  # pictures: several units, so that every worker gets one
+WARM_UP = 1000  # images: several units, so that every worker gets one
 
 
 def bare_files(files: list[Path]) -> None:
@@ -60,7 +60,7 @@ def time_job(source: Path, folder: Path) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", type=int, default=GROWTH, help="size of the larger source")
@@ -71,10 +71,10 @@ def main() -> None:
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = load(args.pictures, args.count, size)
+        pictures = load(args.images, args.count, size)
         sources = write_sources(folder, pictures, args.count, args.growth)
         files = sorted(sources[1].rglob("*.jpg"))
-        with cluster.connected():
+        with cluster.connect():
             rounds = []
             for _ in range(args.rounds):
                 time.sleep(SETTLE_S)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def write_sources(folder: Path, pictures: list[bytes], count: int, growth: int) -> dict[int, Path]:
-    """Flat folders of WARM_UP (0), `count` (1) and `growth` times as many pictures.
+    """Flat folders of WARM_UP (0), `count` (1) and `growth` times as many images.
 
     Where there are fewer, the same come again, each time with other bytes.
     """
@@ -102,7 +102,7 @@ def write_sources(folder: Path, pictures: list[bytes], count: int, growth: int) 
 
 
 def made_unique(jpeg: bytes, number: int) -> bytes:
-    """A comment makes the bytes differ, not the picture."""
+    """A comment makes the bytes differ, not the image."""
     return jpeg[:2] + b"\xff\xfe\x00\x0e" + f"{number:012}".encode() + jpeg[2:]
 
 
@@ -113,7 +113,7 @@ def report(
     bare_s, job_s = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(bare / job for bare, job in rounds)
     verdict = "met" if ratio >= TARGET else "NOT met"
-    print(f"{count} pictures, {cores} cores")
+    print(f"{count} images, {cores} cores")
     print(f"bare {count / bare_s:8,.0f} images/s ({bare_s:.2f} s)")
     print(f"job  {count / job_s:8,.0f} images/s ({job_s:.2f} s)")
     print(f"job / bare x cores: {ratio:.2f} (target {TARGET}: {verdict})")

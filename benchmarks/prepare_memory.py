@@ -66,13 +66,13 @@ def _own(process: psutil.Process) -> int:
 
 
 def measure(source: str, folder: str, rows_per_shard: int) -> tuple[int, int, int]:
-    """Pictures, and bytes of the driver and of the largest worker; in a process of its own."""
-    with tempfile.TemporaryDirectory(dir=folder) as output, cluster.connected():
-        asked = PrepareConfig(
+    """Images, and bytes of the driver and of the largest worker; in a process of its own."""
+    with tempfile.TemporaryDirectory(dir=folder) as output, cluster.connect():
+        requested = PrepareConfig(
             source=source, output=f"{output}/d", sides=(227,), rows_per_shard=rows_per_shard
         )
         with peak_memory() as peak:
-            uri = prepare_dataset(asked)
+            uri = prepare_dataset(requested)
         return read_manifest(uri).listed, peak.driver, peak.worker
 
 
@@ -93,7 +93,7 @@ def main() -> None:
                 measured = process.submit(measure, source, folder, args.rows_per_shard)
                 count, driver, worker = measured.result()
             lines.append(
-                f"{count:9,} pictures: driver {driver / 1e6:4,.0f} MB, largest worker "
+                f"{count:9,} images: driver {driver / 1e6:4,.0f} MB, largest worker "
                 f"{worker / 1e6:4,.0f} MB"
             )
     print(*lines, sep="\n")

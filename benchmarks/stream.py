@@ -1,4 +1,4 @@
-"""Pictures per second that the training stream delivers, against its limit and its peers.
+"""Images per second that the training stream delivers, against its limit and its peers.
 
 $ python -m benchmarks.stream --dataset store/prepare/KEY --side 128 --consumers 1 2
 
@@ -8,7 +8,7 @@ One run, interleaved rounds, warm page cache, the same rows, crop size and holes
   the number of cores it is the limit.
 - ours: `pipelines.stream` split to W consumers, each of which copies its batches into tensors.
 - DataLoader: torch.utils.data.DataLoader over the same JPEGs as files, Pillow, one worker process
-  per core, as the public PyTorch ports read pictures.
+  per core, as the public PyTorch ports read images.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = plan_of(args)
     cores = len(os.sched_getaffinity(0))
-    with cluster.connected(), tempfile.TemporaryDirectory() as folder:
+    with cluster.connect(), tempfile.TemporaryDirectory() as folder:
         loader = file_loader(
             read_stored(plan), Path(folder), plan, cores, partial(pillow_crop, plan.side)
         )
@@ -72,7 +72,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser, *, side: int, images: in
     parser.add_argument("--side", type=int, default=side, choices=(128, 227))
     parser.add_argument("--strategy", default="random_region")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=images, help="pictures per measurement")
+    parser.add_argument("--images", type=int, default=images, help="images per measurement")
     parser.add_argument("--window-rows", type=int, default=stream_plan.WINDOW_ROWS)
 
 
@@ -96,7 +96,7 @@ def report(rates: dict[str, list[float]], cores: int, plan: StreamPlan) -> None:
     """Medians, spreads and ratios."""
     limit = [cores * rate for rate in rates["bare loop, 1 process"]]
     peer = next(values for name, values in rates.items() if name.startswith("DataLoader"))
-    print(f"{plan.rows} pictures, {plan.side} px, batch {plan.batch_size}, {cores} cores")
+    print(f"{plan.rows} images, {plan.side} px, batch {plan.batch_size}, {cores} cores")
     print(f"{'':34} images/s (min-max)      of bare loop x cores   against DataLoader")
     for name, values in rates.items():
         share = statistics.median(a / b for a, b in zip(values, limit, strict=True))
@@ -106,7 +106,7 @@ def report(rates: dict[str, list[float]], cores: int, plan: StreamPlan) -> None:
 
 
 def rate(batches: Iterator[int], skip: int) -> float:
-    """Pictures per second over all batches but the first `skip`, which fill the pipeline."""
+    """Images per second over all batches but the first `skip`, which fill the pipeline."""
     for _ in itertools.islice(batches, skip):
         pass
     began = time.perf_counter()
@@ -173,7 +173,7 @@ def ours(plan: StreamPlan, consumers: int) -> float:
 
 
 def read_stored(plan: StreamPlan) -> Stored:
-    """JPEG and packed hole of every training picture."""
+    """JPEG and packed hole of every training image."""
     spec = plan.manifest.mask_spec(plan.strategy, plan.side)
     stored = []
     for group in shards.row_groups(plan.manifest, "train"):
@@ -212,11 +212,11 @@ class Files(Dataset[Sample]):
         self._passes, self._transform = passes, transform
 
     def __len__(self) -> int:
-        """Pictures over all passes."""
+        """Images over all passes."""
         return len(self._paths) * self._passes
 
     def __getitem__(self, index: int) -> Sample:
-        """Picture uint8 (S, S, 3) and hole uint8 (S, S)."""
+        """Image uint8 (S, S, 3) and hole uint8 (S, S)."""
         at = index % len(self._paths)
         return self._transform(self._paths[at].read_bytes(), self._masks[at])
 

@@ -3,7 +3,7 @@
 Both start from the same weights. The peer `ports` is fp32 eager in NCHW with the layers and the
 loop of the ports (a 4x4 convolution as bottleneck, unfused Adam, a value read back for every loss);
 its batch is given to it as floats with the hole already filled, while ours starts from uint8
-pictures and masks. The peer `plain` is our own step in our precision, neither compiled nor recorded
+images and masks. The peer `plain` is our own step in our precision, neither compiled nor recorded
 as a CUDA graph. Rounds of the two alternate in one process; the rate of a plain matrix product,
 measured between them, is the limit. On a busy machine the ratio of processor time is the steadier
 one. At the end ours and `ports` train on the same batches without discriminator, and their losses
@@ -82,7 +82,7 @@ class Setting(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures uint8 (B, S, S, 3) and masks bool (B, S, S)."""
+    """Images uint8 (B, S, S, 3) and masks bool (B, S, S)."""
 
     image: Tensor
     hidden: Tensor
@@ -252,7 +252,7 @@ def _networks(setting: Setting, device: torch.device, seed: int) -> Networks:
 
 
 def _batch(setting: Setting, size: int, seed: int, device: torch.device) -> Batch:
-    """Smooth random pictures: noise would leave nothing to learn."""
+    """Smooth random images: noise would leave nothing to learn."""
     side = input_side(setting.network)
     coarse = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     picture = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)

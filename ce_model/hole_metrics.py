@@ -38,7 +38,7 @@ def hole_errors(prediction: Tensor, target: Tensor, hole: Tensor) -> HoleErrors:
 
 
 def ssim(prediction: Tensor, target: Tensor, hole: Tensor) -> Tensor:
-    """Structural similarity of the filled picture, averaged over hidden pixels: float (B,).
+    """Structural similarity of the filled image, averaged over hidden pixels: float (B,).
 
     The prediction is pasted into the hole first, so windows that reach over the border of the hole
     see what a viewer sees. Equal to scikit-image's `structural_similarity` with gaussian_weights,
@@ -65,7 +65,7 @@ def _hole_mean(values: Tensor, hole: Tensor) -> Tensor:
 def _blur(values: Tensor) -> Tensor:
     """Gaussian window around every pixel, as two small matrix products.
 
-    The picture is mirrored at its border, edge pixels included.
+    The image is mirrored at its border, edge pixels included.
     """
     side = values.shape[2]
     offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=values.device)

@@ -40,7 +40,7 @@ class ChannelwiseLinear(nn.Module):
 
 
 class BilinearResize(nn.Module):
-    """Enlarge a square picture as nn.Upsample(mode="bilinear") does, by two matrix products.
+    """Enlarge a square image as nn.Upsample(mode="bilinear") does, by two matrix products.
 
     In bfloat16 on a CPU with AMX this is more than twice as fast as nn.Upsample.
 

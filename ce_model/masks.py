@@ -3,7 +3,7 @@
 A mask is a bool array (size, size), True where the pixel is hidden. Masks are made with NumPy
 while a dataset is prepared and packed to one bit per pixel; `mask_tensors` unpacks, turns and
 shrinks them on the training device. Nothing here imports torch, which would cost every process
-that prepares or decodes pictures two seconds and 180 MB.
+that prepares or decodes images two seconds and 180 MB.
 
 Equal arguments and an equal generator state give equal bits on every machine: random numbers are
 raw outputs of the bit generator, whose streams NumPy keeps fixed, and every value on the way is an

@@ -155,7 +155,7 @@ def build_discriminator(
     The sigmoid is in the loss. Arguments as in `build_generator`.
     """
     side = output_side(config)
-    # A 128 px picture gets one more 64 -> 64 layer (train_random.lua); 227 px, which the paper
+    # A 128 px image gets one more 64 -> 64 layer (train_random.lua); 227 px, which the paper
     # did not make converge, gets the same stack.
     widths = [64, 128, 256, 512] if side == CENTER_SIDE else [64, 64, 128, 256, 512]
     with torch.device("meta"):

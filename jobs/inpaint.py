@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill the holes of a folder of pictures; pixels outside the holes are returned unchanged.
+"""Fill the holes of a folder of images; pixels outside the holes are returned unchanged.
 
 $ python jobs/inpaint.py --model models:/context-encoder-inpaint@champion --images PICTURES \
     --masks MASKS --output FILLED

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepare pictures for training: any source -> checked, shuffled Parquet shards with masks.
+"""Prepare images for training: any source -> checked, shuffled Parquet shards with masks.
 
 $ python jobs/prepare.py --source photos --output datasets/photos
 """

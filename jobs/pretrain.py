@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretrain a context encoder, on sample pictures or on yours.
+"""Pretrain a context encoder, on sample images or on yours.
 
 $ python jobs/pretrain.py --config configs/quickstart.yaml
 $ ray job submit --working-dir . -- jobs/pretrain.py --source s3://bucket/photos

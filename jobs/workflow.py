@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From pictures to a champion: prepare, pretrain, evaluate, promote; only what is missing.
+"""From images to a champion: prepare, pretrain, evaluate, promote; only what is missing.
 
 $ python jobs/workflow.py --source PICTURES --pretrain.steps 2000
 $ python jobs/workflow.py --source PICTURES --plan

@@ -26,7 +26,9 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     except (UserError, OSError) as error:  # a full disk, a server that is away, no permission
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on from what is finished\n")
+        sys.stderr.write(
+            "interrupted: rerun the same command, and it resumes from what is finished\n"
+        )
         sys.exit(130)
 
 

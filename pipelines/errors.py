@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message says what was given, what is allowed, what to do."""
+    """Something the user can fix: the message says what was given, what is allowed, what to do."""
 
     def __init__(self, message: str) -> None:
         """Keep the message beside the arguments, into which Ray Data writes advice of its own."""

@@ -1,4 +1,4 @@
-"""Parts of a report in one HTML file that needs no other: tables, pictures, escaped text."""
+"""Parts of a report in one HTML file that needs no other: tables, images, escaped text."""
 
 import base64
 import html
@@ -50,7 +50,7 @@ def table(caption: str, heads: list[str], rows: list[list[str]], row_class: str 
 
 
 def image(title: str, png: bytes) -> str:
-    """A picture with its title, inside the page."""
+    """An image with its title, inside the page."""
     source = base64.b64encode(png).decode()
     return (
         f"<figure><figcaption>{text(title)}</figcaption>"

@@ -21,7 +21,7 @@ def ray_cluster() -> Iterator[None]:
 
     from pipelines.runtime import cluster
 
-    cluster.quieten()
+    cluster.silence_logging()
     ray.init(
         address="local",
         num_cpus=CPUS,
@@ -36,7 +36,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def dataset_uri(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A prepared dataset of 150 training and 20 validation pictures with 128 px masks."""
+    """A prepared dataset of 150 training and 20 validation images with 128 px masks."""
     from pipelines.prepare.config import PrepareConfig
     from pipelines.prepare.run import prepare_dataset
 
@@ -72,4 +72,4 @@ def serially(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("run", "sidecars"):  # `prepare.run` is also the name of a function
         module = importlib.import_module(f"pipelines.prepare.{name}")
         monkeypatch.setattr(module, "run_tasks", one_by_one)
-    monkeypatch.setattr(cluster, "connected", nullcontext)
+    monkeypatch.setattr(cluster, "connect", nullcontext)

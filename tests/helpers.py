@@ -50,14 +50,14 @@ def wait_until_serving(url: str, server: subprocess.Popen[bytes], log: Path) -> 
 
 
 def draw_picture(number: int, height: int, width: int) -> np.ndarray:
-    """A smooth, coloured picture that no other number gives: uint8 (H, W, 3) RGB."""
+    """A smooth, coloured image that no other number gives: uint8 (H, W, 3) RGB."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def write_pictures(folder: Path, classes: dict[str, int], first: int = 0) -> None:
-    """Class folders with that many JPEG pictures each."""
+    """Class folders with that many JPEG images each."""
     for name, count in classes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for _ in range(count):
@@ -93,7 +93,7 @@ def annotation(*objects: tuple[str, tuple[int, int, int, int], int]) -> str:
 
 
 def voc_folder(root: Path) -> Path:
-    """Two pictures of 40 x 30 px: a cat and a difficult dog; nothing."""
+    """Two images of 40 x 30 px: a cat and a difficult dog; nothing."""
     folder = root / "VOCdevkit" / "VOC2007"
     for number, name in enumerate(("a", "b")):
         noise_picture(folder / "JPEGImages" / f"{name}.jpg", seed=number)

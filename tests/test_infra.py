@@ -229,11 +229,11 @@ def test_a_tracking_server_with_logins_starts_as_written_and_lets_nobody_else_in
         )  # fmt: skip
         try:
             wait_until_serving(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
-            asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+            requested = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(asked, timeout=30)
+                urllib.request.urlopen(requested, timeout=30)
             login = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
-            request = urllib.request.Request(asked, headers={"Authorization": f"Basic {login}"})
+            request = urllib.request.Request(requested, headers={"Authorization": f"Basic {login}"})
             with urllib.request.urlopen(request, timeout=30) as answer:
                 assert answer.status == 200
         finally:

@@ -1,6 +1,6 @@
 """One training step of a context encoder, what it needs, and the state that a resumed run needs."""
 
-from ce_model.training.distributed import bare, ddp_settings, num_ranks
+from ce_model.training.distributed import ddp_settings, num_ranks, unwrap
 from ce_model.training.inference import (
     STATISTICS_BATCH,
     STATISTICS_PICTURES,
@@ -35,7 +35,6 @@ __all__ = [
     "Precision",
     "Prediction",
     "Views",
-    "bare",
     "ddp_settings",
     "default_learning_rates",
     "default_objective",
@@ -51,4 +50,5 @@ __all__ = [
     "resolve_precision",
     "state_tensors",
     "train_step",
+    "unwrap",
 ]

@@ -25,7 +25,7 @@ def num_ranks() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def bare(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """The network without its DistributedDataParallel wrapper."""
     if isinstance(network, DistributedDataParallel):
         module: nn.Module = network.module
@@ -33,11 +33,11 @@ def bare(network: nn.Module) -> nn.Module:
     return network
 
 
-def counting(weight: Tensor, network: nn.Module) -> Callable[[], Tensor]:
+def count_hidden(weight: Tensor, network: nn.Module) -> Callable[[], Tensor]:
     """Begin to count the pixels with a weight; the answer is the mean over the network's ranks.
 
     DistributedDataParallel averages the gradients. Divided by each rank's own count, a pixel of a
-    rank with small holes would weigh more than one of a rank with large holes.
+    rank with small holes would weigh more tha one of a rank with large holes.
     """
     count = torch.count_nonzero(weight)
     if not isinstance(network, DistributedDataParallel):

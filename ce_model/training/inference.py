@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ce_model.networks import NetworkConfig
-from ce_model.training.distributed import bare
+from ce_model.training.distributed import unwrap
 from ce_model.training.objective import Objective
 from ce_model.training.precision import autocast
 from ce_model.training.views import make_views
@@ -55,7 +55,7 @@ def estimate_statistics(
 ) -> None:
     """Running statistics of batch norm as evaluation needs them: today's weights, no dropout.
 
-    They become the plain average over batches of 32 of these pictures; weights and mode stay.
+    They become the plain average over batches of 32 of these images; weights and mode stay.
     Shapes as in `train_step`.
     """
     with _evaluating(generator) as encoder:
@@ -118,7 +118,7 @@ def fill(
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """The network without its wrapper, in evaluation mode for the block."""
-    module = bare(network)
+    module = unwrap(network)
     was_training = module.training
     module.eval()
     try:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ce_model.training.distributed import bare
+from ce_model.training.distributed import unwrap
 from ce_model.training.step import Networks, Optimizers
 
 
@@ -45,9 +45,9 @@ def _named_state(networks: Networks, optimizers: Optimizers) -> dict[str, Tensor
         network, optimizer = getattr(networks, part), getattr(optimizers, part)
         if network is None:
             continue
-        for name, tensor in bare(network).state_dict().items():
+        for name, tensor in unwrap(network).state_dict().items():
             state[f"{part}.{name}"] = tensor
-        for name, parameter in bare(network).named_parameters():
+        for name, parameter in unwrap(network).named_parameters():
             for key, tensor in optimizer.state[parameter].items():
                 state[f"{part}_optimizer.{key}.{name}"] = tensor
     return state

@@ -24,7 +24,7 @@ from torch.nn.utils import get_total_norm
 
 from ce_model.losses import adversarial_loss, discriminator_loss, joint_loss, reconstruction_loss
 from ce_model.networks import NetworkConfig
-from ce_model.training.distributed import bare, counting
+from ce_model.training.distributed import count_hidden, unwrap
 from ce_model.training.objective import Objective
 from ce_model.training.precision import autocast
 from ce_model.training.views import make_views
@@ -88,7 +88,7 @@ def train_step(
     statistics = _statistics(networks)
     before = [value.clone() for value in statistics]
     views = make_views(image, hidden, network, objective)
-    num_pixels = counting(views.weight, networks.generator)
+    num_pixels = count_hidden(views.weight, networks.generator)
     with autocast(image.device, dtype):
         prediction = networks.generator(views.context)
     skip = torch.zeros((), device=image.device)
@@ -105,7 +105,7 @@ def train_step(
     )
     joint = reconstruction
     if networks.discriminator is not None:
-        adversarial = _adversarial(bare(networks.discriminator), prediction, dtype)
+        adversarial = _adversarial(unwrap(networks.discriminator), prediction, dtype)
         joint = joint_loss(reconstruction, adversarial, objective.adversarial)
         metrics["loss/adversarial"] = adversarial.detach()
     norm = _backward(joint, optimizers.generator, networks.generator)

@@ -35,10 +35,10 @@ MAX_LOG_SCALE = 4.135  # log(1000 / 16): a wild prediction does not overflow
 
 
 class FastRCNN(nn.Module):
-    """Class scores and per-class box corrections for regions of a picture.
+    """Class scores and per-class box corrections for regions of an image.
 
     Shape:
-        x: float (B, 3, H, W) in [-1, 1]; rois: float (R, 5), picture number and box;
+        x: float (B, 3, H, W) in [-1, 1]; rois: float (R, 5), image number and box;
         result: logits (R, classes + 1) and corrections (R, classes + 1, 4).
     """
 
@@ -77,7 +77,7 @@ def roi_pool(features: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
     rule of the released Fast R-CNN, which is also that of adaptive max pooling on the region.
 
     Shape:
-        features: (B, C, H, W); rois: (R, 5), picture number and box in px; result:
+        features: (B, C, H, W); rois: (R, 5), image number and box in px; result:
         (R, C, side, side).
     """
     last = torch.tensor([features.shape[3], features.shape[2]] * 2, device=rois.device) - 1
@@ -110,7 +110,7 @@ def corrections(boxes: Tensor, truth: Tensor) -> Tensor:
     return delta / delta.new_tensor(DELTA_STD)
 
 
-def corrected(boxes: Tensor, delta: Tensor) -> Tensor:
+def apply_corrections(boxes: Tensor, delta: Tensor) -> Tensor:
     """Boxes (N, 4) moved by corrections (N, 4); the inverse of `corrections`."""
     center, size = _center_size(boxes)
     delta = delta * delta.new_tensor(DELTA_STD)
@@ -124,7 +124,7 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Targets(NamedTuple):
-    """What the network shall say about the chosen regions of one picture."""
+    """What the network shall say about the chosen regions of one image."""
 
     boxes: Tensor
     """(R, 4)."""
@@ -181,7 +181,7 @@ def detection_loss(scores: Tensor, deltas: Tensor, targets: Targets) -> Tensor:
 
 
 class Detections(NamedTuple):
-    """Objects found in one picture, best first."""
+    """Objects found in one image, best first."""
 
     boxes: Tensor
     """(D, 4)."""
@@ -194,13 +194,13 @@ class Detections(NamedTuple):
 def detections(
     logits: Tensor, deltas: Tensor, proposals: Tensor, height: int, width: int
 ) -> Detections:
-    """Boxes that survive score, non-maximum suppression per class, and the limit per picture."""
+    """Boxes that survive score, non-maximum suppression per class, and the limit per image."""
     probabilities = logits.softmax(1)
     last = proposals.new_tensor([width - 1, height - 1] * 2)
     boxes, classes, scores = [], [], []
     for index in range(1, logits.shape[1]):
         sure = probabilities[:, index] > MIN_SCORE
-        moved = corrected(proposals[sure], deltas[sure, index]).clamp_min(0).minimum(last)
+        moved = apply_corrections(proposals[sure], deltas[sure, index]).clamp_min(0).minimum(last)
         score = probabilities[sure, index]
         kept = suppress(moved, score, NMS_IOU)
         boxes.append(moved[kept])
@@ -228,5 +228,5 @@ def suppress(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
 
 
 def with_number(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes of several pictures as rois (R, 5)."""
+    """Boxes of several images as rois (R, 5)."""
     return torch.cat([F.pad(box, (1, 0), value=float(number)) for number, box in enumerate(boxes)])

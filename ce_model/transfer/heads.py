@@ -61,8 +61,8 @@ class Classifier(nn.Module):
 class Segmenter(nn.Module):
     """FCN-32s: fc6 and fc7 as convolutions, class scores, bilinear enlargement by 32.
 
-    The picture is padded so that score cell j covers the pixels 32 j to 32 j + 31, instead of the
-    100 px of the original, which only makes small pictures possible.
+    The image is padded so that score cell j covers the pixels 32 j to 32 j + 31, instead of the
+    100 px of the original, which only makes small images possible.
 
     Shape:
         x: float (B, 3, H, W) in [-1, 1]; result: logits (B, classes, H, W).
@@ -99,7 +99,7 @@ class Segmenter(nn.Module):
 
 
 def pad_to_grid(x: Tensor, stride: int, padding: int) -> Tensor:
-    """Zeros around a picture so that cell (i, j) of the features is centred on its own pixels.
+    """Zeros around an image so that cell (i, j) of the features is centred on its own pixels.
 
     Without padding, cell 0 of conv5 is centred on pixel 17 and a cell of pool5 on pixel 33; cell i
     shall lie over the pixels stride * i to stride * (i + 1) - 1 and the cells shall cover all.
@@ -114,7 +114,7 @@ def pad_to_grid(x: Tensor, stride: int, padding: int) -> Tensor:
     return F.pad(x, (padding, after[1], padding, after[0]))
 
 
-def begin(
+def initialise_head(
     encoder: nn.Module,
     fresh: Sequence[Sequence[Weighted]],
     forward: Callable[[], Sequence[Tensor]],
@@ -125,7 +125,7 @@ def begin(
     Args:
         encoder: the folded encoder inside the network.
         fresh: its new layers, the output layers as the last group.
-        forward: the outputs of the network for some pictures of the task, in eval mode.
+        forward: the outputs of the network for some images of the task, in eval mode.
         generator: the only source of randomness.
     """
     layers = [layer for group in fresh for layer in group]
@@ -138,8 +138,8 @@ def begin(
     equalise([*chain_of(encoder), *fresh], forward, generator)
 
 
-def pooled(features: Tensor, values: int) -> Tensor:
-    """Flatten features after max pooling to at most about `values` values per picture.
+def pool_features(features: Tensor, values: int) -> Tensor:
+    """Flatten features after max pooling to at most about `values` values per image.
 
     The grid is the largest square one that fits, as in Zhang, Isola, Efros, "Colorful Image
     Colorization", ECCV 2016, so that layers of different size are compared at one budget.

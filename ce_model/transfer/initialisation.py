@@ -4,9 +4,9 @@ Weights that come from different pretraining differ in scale, and a common learn
 favours some of them: under batch norm, weights whose norm has grown learn more slowly. So every
 encoder, random ones too, goes through the same steps before it is fine-tuned:
 
-    calibrate     batch-norm statistics of the new pictures, unlabelled and without holes
+    calibrate     batch-norm statistics of the new images, unlabelled and without holes
     fold          batch norm becomes part of the convolutions: conv, bias, ReLU
-    initialise    fresh layers: Gaussian or k-means filters, unit variance on the new pictures
+    initialise    fresh layers: Gaussian or k-means filters, unit variance on the new images
     equalise      scale the layers until all learn at one rate; what the network computes stays
 
 Source: Kraehenbuhl, Doersch, Donahue, Darrell, "Data-dependent Initializations of Convolutional
@@ -34,13 +34,13 @@ WHITENED_PIXELS = 512  # patches with more values than this have too few samples
 
 
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the batch-norm statistics by those of these pictures.
+    """Replace the batch-norm statistics by those of these images.
 
     Args:
         network: changed in place; its train or eval mode is kept.
         batches: float (B, 3, S, S) in [-1, 1]; the average over the batches is taken. Where single
-            units are normalised, a lone picture at the end goes with the batch before it: in one
-            picture a unit has no variance.
+            units are normalised, a lone image at the end goes with the batch before it: in one
+            image a unit has no variance.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     if any(isinstance(norm, nn.BatchNorm1d) for norm in norms):
@@ -113,7 +113,7 @@ def initialise(
 
     Args:
         layers: layers with a bias; those later in the signal see the new earlier ones.
-        forward: one pass of pictures through the network that holds the layers.
+        forward: one pass of images through the network that holds the layers.
         filters: N(0, 1) weights, or centres of k-means over what the layer reads.
         generator: the only source of randomness.
     """
@@ -160,7 +160,7 @@ def equalise(
 
     Args:
         chain: changed in place; the last group makes the outputs.
-        forward: the outputs for some pictures, in eval mode.
+        forward: the outputs for some images, in eval mode.
         generator: source of the noise.
 
     Returns:

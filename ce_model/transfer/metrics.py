@@ -2,7 +2,7 @@
 
 Source of the detection rule: PASCAL VOC development kit (Everingham et al., "The PASCAL Visual
 Object Classes Challenge: A Retrospective", IJCV 2015), VOCevaldet and VOCap: detections by falling
-score; each takes the true box of its picture that it overlaps most; IoU of at least 0.5 with a box
+score; each takes the true box of its image that it overlaps most; IoU of at least 0.5 with a box
 not taken yet is a hit; a hit on a `difficult` box counts neither way.
 """
 
@@ -23,7 +23,7 @@ class Found(NamedTuple):
     """All detections of one class."""
 
     picture: NDArray[np.int64]
-    """(D,), number of the picture."""
+    """(D,), number of the image."""
     score: Floats
     """(D,)."""
     box: Floats
@@ -34,7 +34,7 @@ class Truth(NamedTuple):
     """All objects of one class."""
 
     picture: NDArray[np.int64]
-    """(G,), number of the picture."""
+    """(G,), number of the image."""
     box: Floats
     """(G, 4), as in Found."""
     difficult: NDArray[np.bool_]

@@ -12,13 +12,13 @@ from pipelines.evaluation import plan
 from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.models import checkpoint, resolve
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 from pipelines.pretrain import config as learning
 from pipelines.pretrain.config import PretrainConfig, pretrain_key
 from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
 from pipelines.tracking.scores import scores_of
 from pipelines.workflow import graph
-from pipelines.workflow.graph import Outcome, Stage
+from pipelines.workflow.graph import Stage, StageOutcome
 
 CURVE = "validation/psnr_hole"
 
@@ -32,9 +32,11 @@ def failures(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def model_of_cell(config: AblateConfig, cell: Cell) -> Subject:
+def model_of_cell(config: AblateConfig, cell: Cell) -> ModelRef:
     """What a cell will be measured as, before it is trained."""
-    return resolve.untrained(str(cell.arm), "random", learning.network(pretraining(config, cell)))
+    return resolve.untrained_ref(
+        str(cell.arm), "random", learning.network(pretraining(config, cell))
+    )
 
 
 def cell_stages(config: AblateConfig, cell: Cell, data: str) -> list[Stage]:
@@ -54,13 +56,13 @@ def cell_stages(config: AblateConfig, cell: Cell, data: str) -> list[Stage]:
             name=f"measure {cell}",
             kind="evaluate",
             run=partial(measure, config=measured, trained=f"train {cell}"),
-            settings=measured_with(measured),
+            settings=evaluation_settings_in_key(measured),
             needs=(f"train {cell}",),
         ),
     ]
 
 
-def measured_with(config: EvaluateConfig) -> dict[str, Any]:
+def evaluation_settings_in_key(config: EvaluateConfig) -> dict[str, Any]:
     """What of the evaluation's settings and data belongs in a cell's key."""
     layouts = plan.layouts_of(config)
     return {
@@ -110,13 +112,13 @@ def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> di
 def measure(inputs: Mapping[str, Any], *, config: EvaluateConfig, trained: str) -> dict[str, Any]:
     """Stage: evaluate one cell; its scores by name."""
     summary = inputs[trained]
-    model = summary["tracking_run_id"] if graph.delivered(summary) else summary["model"]
+    model = summary["tracking_run_id"] if graph.is_delivered(summary) else summary["model"]
     found = evaluation.evaluate_models(replace(config, model=(f"{config.model[0]}={model}",)))
     scores = scores_of([found], summary["weights_sha256"]).values
-    return {"scores": scores, "delivered": graph.delivered(found)}
+    return {"scores": scores, "delivered": graph.is_delivered(found)}
 
 
-def cell_result(cell: Cell, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def cell_result(cell: Cell, outcomes: Mapping[str, StageOutcome]) -> dict[str, Any]:
     """What the report keeps of a cell."""
     trained, measured = outcomes[f"train {cell}"], outcomes[f"measure {cell}"]
     summary = trained.result or {}

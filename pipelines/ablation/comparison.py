@@ -1,7 +1,7 @@
 """Which arm is better, from scores per seed: means, paired differences, ranks with ties, verdict.
 
 Every arm is trained with the same seeds, and a seed fixes the initial weights and the order of the
-pictures, so seeds are blocks: differences are taken within a seed. The intervals are Tukey's for a
+images, so seeds are blocks: differences are taken within a seed. The intervals are Tukey's for a
 randomised block design: they hold for all pairs at once, with the residual spread pooled over the
 arms (two arms: exactly the paired t interval). They assume that arms vary about equally: of 2,000
 drawn sweeps of equal arms with 3 seeds, 4 to 5 % told some pair apart, but 8 % of those with 3 arms

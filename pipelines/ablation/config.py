@@ -9,7 +9,7 @@ from ce_model.training import Precision
 from pipelines.evaluation.config import TaskName
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
-from pipelines.evaluation.tasks.probes import FrozenSettings
+from pipelines.evaluation.tasks.probes import ProbeSettings
 from pipelines.evaluation.tasks.retrieval import RetrievalSettings
 from pipelines.pretrain.config import PretrainConfig
 
@@ -64,7 +64,7 @@ class AblateConfig:
     seeds: int = 3
     """Every arm is trained with the seeds 0, 1, ... of this number."""
     source: str | None = None
-    """Pictures or a prepared dataset; None: sample pictures."""
+    """Images or a prepared dataset; None: sample images."""
     store: str = "store"
     """Folder or s3:// URI for everything; with SQLite also the tracking."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -77,7 +77,7 @@ class AblateConfig:
     """Further data for the tasks, beside the dataset that is trained on."""
     inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
     """Task inpainting: the same holes for every cell."""
-    frozen: FrozenSettings = field(default_factory=FrozenSettings)
+    frozen: ProbeSettings = field(default_factory=ProbeSettings)
     """Tasks linear and knn."""
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     """Task finetune."""

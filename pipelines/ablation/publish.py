@@ -38,7 +38,7 @@ def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console)
 
 
 def _panels(found: dict[str, Any]) -> dict[str, bytes]:
-    """The same validation pictures filled by the first seed of every arm."""
+    """The same validation images filled by the first seed of every arm."""
     return {
         cell["arm"]: storage.read_bytes(cell["panel"])
         for cell in found["cells"]

@@ -1,4 +1,4 @@
-"""ablation.html: verdict, curves, pictures, every score with its spread, costs; in one file."""
+"""ablation.html: verdict, curves, images, every score with its spread, costs; in one file."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
 
     Args:
         found: what `ablation.json` holds.
-        panels: PNG by arm, of the same validation pictures.
+        panels: PNG by arm, of the same validation images.
     """
     decisive = found["comparisons"].get(found["metric"])
     parts = [
@@ -30,7 +30,7 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         *(_decisive(found, decisive) if decisive else ()),
         "<h2>Learning curves</h2>",
         html_page.chart("validation PSNR in the arm's own holes", curves(found)),
-        "<h2>The same pictures</h2>",
+        "<h2>The same images</h2>",
         *(html_page.image(arm, data) for arm, data in panels.items()),
         "<h2>All scores</h2>",
         "<p class='note'>Mean and standard deviation over the seeds; in brackets the rank, 1 for "
@@ -72,7 +72,7 @@ def _halving(found: Mapping[str, Any]) -> list[str]:
 
 
 def _decisive(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator[str]:
-    """The metric of the verdict in full: ranks, a picture of it, and every pair."""
+    """The metric of the verdict in full: ranks, an image of it, and every pair."""
     rows = [[arm, rank, *rest] for rank, arm, *rest in _arm_rows(compared)]
     heads = ["arm", "rank", "mean +- std", "seeds"]
     yield html_page.table(f"{compared['metric']}, {compared['better']} is better", heads, rows)

@@ -14,7 +14,7 @@ def run_ablation(config: AblateConfig) -> None:
     """Run what is missing of a sweep, if it is due, and say what follows from it.
 
     Raises:
-        UserError: cells failed; the others are kept, and the same command tries the rest again.
+        UserError: cells failed; the others are kept, and the same command retries them.
     """
     if config.tick is None:
         _sweep_or_fail(config)
@@ -41,6 +41,6 @@ def _complete(config: AblateConfig) -> bool:
 def _sweep_or_fail(config: AblateConfig) -> None:
     if failed := failures(run_sweep(config)):
         raise UserError(
-            "cells failed, and the verdict is without them; the same command tries them again: "
-            + "; ".join(failed)
+            "cells failed, and the verdict is without them; rerun the same command to try them "
+            "again: " + "; ".join(failed)
         )

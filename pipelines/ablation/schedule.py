@@ -27,7 +27,7 @@ Decision = Literal["ran", "incomplete", "already done", "still running", "lost"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tick:
+class ScheduledStart:
     """What a scheduled start came to."""
 
     decision: Decision
@@ -46,7 +46,7 @@ def once_per_period(
     lease_s: float = LEASE_S,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
-) -> Tick:
+) -> ScheduledStart:
     """Run `sweep` unless this period's is complete or one is under way.
 
     Args:
@@ -66,24 +66,26 @@ def once_per_period(
     if (last := _last(folder, period_s)) is not None and last >= period:
         if last > period + 1:  # one period ahead may be a clock a little ahead
             raise _in_the_future(_last_uri(folder), last * period_s)
-        return Tick(decision="already done", period=period)
+        return ScheduledStart(decision="already done", period=period)
     owner = lease.new_owner()
     try:  # a holder that is alive renews within the wait; a dead one is succeeded
         claim = _claim(storage.join(folder, "lease"), owner, lease_s, clock, sleep)
     except LeaseBusyError as busy:
-        return Tick(decision="still running", period=period, detail=f"by {busy.owner}")
-    with lease.held(claim, lease_s=lease_s, clock=clock) as lost:
+        return ScheduledStart(decision="still running", period=period, detail=f"by {busy.owner}")
+    with lease.hold(claim, lease_s=lease_s, clock=clock) as lost:
         last = _last(folder, period_s)  # another start may have finished while we waited
         if last is not None and last >= period:
-            return Tick(decision="already done", period=period)
+            return ScheduledStart(decision="already done", period=period)
         missed = 0 if last is None else period - last - 1
         complete = sweep()
         if lost():
-            return Tick(decision="lost", period=period, missed=missed)
+            return ScheduledStart(decision="lost", period=period, missed=missed)
         if complete:
             record = {"period": period, "period_s": period_s, "ended": clock(), "missed": missed}
             storage.publish_json(_last_uri(folder), record)
-    return Tick(decision="ran" if complete else "incomplete", period=period, missed=missed)
+    return ScheduledStart(
+        decision="ran" if complete else "incomplete", period=period, missed=missed
+    )
 
 
 def check_name(name: str) -> None:
@@ -113,7 +115,7 @@ def _claim(
         try:
             return lease.acquire(uri, owner, lease_s=lease_s, now=clock())
         except LeaseBusyError as busy:
-            if busy.expires > clock() + 2 * lease_s:  # clocks may differ by less than one
+            if busy.expires > clock() + 2 * lease_s:  # clocks may differ by less tha one
                 raise _in_the_future(uri, busy.expires) from None
             until = busy.expires if until is None else until
             if busy.expires > until:

@@ -12,7 +12,7 @@ from pipelines.ablation.cells import (
     cell_result,
     cell_stages,
     evaluation_config,
-    measured_with,
+    evaluation_settings_in_key,
     model_of_cell,
 )
 from pipelines.ablation.config import AblateConfig, Arm, Cell, arms, cells, pretraining
@@ -37,7 +37,7 @@ def run_sweep(config: AblateConfig) -> dict[str, Any]:
     console = plain_console()
     require_measurable(config, None)
     tracking_uri(config.tracking_uri, config.store)  # refused before any cell
-    with cluster.connected() as resources:
+    with cluster.connect() as resources:
         data = _dataset(config)
         require_measurable(config, data)
         config = _precise(config, data, resources)
@@ -101,7 +101,7 @@ def _dataset(config: AblateConfig) -> str:
     return storage.absolute(ensure_dataset(wanted))
 
 
-def room(config: AblateConfig, resources: Resources) -> int:
+def size_executor(config: AblateConfig, resources: Resources) -> int:
     """Cells at once: a GPU per worker, or a CPU per worker and one for its data."""
     workers = config.pretrain.num_workers
     fits = resources.gpus // workers if resources.gpus else resources.cpus // (workers + 1)
@@ -116,7 +116,7 @@ def _run_cells(
         stages,
         config.store,
         resources,
-        concurrency=room(config, resources),
+        concurrency=size_executor(config, resources),
         attempts=config.attempts,
         console=console,
     )
@@ -193,7 +193,7 @@ def sweep_key(config: AblateConfig, data: str) -> str:
         {
             "stage": "ablation",
             "cells": [pretrain_key(pretraining(config, cell), manifest) for cell in wanted],
-            "measured": measured_with(evaluation_config(config, wanted[0], data)),
+            "measured": evaluation_settings_in_key(evaluation_config(config, wanted[0], data)),
             "metric": config.verdict_metric,
             "rungs": list(config.rungs),
         }

@@ -1,4 +1,4 @@
-"""Stored JPEG -> the square uint8 picture a network sees."""
+"""Stored JPEG -> the square uint8 image a network sees."""
 
 from typing import Literal
 
@@ -47,13 +47,13 @@ def resize_shorter(picture: Picture, shorter: int) -> Picture:
 
 
 def square(picture: Picture, side: int, shorter: int, down: float, across: float) -> Picture:
-    """A side x side window of the picture.
+    """A side x side window of the image.
 
     Args:
-        picture: uint8 (H, W, 3).
+        image: uint8 (H, W, 3).
         side: px.
-        shorter: the picture's shorter side is first resized to this many px; 0 keeps the stored
-            size. A picture smaller than the window is enlarged to it.
+        shorter: the image's shorter side is first resized to this many px; 0 keeps the stored
+            size. An image smaller than the window is enlarged to it.
         down, across: where the window lies, 0 (top, left) to 1 (bottom, right); 0.5 is the centre.
     """
     wanted = shorter or min(picture.shape[:2])

@@ -8,7 +8,7 @@ manifest names and nothing else.
     train/*.parquet            key, label, image, sha256, mask_<strategy>_<side> ...
     val/*.parquet
     train/*.masks-*.parquet    sidecars: mask columns that were added later
-    quarantine-<job>.parquet   pictures that a job set aside, with the reason (when there are any)
+    quarantine-<job>.parquet   images that a job quarantined, with the reason (when there are any)
     card.html  card.json       what a person wants to know, with a contact sheet
     revisions/*.json           manifests of later additions; manifest.json is the newest
 
@@ -87,9 +87,9 @@ class Manifest:
 
     splits: dict[str, tuple[ShardFile, ...]]
     classes: tuple[str, ...]
-    """Class names by label; empty when the pictures have none."""
+    """Class names by label; empty when the images have none."""
     mean_rgb: tuple[float, float, float]
-    """Mean colour of the stored training pictures, 0..255: what fills a hole."""
+    """Mean colour of the stored training images, 0..255: what fills a hole."""
     masks: tuple[MaskSpec, ...]
     stored_side: int
     seed: int
@@ -99,9 +99,9 @@ class Manifest:
     quarantined: int
     duplicates: int
     quarantine: dict[str, int] = field(default_factory=dict)
-    """Pictures set aside, by class of fault."""
+    """Images quarantined, by class of fault."""
     converted: dict[str, int] = field(default_factory=dict)
-    """Pictures that were written after a conversion, by kind (grey, cmyk, rotated ...)."""
+    """Images that were written after a conversion, by kind (grey, cmyk, rotated ...)."""
     train_pixels: int = 0
     """Pixels behind `mean_rgb`; with it a later addition keeps the mean exact."""
     jobs: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Manifest:
     revision: int = 0
     """Counts the additions to the dataset; not part of the fingerprint."""
     source: str = ""
-    """Where the pictures came from, for people; not part of the fingerprint."""
+    """Where the images came from, for people; not part of the fingerprint."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class Manifest:
         return storage.content_key(seen)
 
     def rows(self, split: str) -> int:
-        """Pictures of a split."""
+        """Images of a split."""
         return sum(file.rows for file in self.splits.get(split, ()))
 
     def mask_spec(self, strategy: Strategy, side: int) -> MaskSpec:
@@ -148,7 +148,7 @@ class Manifest:
         held = ", ".join(spec.column for spec in self.masks)
         raise UserError(
             f"the dataset has no column {mask_column(strategy, side)}; it holds {held}. "
-            f"Add it without decoding a picture: python jobs/prepare.py --source DATASET "
+            f"Add it without decoding an image: python jobs/prepare.py --source DATASET "
             f"--strategies {strategy} --sides {side}"
         )
 
@@ -216,7 +216,7 @@ def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
     if version != FORMAT_VERSION:
         raise UserError(
             f"'{uri}' has dataset format {version!r}; this program reads {FORMAT_VERSION}. "
-            "Prepare the pictures again with python jobs/prepare.py"
+            "Prepare the images again with python jobs/prepare.py"
         )
     try:
         return _parse(raw)
@@ -228,7 +228,7 @@ def _altered(uri: str, error: BaseException) -> UserError:
     return UserError(
         f"{MANIFEST} in '{uri}' is not as jobs/prepare.py wrote it ({type(error).__name__}: "
         f"{error}): restore it from a copy (the newest one in revisions, where there is one), or "
-        "prepare the pictures again into another folder"
+        "prepare the images again into another folder"
     )
 
 
@@ -299,7 +299,7 @@ def _content(manifest: Manifest) -> dict[str, Any]:
 
 
 def quarantine_uri(uri: str, job: str) -> str:
-    """Where a job writes what it sets aside."""
+    """Where a job writes what it quarantines."""
     return storage.join(uri, f"quarantine-{job[:8]}.parquet")
 
 

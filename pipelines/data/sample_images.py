@@ -1,4 +1,4 @@
-"""Sample pictures for a first run: crops of ten photographs that the dependencies carry.
+"""Sample images for a first run: crops of ten photographs that the dependencies carry.
 
 scikit-image and scikit-learn ship these photographs under free licences. Each is one class. The
 right part of a photograph is for validation; no training crop touches it.
@@ -44,7 +44,7 @@ class Crop(NamedTuple):
 
 
 def ensure(store: str) -> str:
-    """Write the sample pictures in class folders unless they are there; returns their folder."""
+    """Write the sample images in class folders unless they are there; returns their folder."""
     folder = storage.join(storage.absolute(store), f"samples-{VERSION}")
     done = storage.join(folder, "done.json")
     if storage.exists(done):

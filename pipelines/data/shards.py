@@ -93,23 +93,23 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
             for part, names in parts.items()
         ]
     except (FileNotFoundError, pa.ArrowException) as error:
-        raise damaged(uri, f"{group.file.path}: {error}") from None
+        raise damaged_shard_error(uri, f"{group.file.path}: {error}") from None
     except OSError as error:  # Arrow's own for a page that it cannot read, or the storage's
         for part in parts:
             if storage.sha256_of_uri(storage.join(uri, part.path)) != part.sha256:
-                raise damaged(uri, f"{part.path}: {str(error).strip()}") from None
+                raise damaged_shard_error(uri, f"{part.path}: {str(error).strip()}") from None
         raise
     found = {name: table.column(name) for table in tables for name in table.column_names}
     missing = [column for column in columns if column not in found]
     if missing or any(table.num_rows != group.rows for table in tables):
         rows = [table.num_rows for table in tables]
-        raise damaged(
+        raise damaged_shard_error(
             uri, f"{group.file.path}: missing columns {missing}, rows {rows} for {group.rows}"
         )
     return pa.table({column: found[column] for column in columns})
 
 
-def damaged(uri: str, what: str) -> UserError:
+def damaged_shard_error(uri: str, what: str) -> UserError:
     """The error for a dataset of which a file has changed."""
     return UserError(
         f"'{uri}' does not hold what its manifest says ({what}); find every file that is damaged "

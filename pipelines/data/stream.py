@@ -7,7 +7,7 @@ same batches from s on. So a checkpoint's data position is one integer, the step
 Order: in every epoch the row groups are permuted, laid end to end and cut into windows of whole
 global batches; the rows of a window are permuted; a window is read and decoded by one task, which
 yields blocks of whole per-worker batches: some steps of worker 0, the same steps of worker 1, and
-so on. The rows that do not fill a last batch (fewer than one batch) are left out of that epoch;
+so on. The rows that do not fill a last batch (fewer tha one batch) are left out of that epoch;
 the next epoch leaves out others.
 
 Everything stays uint8; normalising, filling the hole and flipping happen on the device.
@@ -35,9 +35,9 @@ from pipelines.data.stream_plan import (
     window_of,
 )
 from pipelines.runtime import cluster, ray_internals
-from pipelines.runtime.ray_internals import Paced, Prompt
+from pipelines.runtime.ray_internals import RefreshLimits, RestBetweenTurns
 
-MAX_THREADS = 8  # of a task; what Python itself does for a picture, it does for one at a time
+MAX_THREADS = 8  # of a task; what Python itself does for an image, it does for one at a time
 
 
 FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
@@ -55,7 +55,7 @@ def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
     What a consumer receives is cut into its batches by `batches`.
     The order holds only where the execution has `preserve_order` set: see `execution_options`.
     """
-    numbers = ray_internals.numbers(window_of(plan, start_step), num_windows(plan))
+    numbers = ray_internals.number_dataset(window_of(plan, start_step), num_windows(plan))
     read = partial(_read_items, plan=plan, start_step=start_step)
     blocks = numbers.map_batches(read, batch_size=None, batch_format="numpy")
     quiet(blocks, plan.block_rows * plan.row_bytes)
@@ -93,7 +93,7 @@ def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
     context.execution_options = execution_options()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else a consumer cannot tell whose fault it was
-    context.custom_execution_callback_classes = [Prompt, Paced]
+    context.custom_execution_callback_classes = [RefreshLimits, RestBetweenTurns]
 
 
 def _read_items(
@@ -171,7 +171,7 @@ class _Decoder:
         return block
 
     def _fill(self, block: Batch, chosen: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
-        """Pictures and masks of some slots."""
+        """Images and masks of some slots."""
         plan, spec = self._plan, self._spec
         for slot in slots.tolist():
             at = chosen[slot]
@@ -209,16 +209,16 @@ def _rows(uri: str, group: RowGroup, cut: slice, mask: str) -> pa.Table:
     return table.append_column("row", pa.array(numbers)).slice(cut.start, cut.stop - cut.start)
 
 
-def fixed_pictures(
+def read_fixed_images(
     plan: StreamPlan, split: str, count: int, part: tuple[int, int] = (0, 1)
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The first pictures of a split, centre crop, variant 0: the same whenever it is called.
+    """The first images of a split, centre crop, variant 0: the same whenever it is called.
 
     Args:
-        plan: what a picture and a hole are.
+        plan: what an image and a hole are.
         split: `train` or `val`.
         count: how many at most.
-        part: (k, n) takes every n-th picture from the k-th on, for n processes to share.
+        part: (k, n) takes every n-th image from the k-th on, for n processes to share.
 
     Returns:
         image uint8 (N, side, side, 3) and mask uint8 (N, packed bytes).
@@ -248,7 +248,7 @@ def _decode(plan: StreamPlan, jpeg: memoryview) -> images.Picture:
     try:
         return images.decode(jpeg)
     except ValueError as error:
-        raise shards.damaged(plan.uri, f"a picture: {error}") from None
+        raise shards.damaged_shard_error(plan.uri, f"an image: {error}") from None
 
 
 def _labels(rows: pa.Table) -> NDArray[np.int32]:

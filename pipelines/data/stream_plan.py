@@ -11,7 +11,7 @@ from ce_model.masks import Strategy
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
 
-WINDOW_ROWS = 4096  # pictures a task shuffles at once; 120 MB of JPEG at 30 kB each
+WINDOW_ROWS = 4096  # images a task shuffles at once; 120 MB of JPEG at 30 kB each
 
 
 BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 25 ms of processor time, whatever its size
@@ -25,11 +25,11 @@ class StreamPlan:
     manifest: Manifest
     strategy: Strategy
     side: int
-    """Side of the square pictures and masks, px."""
+    """Side of the square images and masks, px."""
     shorter: int
-    """Shorter side to which a picture is resized before the crop, px; 0 keeps the stored size."""
+    """Shorter side to which an image is resized before the crop, px; 0 keeps the stored size."""
     batch_size: int
-    """Pictures per global batch."""
+    """Images per global batch."""
     num_workers: int
     steps: int
     seed: int
@@ -47,12 +47,12 @@ class StreamPlan:
         if self.rows < self.batch_size:
             raise UserError(
                 f"batch_size is {self.batch_size}; the dataset has only {self.rows} training "
-                "pictures, which do not fill one batch: lower --batch-size or add pictures"
+                "images, which do not fill one batch: lower --batch-size or add images"
             )
 
     @property
     def rows(self) -> int:
-        """Training pictures."""
+        """Training images."""
         return self.manifest.rows("train")
 
     @property
@@ -67,7 +67,7 @@ class StreamPlan:
 
     @property
     def worker_batch(self) -> int:
-        """Pictures per step and worker."""
+        """Images per step and worker."""
         return self.batch_size // self.num_workers
 
     @property
@@ -78,7 +78,7 @@ class StreamPlan:
 
     @property
     def block_rows(self) -> int:
-        """Pictures in a block, padding included."""
+        """Images in a block, padding included."""
         return self.block_batches * self.worker_batch
 
     @property
@@ -131,7 +131,7 @@ def windows(plan: StreamPlan) -> Iterator[Window]:
 
 @dataclass(frozen=True)
 class Draw:
-    """All chance of one picture in one epoch, from one hash of (seed, epoch, key)."""
+    """All chance of one image in one epoch, from one hash of (seed, epoch, key)."""
 
     down: float
     across: float

@@ -1,6 +1,6 @@
 """Rows of the paper's second table that are trained, but not as context encoders.
 
-`autoencoder` is the same network with no hole, scored on the whole picture; `supervised` is the
+`autoencoder` is the same network with no hole, scored on the whole image; `supervised` is the
 same encoder trained with the labels. Both read exactly the batches that pretraining with the same
 dataset, seed, batch size and steps reads, and end as model folders like any other.
 """
@@ -39,7 +39,7 @@ class BaselineSettings:
     steps: int = 2000
     """Training steps."""
     batch_size: int = 64
-    """Pictures per step."""
+    """Images per step."""
     learning_rate: float = 1e-4
     """Of Adam; 1e-4 is that of `alexnet` with random holes."""
     shorter: int = 0

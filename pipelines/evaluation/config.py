@@ -11,7 +11,7 @@ from pipelines.evaluation.data.voc import VocSettings
 from pipelines.evaluation.tasks.detection import DetectionSettings
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
-from pipelines.evaluation.tasks.probes import FrozenSettings
+from pipelines.evaluation.tasks.probes import ProbeSettings
 from pipelines.evaluation.tasks.retrieval import RetrievalSettings
 from pipelines.evaluation.tasks.segmentation import SegmentationSettings
 
@@ -40,7 +40,7 @@ class EvaluateConfig:
     random-kmeans, autoencoder, supervised; label=REF names a row, and equal labels are repetitions
     of one row (trainings of other seeds), each measured with one of the seeds in turn."""
     data: tuple[str, ...]
-    """Prepared datasets, class folders, folders of pictures, VOC or CamVid folders; a task runs on
+    """Prepared datasets, class folders, folders of images, VOC or CamVid folders; a task runs on
     those it can use."""
     tasks: tuple[TaskName, ...] = ("inpainting", "linear", "knn")
     """What to measure."""
@@ -58,7 +58,7 @@ class EvaluateConfig:
     """Training of the rows autoencoder and supervised."""
     inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
     """Task inpainting."""
-    frozen: FrozenSettings = field(default_factory=FrozenSettings)
+    frozen: ProbeSettings = field(default_factory=ProbeSettings)
     """Tasks linear and knn."""
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     """Task finetune."""

@@ -16,9 +16,9 @@ from ce_model.networks import ContextEncoder, build_generator
 from ce_model.training import Precision
 from ce_model.transfer import initialisation
 from pipelines.errors import UserError
-from pipelines.evaluation.data.images import spread
+from pipelines.evaluation.data.images import pick_evenly
 from pipelines.models import files
-from pipelines.models.resolve import Subject, named
+from pipelines.models.resolve import ModelRef, resolve_named
 
 KMEANS_PICTURES = 64
 
@@ -26,7 +26,7 @@ KMEANS_PICTURES = 64
 CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on conv5 and pool5
 
 
-def require_distinct(given: Mapping[str, Subject | None]) -> None:
+def require_distinct(given: Mapping[str, ModelRef | None]) -> None:
     """Refuse one name for different models, unless all have it as a label: repetitions of a row.
 
     Args:
@@ -34,7 +34,7 @@ def require_distinct(given: Mapping[str, Subject | None]) -> None:
     """
     rows: dict[str, dict[str, str]] = {}
     for ref, subject in given.items():
-        name, rest = named(ref)
+        name, rest = resolve_named(ref)
         rows.setdefault(name, {})[ref] = rest if subject is None else subject.identity
     for name, refs in rows.items():
         labelled = all(ref.startswith(f"{name}=") for ref in refs)
@@ -46,7 +46,7 @@ def require_distinct(given: Mapping[str, Subject | None]) -> None:
             )
 
 
-def network_of(subject: Subject, seed: int) -> ContextEncoder:
+def network_of(subject: ModelRef, seed: int) -> ContextEncoder:
     """The network with its weights, as trained or as drawn."""
     if subject.uri:
         return files.load_model(subject.uri).generator
@@ -54,17 +54,17 @@ def network_of(subject: Subject, seed: int) -> ContextEncoder:
 
 
 def encoder_of(
-    subject: Subject, seed: int, batches: Iterable[Tensor], *, calibrated: bool = True
+    subject: ModelRef, seed: int, batches: Iterable[Tensor], *, calibrated: bool = True
 ) -> nn.Sequential:
-    """The encoder with its batch norm calibrated on these pictures, or as trained, folded away.
+    """The encoder with its batch norm calibrated on these images, or as trained, folded away.
 
-    `random-kmeans` draws its filters from the same pictures.
+    `random-kmeans` draws its filters from the same images.
     """
     encoder = network_of(subject, seed).encoder
     kept = list(batches)
     if subject.kind == "random-kmeans":
         pictures = torch.cat(kept)
-        pictures = pictures[spread(len(pictures), KMEANS_PICTURES)]
+        pictures = pictures[pick_evenly(len(pictures), KMEANS_PICTURES)]
         folded = initialisation.fold(encoder)
         layers = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         initialisation.initialise(
@@ -85,7 +85,7 @@ def device() -> torch.device:
 
 
 def resolve_precision(requested: Precision) -> torch.dtype:
-    """What this process computes in; what its processor lacks is the user's to mend."""
+    """What this process computes in; what its processor lacks is the user's to fix."""
     try:
         return training.resolve_precision(requested, device())
     except ValueError as error:
@@ -95,7 +95,7 @@ def resolve_precision(requested: Precision) -> torch.dtype:
         ) from None
 
 
-def require_network(subject: Subject, task: str, side: int | None = None) -> None:
+def require_network(subject: ModelRef, task: str, side: int | None = None) -> None:
     """Refuse an encoder that a task, or a probe at a side of its own, cannot use."""
     if subject.network.preset == "alexnet" or (task not in CONVOLUTIONAL and side is None):
         return

@@ -16,11 +16,11 @@ from pipelines.errors import UserError
 from pipelines.evaluation import baselines, encoders, measure, results
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data import proposals
-from pipelines.evaluation.data.images import Layout, Pictures
+from pipelines.evaluation.data.images import ImageSet, Layout
 from pipelines.evaluation.measure import Job
 from pipelines.evaluation.plan import title
 from pipelines.models import files, resolve
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.mailbox import create_mailbox
 from pipelines.runtime.progress import ProgressDisplay
@@ -63,7 +63,7 @@ def _options(config: EvaluateConfig, resources: Resources) -> dict[str, Any]:
     return {"num_cpus": config.cpus_per_task, "num_gpus": min(1, resources.gpus)}
 
 
-class Room:
+class Executor:
     """Runs measurements as Ray tasks, as many at once as fit."""
 
     def __init__(self, config: EvaluateConfig, resources: Resources, console: Console) -> None:
@@ -78,7 +78,7 @@ class Room:
             UserError: some could not be done; the others are, and stay done.
         """
         missing = list(
-            {job.uri: job for job in jobs if results.committed(job.uri) is None}.values()
+            {job.uri: job for job in jobs if results.find_committed(job.uri) is None}.values()
         )
         done = len({job.uri for job in jobs}) - len(missing)
         if done:
@@ -87,8 +87,8 @@ class Room:
         names = {work_remotely.remote(job, self._config): title(job) for job in missing}
         self._wait(names, "measuring")
 
-    def search(self, pictures: list[Pictures]) -> None:
-        """Find the regions of pictures for detection, unless they are kept already."""
+    def search(self, pictures: list[ImageSet]) -> None:
+        """Find the regions of images for detection, unless they are kept already."""
         search_remotely = ray.remote(_search).options(num_cpus=1)
         store = self._config.store
         missing = [p for p in pictures if not storage.exists(proposals.uri_of(store, p))]
@@ -138,7 +138,7 @@ class Room:
             raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def _search(store: str, pictures: Pictures) -> None:
+def _search(store: str, pictures: ImageSet) -> None:
     proposals.ensure(store, pictures)
 
 
@@ -167,17 +167,17 @@ def _train_baseline(
 
 
 def with_baselines(
-    given: dict[str, Subject | None],
+    given: dict[str, ModelRef | None],
     config: EvaluateConfig,
     layouts: dict[str, Layout],
-    room: Room,
-) -> list[tuple[Subject, int]]:
+    room: Executor,
+) -> list[tuple[ModelRef, int]]:
     """Every subject with the seeds it is measured with; baselines are trained once per seed."""
-    found = paired([s for s in given.values() if s is not None], config.seeds)
+    found = pair_with_baselines([s for s in given.values() if s is not None], config.seeds)
     wanted: dict[str, tuple[Any, ...]] = {}
     names: dict[str, tuple[str, baselines.Kind, int]] = {}
     for ref in (ref for ref, subject in given.items() if subject is None):
-        name, rest = resolve.named(ref)
+        name, rest = resolve.resolve_named(ref)
         kind: baselines.Kind = "autoencoder" if rest == "autoencoder" else "supervised"
         data = next((d for d, layout in layouts.items() if layout == "prepared"), None)
         if data is None:
@@ -191,18 +191,20 @@ def with_baselines(
             names[uri] = (name, kind, seed)
     room.train(wanted)
     for uri, (name, kind, seed) in names.items():
-        found.append((resolve.trained(name, uri, kind=kind), seed))
+        found.append((resolve.trained_ref(name, uri, kind=kind), seed))
     return found
 
 
-def paired(subjects: Sequence[Subject], seeds: Sequence[int]) -> list[tuple[Subject, int]]:
+def pair_with_baselines(
+    subjects: Sequence[ModelRef], seeds: Sequence[int]
+) -> list[tuple[ModelRef, int]]:
     """Subjects with the seeds they are measured with.
 
     A row of one model is measured with every seed. In a row of several (trainings of different
     seeds) each model takes one seed, in turn, so that they stay independent repetitions. A model
     that is given by two references counts once.
     """
-    rows: dict[str, list[Subject]] = {}
+    rows: dict[str, list[ModelRef]] = {}
     for subject in {(s.name, s.identity): s for s in subjects}.values():
         rows.setdefault(subject.name, []).append(subject)
     return [

@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import encoders, results
 from pipelines.evaluation.config import EvaluateConfig, TaskName
 from pipelines.evaluation.data import proposals, targets, voc
-from pipelines.evaluation.data.images import Pictures, layout_of, read_labels, read_pictures
+from pipelines.evaluation.data.images import ImageSet, layout_of, read_images, read_labels
 from pipelines.evaluation.results import Measured
 from pipelines.evaluation.tasks import (
     detection,
@@ -19,9 +19,9 @@ from pipelines.evaluation.tasks import (
     retrieval,
     segmentation,
 )
-from pipelines.evaluation.tasks.inpainting import Holes
+from pipelines.evaluation.tasks.inpainting import HoleSet
 from pipelines.models.files import load_model
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class Job:
     """A measurement that can be committed on its own."""
 
     task: TaskName
-    subject: Subject | None
+    subject: ModelRef | None
     """None: the classical ways to fill holes."""
-    holes: tuple[Holes, ...]
+    holes: tuple[HoleSet, ...]
     """What the classical methods fill."""
     data_uri: str
     database_uri: str | None
@@ -42,7 +42,7 @@ class Job:
 
 
 def perform(job: Job, config: EvaluateConfig) -> str | None:
-    """Measure and commit; returns a message instead when the user has to mend something."""
+    """Measure and commit; returns a message instead when the user has to fix something."""
     torch.set_num_threads(config.cpus_per_task)
     try:
         results.commit(job.uri, measure_job(job, config))
@@ -51,7 +51,7 @@ def perform(job: Job, config: EvaluateConfig) -> str | None:
     return None
 
 
-def require_subject(task: TaskName, subject: Subject, config: EvaluateConfig) -> None:
+def require_subject(task: TaskName, subject: ModelRef, config: EvaluateConfig) -> None:
     """Refuse a model that a task cannot use; asked before any work, and where it is done."""
     side = config.frozen.side if task in ("linear", "knn") else None
     encoders.require_network(subject, task, side)
@@ -65,12 +65,12 @@ def require_data(task: TaskName, uri: str, config: EvaluateConfig) -> None:
 
 
 def wants_labels(task: TaskName, uri: str) -> bool:
-    """Whether a task needs one class for every picture; VOC folders give several."""
+    """Whether a task needs one class for every image; VOC folders give several."""
     return task in ("linear", "knn") or (task == "finetune" and layout_of(uri) != "voc")
 
 
 def _limits(task: TaskName, config: EvaluateConfig) -> tuple[int, int]:
-    """At most so many training and test pictures with labels."""
+    """At most so many training and test images with labels."""
     if task == "finetune":
         return config.finetune.labels, config.finetune.test_pictures
     return config.frozen.train_pictures, config.frozen.test_pictures
@@ -85,8 +85,8 @@ def measure_job(job: Job, config: EvaluateConfig) -> Measured:
     subject, side = job.subject, input_side(job.subject.network)
     require_subject(job.task, subject, config)
     if job.task == "retrieval":
-        queries = read_pictures(job.data_uri, "val", config.retrieval.queries)
-        database = read_pictures(job.data_uri, "train", config.retrieval.database)
+        queries = read_images(job.data_uri, "val", config.retrieval.queries)
+        database = read_images(job.data_uri, "train", config.retrieval.database)
         return retrieval.measure(
             subject, job.seed, queries, database, side, config.retrieval, dtype
         )
@@ -116,13 +116,13 @@ def measure_job(job: Job, config: EvaluateConfig) -> Measured:
     encoder = encoders.encoder_of(
         subject, job.seed, probes.calibration(train, side), calibrated=calibrated
     )
-    known, asked = (
+    known, requested = (
         probes.Split(probes.extract(encoder, part, side, settings.values, dtype), part.labels)
         for part in (train, test)
     )
     if job.task == "knn":
-        return probes.neighbours(known, asked, settings)
-    return probes.linear(known, asked, len(train.classes), settings, job.seed)
+        return probes.neighbours(known, requested, settings)
+    return probes.linear(known, requested, len(train.classes), settings, job.seed)
 
 
 def _detection(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
@@ -139,20 +139,20 @@ def _detection(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured
 
 
 def _inpainting(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
-    pictures = read_pictures(job.data_uri, "val", config.inpainting.pictures)
+    pictures = read_images(job.data_uri, "val", config.inpainting.pictures)
     database = None
     if job.database_uri is not None:
-        database = read_pictures(job.database_uri, "train", config.inpainting.database)
+        database = read_images(job.database_uri, "train", config.inpainting.database)
     if job.subject is None:
         return inpainting.measure_classical(job.holes, pictures, database, config.inpainting)
     model = load_model(job.subject.uri)
     return inpainting.measure_model(model, pictures, database, config.inpainting, dtype)
 
 
-def _labelled(job: Job, config: EvaluateConfig) -> tuple[Pictures, Pictures]:
+def _labelled(job: Job, config: EvaluateConfig) -> tuple[ImageSet, ImageSet]:
     train_limit, test_limit = _limits(job.task, config)
-    train = read_pictures(job.data_uri, "train", train_limit)
-    test = read_pictures(job.data_uri, "val", test_limit)
+    train = read_images(job.data_uri, "train", train_limit)
+    test = read_images(job.data_uri, "val", test_limit)
     for part in (train, test):
         probes.require_labels(part.labels, job.task, job.data_uri)
     return train, test

@@ -6,7 +6,7 @@ the context encoder's segmentation as 29.7.
 
 from typing import Any
 
-TABLE_1 = "Paris StreetView, 64 px centre of 128 px, 100 test pictures, trained on 14,900"
+TABLE_1 = "Paris StreetView, 64 px centre of 128 px, 100 test images, trained on 14,900"
 TABLE_2 = "AlexNet pretrained on ImageNet; VOC 2007 test and VOC 2012 validation"
 
 FILLING: list[dict[str, Any]] = [
@@ -32,9 +32,9 @@ TRANSFER: list[dict[str, Any]] = [
 ]
 
 DIFFERENCES = {
-    "inpainting": f"Quoted: {TABLE_1}; the region is the predicted centre. Ours: the pictures and "
+    "inpainting": f"Quoted: {TABLE_1}; the region is the predicted centre. Ours: the images and "
     "masks named above; the region is what the network did not see (56 px of a 64 px centre).",
-    "finetune": f"Quoted: {TABLE_2}, 1.2 million pictures, 100,000 iterations. Ours: the data, "
+    "finetune": f"Quoted: {TABLE_2}, 1.2 million images, 100,000 iterations. Ours: the data, "
     "steps and labels named above; batch norm instead of LRN in pretraining, folded before "
     "fine-tuning; every row is rescaled alike and has its own learning rate.",
 }

@@ -8,13 +8,13 @@ from pipelines.errors import UserError
 from pipelines.evaluation import measure, results
 from pipelines.evaluation.config import KEY_VERSION, WANTED, EvaluateConfig, TaskName, settings_of
 from pipelines.evaluation.data import proposals, voc
-from pipelines.evaluation.data.images import Layout, Pictures, layout_of, read_pictures
+from pipelines.evaluation.data.images import ImageSet, Layout, layout_of, read_images
 from pipelines.evaluation.measure import Job
 from pipelines.evaluation.tasks import finetune
 from pipelines.evaluation.tasks import inpainting as filling
-from pipelines.evaluation.tasks.inpainting import Holes
+from pipelines.evaluation.tasks.inpainting import HoleSet
 from pipelines.models import files
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 
 
 def layouts_of(config: EvaluateConfig) -> dict[str, Layout]:
@@ -42,7 +42,7 @@ def data_for(task: TaskName, layouts: dict[str, Layout]) -> list[str]:
 
 
 def require_measurable(
-    subjects: Iterable[Subject], config: EvaluateConfig, layouts: dict[str, Layout]
+    subjects: Iterable[ModelRef], config: EvaluateConfig, layouts: dict[str, Layout]
 ) -> None:
     """Refuse before any work what a measurement would refuse.
 
@@ -55,7 +55,7 @@ def require_measurable(
             measure.require_data(task, uri, config)
 
 
-def require_subjects(subjects: Iterable[Subject], config: EvaluateConfig) -> None:
+def require_subjects(subjects: Iterable[ModelRef], config: EvaluateConfig) -> None:
     """The half of `require_measurable` that needs no data."""
     for subject in subjects:
         for task in config.tasks:
@@ -75,7 +75,7 @@ def fingerprints_of(config: EvaluateConfig, layouts: dict[str, Layout]) -> Finge
 
 
 def jobs_of(
-    subjects: list[tuple[Subject, int]],
+    subjects: list[tuple[ModelRef, int]],
     config: EvaluateConfig,
     layouts: dict[str, Layout],
     fingerprints: Fingerprints,
@@ -100,20 +100,20 @@ def jobs_of(
     return jobs
 
 
-def _holes(subjects: list[Subject], config: EvaluateConfig) -> tuple[Holes, ...]:
+def _holes(subjects: list[ModelRef], config: EvaluateConfig) -> tuple[HoleSet, ...]:
     """Every kind of hole that a model fills, so that the classical methods fill it too."""
-    found: list[Holes] = []
+    found: list[HoleSet] = []
     for subject in subjects:
         description = storage.read_json(storage.join(subject.uri, files.MODEL))
         overlap = description["objective"]["overlap"]
         found += filling.holes_of(subject.network, overlap, config.inpainting.strategies)
-    return tuple(dict.fromkeys(found)) or (Holes(128, "central", 4),)
+    return tuple(dict.fromkeys(found)) or (HoleSet(128, "central", 4),)
 
 
 def _job(
     task: TaskName,
-    subject: Subject | None,
-    holes: tuple[Holes, ...],
+    subject: ModelRef | None,
+    holes: tuple[HoleSet, ...],
     data: str,
     database: str | None,
     seed: int,
@@ -159,11 +159,11 @@ def fingerprint(task: TaskName, uri: str, layout: Layout, config: EvaluateConfig
     if layout == "prepared":
         return manifest.read_manifest(uri).fingerprint
     splits = ("val",) if layout == "pictures" else ("train", "val")
-    return storage.content_key([read_pictures(uri, split, 0).fingerprint for split in splits])
+    return storage.content_key([read_images(uri, split, 0).fingerprint for split in splits])
 
 
-def to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[Pictures]:
-    """Pictures that detection needs regions of, in parts."""
+def to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[ImageSet]:
+    """Images that detection needs regions of, in parts."""
     if "detection" not in config.tasks:
         return []
     return [

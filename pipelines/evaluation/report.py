@@ -1,4 +1,4 @@
-"""The report: every score with its spread, the paper's rows beside ours, and pictures, in one file.
+"""The report: every score with its spread, the paper's rows beside ours, and images, in one file.
 
 `report.json` holds the numbers; `report.html` shows them and needs no other file.
 """
@@ -103,7 +103,7 @@ def _most_labels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _share(row: dict[str, Any]) -> float:
-    """The number in `10%` or `10% (30)`, with the pictures behind it."""
+    """The number in `10%` or `10% (30)`, with the images behind it."""
     return float(row["labels"].partition("%")[0]) if "labels" in row else 0.0
 
 
@@ -150,7 +150,7 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
 
 
 def _by_holes(section: dict[str, Any], figures: dict[str, bytes]) -> Iterator[str]:
-    """Of every kind of hole the filled pictures, and below them the tables."""
+    """Of every kind of hole the filled images, and below them the tables."""
     for kind in _distinct((row["holes"], row["side"]) for row in section["rows"]):
         holes, side = kind
         yield f"<h3>{html_page.text(holes)} holes, {html_page.text(side)} px</h3>"
@@ -163,7 +163,7 @@ def _by_holes(section: dict[str, Any], figures: dict[str, bytes]) -> Iterator[st
 
 
 def grids(section: dict[str, Any]) -> list[Grid]:
-    """The tables of a section; none for a share of hidden pixels that no picture had."""
+    """The tables of a section; none for a share of hidden pixels that no image had."""
     layout = LAYOUT[section["task"]]
     rows = [row for row in section["rows"] if row.get("pictures", {}).get("mean") != 0]
     found = []

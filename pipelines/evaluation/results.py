@@ -35,7 +35,7 @@ def stage_uri(store: str, key: str) -> str:
     return storage.join(storage.absolute(store), "evaluate", key[:16])
 
 
-def committed(uri: str) -> Measured | None:
+def find_committed(uri: str) -> Measured | None:
     """The result at a stage's folder, without its figures; None when it is not finished."""
     commit = storage.join(uri, COMMIT)
     if not storage.exists(commit):

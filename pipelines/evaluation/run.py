@@ -12,27 +12,34 @@ from rich.table import Table
 from pipelines import storage
 from pipelines.evaluation import encoders, plan, report, results
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.executor import Room, precision_of_workers, with_baselines
+from pipelines.evaluation.executor import Executor, precision_of_workers, with_baselines
 from pipelines.evaluation.measure import Job
 from pipelines.models.files import MODEL
-from pipelines.models.resolve import BASELINES, Subject, named, resolve_model, run_of, untrained
+from pipelines.models.resolve import (
+    BASELINES,
+    ModelRef,
+    resolve_model,
+    resolve_named,
+    run_of,
+    untrained_ref,
+)
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
-from pipelines.tracking.client import client, described, tracking_uri
+from pipelines.tracking.client import client, describe_error, tracking_uri
 from pipelines.tracking.recorder import Recorder
 from pipelines.tracking.runs import RunSpec, log_bytes
 
 NAME_WIDTH = 16  # characters of a line of a row's name, at the least
 ABOUT = {
-    "inpainting": "Errors on [0, 1] pixels per picture, then averaged; PSNR in dB.",
+    "inpainting": "Errors on [0, 1] pixels per image, then averaged; PSNR in dB.",
     "linear": "Ridge classifier on frozen features of each layer; accuracy on the test split.",
-    "knn": "Vote of the nearest training pictures on frozen features.",
+    "knn": "Vote of the nearest training images on frozen features.",
     "finetune": "All layers fine-tuned; the learning rate of each row was chosen on a fifth of the "
-    "training pictures.",
+    "training images.",
     "detection": "Fast R-CNN on selective search; VOC average precision over the classes; the "
-    "learning rate of each row was chosen on a fifth of the training pictures.",
+    "learning rate of each row was chosen on a fifth of the training images.",
     "segmentation": "FCN-32s; mean IoU over the classes, void left out; the learning rate of each "
-    "row was chosen on a fifth of the training pictures.",
+    "row was chosen on a fifth of the training images.",
     "retrieval": "Nearest neighbours of the visible context; the centre is hidden everywhere.",
 }
 
@@ -50,9 +57,9 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
     given = {ref: _subject(ref, config, uri) for ref in config.model}
     encoders.require_distinct(given)
     plan.require_measurable(_all(given, config), config, layouts)
-    with cluster.connected() as resources:
+    with cluster.connect() as resources:
         config = replace(config, precision=precision_of_workers(config, resources))
-        room = Room(config, resources, console)
+        room = Executor(config, resources, console)
         subjects = with_baselines(given, config, layouts, room)
         jobs = plan.jobs_of(subjects, config, layouts, fingerprints)
         room.search(plan.to_search(config, layouts))
@@ -63,29 +70,29 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
     return {**found, "delivered": delivered}
 
 
-def _subject(ref: str, config: EvaluateConfig, uri: str) -> Subject | None:
+def _subject(ref: str, config: EvaluateConfig, uri: str) -> ModelRef | None:
     """A model that is there, or random weights; None for what has to be trained first."""
-    name, rest = named(ref)
+    name, rest = resolve_named(ref)
     if rest == "random":
-        return untrained(name, "random", config.network)
+        return untrained_ref(name, "random", config.network)
     if rest == "random-kmeans":
-        return untrained(name, "random-kmeans", config.network)
+        return untrained_ref(name, "random-kmeans", config.network)
     if rest in BASELINES:
         return None
     return resolve_model(ref, store=config.store, tracking_uri=uri)
 
 
-def _all(given: dict[str, Subject | None], config: EvaluateConfig) -> list[Subject]:
+def _all(given: dict[str, ModelRef | None], config: EvaluateConfig) -> list[ModelRef]:
     """What is measured, with those that are trained first."""
     return [
-        subject or untrained(named(ref)[0], "random", config.network)
+        subject or untrained_ref(resolve_named(ref)[0], "random", config.network)
         for ref, subject in given.items()
     ]
 
 
 def _gather(
     jobs: list[Job],
-    subjects: list[tuple[Subject, int]],
+    subjects: list[tuple[ModelRef, int]],
     config: EvaluateConfig,
     fingerprints: plan.Fingerprints,
 ) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _gather(
         chosen = [job for job in jobs if (job.task, job.data_uri) == (task, data)]
         rows, notes = [], {}
         for job in chosen:
-            measured = results.committed(job.uri)
+            measured = results.find_committed(job.uri)
             assert measured is not None
             model = "" if job.subject is None else job.subject.name
             rows.append([{"model": model, **row} for row in measured.rows])
@@ -124,7 +131,7 @@ def _gather(
     }
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: ModelRef) -> dict[str, Any]:
     network = subject.network
     origin = "drawn with each seed"
     if subject.uri:
@@ -168,7 +175,7 @@ def _publish(
     figures: dict[str, dict[str, bytes]],
     config: EvaluateConfig,
     uri: str,
-    subjects: list[tuple[Subject, int]],
+    subjects: list[tuple[ModelRef, int]],
     console: Console,
 ) -> bool:
     """Report to the store, to --report, to MLflow, and to the runs that the models came from.
@@ -215,7 +222,7 @@ def _made_at(home: str) -> str:
 
 
 def _attach(
-    files: dict[str, bytes], folder: str, uri: str, subjects: list[tuple[Subject, int]]
+    files: dict[str, bytes], folder: str, uri: str, subjects: list[tuple[ModelRef, int]]
 ) -> str | None:
     """Give files to the runs that the models came from; returns why they do not have them."""
     try:
@@ -226,7 +233,7 @@ def _attach(
             for name, data in files.items():
                 log_bytes(server, run_id, f"{folder}/{name}", data)
     except Exception as error:  # whatever the server does, the measurements are done
-        return described(uri, error)
+        return describe_error(uri, error)
     return None
 
 

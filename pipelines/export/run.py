@@ -1,7 +1,7 @@
 """The encoder alone, for use without this project: safetensors, ONNX and torch.export.
 
     encoder.safetensors   weights with batch norm folded into the layers before it
-    encoder.onnx          picture float (N, 3, S, S), RGB in [-1, 1] -> features; any N
+    encoder.onnx          image float (N, 3, S, S), RGB in [-1, 1] -> features; any N
     encoder.pt2           the same as a torch.export program
     encoder.json          network, sizes and sha256 of each file; written last
 
@@ -65,7 +65,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
     uri = client.tracking_uri(config.tracking_uri, config.store)
     subject = resolve_model(config.model, store=config.store, tracking_uri=uri)
     model = files.load_model(subject.uri)
-    encoder = folded(model.generator.encoder)
+    encoder = fold_encoder(model.generator.encoder)
     noise = torch.Generator().manual_seed(0)
     x = torch.rand(CHECKED_PICTURES, 3, model.side, model.side, generator=noise) * 2 - 1
     with torch.inference_mode():
@@ -93,7 +93,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
     return description
 
 
-def folded(encoder: nn.Sequential) -> nn.Sequential:
+def fold_encoder(encoder: nn.Sequential) -> nn.Sequential:
     """The encoder without batch norm, in the plain memory layout that other programs expect."""
     plain = fold(encoder).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return plain.requires_grad_(False)  # type: ignore[no-any-return]
@@ -122,7 +122,7 @@ def load_encoder(uri: str) -> nn.Sequential:
             f"{WEIGHTS} in '{uri}' is not the file that {DESCRIPTION} names by its sha256; export "
             "again"
         )
-    encoder = folded(build_generator(NetworkConfig(**description["network"])).encoder)
+    encoder = fold_encoder(build_generator(NetworkConfig(**description["network"])).encoder)
     files.load_strictly(encoder, safetensors.torch.load(data), uri)
     return encoder
 
@@ -136,7 +136,7 @@ def _write(
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     runs[WEIGHTS] = lambda: torch.func.functional_call(encoder, tensors, x).numpy()
     with warnings.catch_warnings():
-        # Of torch's own use of its tree functions; nothing that the caller could mend.
+        # Of torch's own use of its tree functions; nothing that the caller could fix.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         batch = torch.export.Dim("batch")

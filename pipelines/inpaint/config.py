@@ -7,27 +7,27 @@ from ce_model.masks import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class InpaintConfig:
-    """Fill the holes of a folder of pictures."""
+    """Fill the holes of a folder of images."""
 
     model: str
     """Model folder, pretraining stage, or registered model: models:/NAME@champion."""
     images: str
-    """Folder of JPEG or PNG pictures, searched in full."""
+    """Folder of JPEG or PNG images, searched in full."""
     output: str
-    """Folder for the filled pictures."""
+    """Folder for the filled images."""
     masks: str | None = None
-    """Folder of masks, named as the pictures and of their size; what is not black is filled,
+    """Folder of masks, named as the images and of their size; what is not black is filled,
     in a JPEG, where black is not exact, what is lighter than half."""
     strategy: Strategy | None = None
     """Instead of masks: draw holes of this family."""
     seed: int = 0
     """Of drawn holes."""
     batch_size: int = 16
-    """Pictures filled at once."""
+    """Images filled at once."""
     actors: int = 0
     """Processes that hold the model; 0: one per GPU, or one per two CPUs."""
     max_bad_share: float = 0.01
-    """Share of pictures that may be left out for a fault before the job fails."""
+    """Share of images that may be left out for a fault before the job fails."""
     store: str = "store"
     """Where SQLite tracking lies when no server is named."""
     tracking_uri: str | None = None

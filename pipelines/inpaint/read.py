@@ -29,27 +29,27 @@ Pixels = NDArray[np.uint8]
 Hole = NDArray[np.bool_]
 
 
-class Holes(NamedTuple):
-    """Where the hole of a picture comes from."""
+class HoleSource(NamedTuple):
+    """Where the hole of an image comes from."""
 
     masks_uri: str | None
     strategy: Strategy | None
     seed: int
 
 
-class BadPicture(ValueError):
-    """This picture cannot be filled; the others can."""
+class UnreadableImage(ValueError):
+    """This image cannot be filled; the others can."""
 
 
-def target(name: str) -> str:
-    """Name of a filled picture."""
+def output_uri(name: str) -> str:
+    """Name of a filled image."""
     return str(PurePosixPath(name).with_suffix(".png"))
 
 
-def read_picture(
-    name: str, *, images_uri: str, holes: Holes, model: LoadedModel
+def read_image(
+    name: str, *, images_uri: str, holes: HoleSource, model: LoadedModel
 ) -> tuple[Pixels, Hole]:
-    """A picture, uint8 (H, W, 3) RGB, and its hole, bool (H, W).
+    """An image, uint8 (H, W, 3) RGB, and its hole, bool (H, W).
 
     Raises:
         BadPicture: it cannot be read, or the hole does not fit it or the model.
@@ -59,9 +59,9 @@ def read_picture(
     if holes.strategy is not None:
         drawn = mask_for(holes.seed, holes.strategy, model.side, name, 0)
         shown = shrink(torch.from_numpy(drawn)[None], model.objective.overlap)[0].numpy()
-        hole = ~touched(~shown, height, width)  # no pixel that the network sees a part of
+        hole = ~touched_pixels(~shown, height, width)  # no pixel that the network sees a part of
         if not hole.any():
-            raise BadPicture(f"{width} x {height} px; too small for a drawn hole")
+            raise UnreadableImage(f"{width} x {height} px; too small for a drawn hole")
     else:
         assert holes.masks_uri is not None
         # A grey value of a colour may be rounded to black, one of 16 bits cut off.
@@ -70,41 +70,41 @@ def read_picture(
         pixels = np.asarray(mask)[..., None] if deep else np.asarray(mask.convert("RGB"))
         hole = pixels.max(axis=2) > (JPEG_NOISE if mask.format == "JPEG" else 0)
         if pixels.any() and not hole.any():
-            raise BadPicture("the mask is a dark JPEG; white is filled, or save it as PNG")
+            raise UnreadableImage("the mask is a dark JPEG; white is filled, or save it as PNG")
     if hole.shape != (height, width):
-        raise BadPicture(f"the mask has {hole.shape[::-1]} px, the picture {(width, height)}")
-    if not (touched(hole, model.side, model.side) & ~fillable(model)).any():
+        raise UnreadableImage(f"the mask has {hole.shape[::-1]} px, the image {(width, height)}")
+    if not (touched_pixels(hole, model.side, model.side) & ~fillable_pixels(model)).any():
         return picture, hole
-    raise BadPicture(
-        "the hole reaches outside the middle of the picture, which is all that this model fills"
+    raise UnreadableImage(
+        "the hole reaches outside the middle of the image, which is all that this model fills"
     )
 
 
 def _mask_uri(masks: str, name: str) -> str:
     """The mask of the same name, or the same name as PNG."""
     same = storage.join(masks, name)
-    return same if storage.exists(same) else storage.join(masks, target(name))
+    return same if storage.exists(same) else storage.join(masks, output_uri(name))
 
 
 def _open(uri: str) -> Image.Image:
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError:
-        raise BadPicture(f"'{uri}' is not there") from None
+        raise UnreadableImage(f"'{uri}' is not there") from None
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
         if image.width * image.height > MAX_PIXELS:
-            raise BadPicture(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
+            raise UnreadableImage(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
         image.load()
         upright = ImageOps.exif_transpose(image)
         upright.format = image.format  # lost in a copy
         return upright
-    except BadPicture:
+    except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise BadPicture("neither a JPEG nor a PNG picture") from None
+        raise UnreadableImage("neither a JPEG nor a PNG image") from None
     except Exception as error:  # Pillow raises whatever its parsers meet in broken bytes
-        raise BadPicture(f"{type(error).__name__}: {error}") from None
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from None
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -113,7 +113,7 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def fillable(model: LoadedModel) -> Hole:
+def fillable_pixels(model: LoadedModel) -> Hole:
     """bool (S, S): where a hole may be; a central prediction needs its ring of known context."""
     side, inner = model.side, output_side(model.network)
     first = (side - inner) // 2 + model.objective.overlap
@@ -122,7 +122,7 @@ def fillable(model: LoadedModel) -> Hole:
     return allowed
 
 
-def touched(hole: Hole, height: int, width: int) -> Hole:
+def touched_pixels(hole: Hole, height: int, width: int) -> Hole:
     """The mask at another size: True where any part of the pixel is True; exact at any scale."""
     sums = np.pad(hole.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     (top, bottom), (left, right) = _spans(hole.shape[0], height), _spans(hole.shape[1], width)

@@ -1,13 +1,13 @@
-"""Stage: fill the holes of many pictures with a trained model; outside the hole nothing changes.
+"""Stage: fill the holes of many images with a trained model; outside the hole nothing changes.
 
-Every picture is scaled to the square that the network sees, filled, scaled back, and only the
+Every image is scaled to the square that the network sees, filled, scaled back, and only the
 pixels under the mask are taken from the result: all others are returned bit by bit. Output is PNG,
 which loses nothing, in 8-bit RGB, upright, without transparency, colour profile or metadata. A
-picture's name is kept with the suffix .png.
+image's name is kept with the suffix .png.
 
     OUTPUT/job.json       what is being filled with what; another job is refused here, and so are
-                          pictures or masks that changed (in bytes) after they were used
-    OUTPUT/NAME.png       one per picture
+                          images or masks that changed (in bytes) after they were used
+    OUTPUT/NAME.png       one per image
     OUTPUT/commit.json    counts and faults, written last
 """
 
@@ -21,7 +21,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.inpaint.config import InpaintConfig
 from pipelines.inpaint.fill import Filler
-from pipelines.inpaint.read import Holes, target
+from pipelines.inpaint.read import HoleSource, output_uri
 from pipelines.models import files
 from pipelines.models.files import LoadedModel
 from pipelines.runtime import cluster
@@ -40,7 +40,7 @@ COMMIT, JOB = "commit.json", "job.json"
 Sources = dict[str, list[int | None]]
 
 
-"""Name of a picture -> its bytes and those of its mask; None where it has no mask."""
+"""Name of an image -> its bytes and those of its mask; None where it has no mask."""
 
 
 def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
     sources = find_sources(config)
     names = list(sources)
     key = _key(config, names, files.load_model(model_uri))
-    todo = [name for name in names if not storage.exists(storage.join(output, target(name)))]
+    todo = [name for name in names if not storage.exists(storage.join(output, output_uri(name)))]
     _claim(output, key, sources, set(names) - set(todo))
     commit = storage.join(output, COMMIT)
     if storage.exists(commit):
@@ -60,8 +60,8 @@ def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
             console.print(f"already filled: {output}")
             return done
         storage.remove(commit)
-    console.print(f"{len(names)} pictures, {len(names) - len(todo)} filled before")
-    with cluster.connected() as resources:
+    console.print(f"{len(names)} images, {len(names) - len(todo)} filled before")
+    with cluster.connect() as resources:
         faults = _fill_all(config, todo, model_uri, output, resources)
     counts = {
         "key": key,
@@ -72,11 +72,11 @@ def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
     if len(faults) > config.max_bad_share * len(names):
         shown = "; ".join(f"{name}: {why}" for name, why in list(faults.items())[:5])
         raise UserError(
-            f"{len(faults)} of {len(names)} pictures could not be filled; max_bad_share allows "
+            f"{len(faults)} of {len(names)} images could not be filled; max_bad_share allows "
             f"{config.max_bad_share:.1%}. {shown}"
         )
     storage.publish_json(commit, counts)
-    console.print(f"filled {counts['filled']} of {len(names)} pictures: {output}")
+    console.print(f"filled {counts['filled']} of {len(names)} images: {output}")
     return counts
 
 
@@ -94,10 +94,10 @@ def model_folder(config: InpaintConfig) -> str:
 
 
 def find_sources(config: InpaintConfig) -> Sources:
-    """All pictures under the folder, in order, by their names relative to it.
+    """All images under the folder, in order, by their names relative to it.
 
     Raises:
-        UserError: no such folders, no pictures, or the output would lie among them.
+        UserError: no such folders, no images, or the output would lie among them.
     """
     for name, folder in (("images", config.images), ("masks", config.masks)):
         if folder is not None:
@@ -105,16 +105,16 @@ def find_sources(config: InpaintConfig) -> Sources:
             if storage.is_within(config.output, folder):
                 raise UserError(
                     f"output is '{config.output}', which lies in {name} '{folder}'; the filled "
-                    "pictures need a folder outside it"
+                    "images need a folder outside it"
                 )
     masks = {} if config.masks is None else dict(storage.walk(config.masks))
     sources: Sources = {
-        name: [size, masks.get(name, masks.get(target(name)))]
+        name: [size, masks.get(name, masks.get(output_uri(name)))]
         for name, size in storage.walk(config.images)
         if PurePosixPath(name).suffix.lower() in SUFFIXES
     }
     if not sources:
-        raise UserError(f"images is '{config.images}'; there is no .jpg or .png picture in it")
+        raise UserError(f"images is '{config.images}'; there is no .jpg or .png image in it")
     for name in sources:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UserError(
@@ -124,10 +124,10 @@ def find_sources(config: InpaintConfig) -> Sources:
 
 
 def _key(config: InpaintConfig, names: list[str], model: LoadedModel) -> str:
-    twins = len(names) - len({target(name) for name in names})
+    twins = len(names) - len({output_uri(name) for name in names})
     if twins:
         raise UserError(
-            f"images is '{config.images}'; {twins} pictures differ from others only in their "
+            f"images is '{config.images}'; {twins} images differ from others only in their "
             "suffix and would overwrite them"
         )
     return storage.content_key(
@@ -149,10 +149,10 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
     """The output folder belongs to one job.
 
     Raises:
-        UserError: it holds what another job, or this one with other pictures or masks, made.
+        UserError: it holds what another job, or this one with other images or masks, made.
     """
     uri, commit = storage.join(output, JOB), storage.join(output, COMMIT)
-    held = [target(min(filled))] if filled else [COMMIT] if storage.exists(commit) else []
+    held = [output_uri(min(filled))] if filled else [COMMIT] if storage.exists(commit) else []
     if held and not storage.exists(uri):
         raise UserError(
             f"output is '{output}', which holds {held[0]} already, and not from a job of this "
@@ -170,14 +170,14 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
         before = None
     if not isinstance(before, dict) or before.get("key") != key:
         raise UserError(
-            f"output is '{output}', which holds the pictures of another job (other images, "
+            f"output is '{output}', which holds the images of another job (other images, "
             "masks or model); choose another folder"
         )
     changed = [name for name in sources if sources[name] != before["sources"][name]]
     stale = sorted(filled.intersection(changed))
     if stale:
         raise UserError(
-            f"output is '{output}', which holds {target(stale[0])} made from another picture or "
+            f"output is '{output}', which holds {output_uri(stale[0])} made from another image or "
             f"mask than the one that has the name {stale[0]} now ({len(stale)} such); choose "
             "another folder, or remove what is to be filled again"
         )
@@ -202,7 +202,7 @@ def _fill_all(
     rows = ray.data.from_items([{"name": name} for name in todo], override_num_blocks=blocks)
     rows.context.raise_original_map_exception = True  # else a full disk is no OSError
     masks = None if config.masks is None else storage.absolute(config.masks)
-    holes = Holes(masks, config.strategy, config.seed)
+    holes = HoleSource(masks, config.strategy, config.seed)
     results = rows.map_batches(
         Filler,
         fn_constructor_args=(model_uri, storage.absolute(config.images), holes, output),

@@ -31,7 +31,7 @@ class LoadedModel:
 
     @property
     def side(self) -> int:
-        """Side of the square pictures the network reads, px."""
+        """Side of the square images the network reads, px."""
         return input_side(self.network)
 
 

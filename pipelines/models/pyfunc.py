@@ -1,9 +1,9 @@
-"""The served model: pictures and masks in, features and filled pictures out.
+"""The served model: images and masks in, features and filled images out.
 
 MLflow runs this file to load a model (`models from code`), so a model holds no pickle: its weights
 are safetensors, its settings JSON.
 
-Input: image uint8 (B, S, S, 3) RGB and mask uint8 (B, S, S), 1 where the picture is hidden.
+Input: image uint8 (B, S, S, 3) RGB and mask uint8 (B, S, S), 1 where the image is hidden.
 Output: features float32 (B, D) of the visible context (pool5 of `alexnet`, the bottleneck of
 `inpaint`) and filled uint8 (B, S, S, 3), changed inside the hole only.
 """
@@ -32,7 +32,7 @@ class ServedContextEncoder(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self._model = files.load_model(_path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Features and filled pictures, by name, for `image` and `mask`."""
+        """Features and filled images, by name, for `image` and `mask`."""
         model = self._model
         image = torch.from_numpy(np.array(model_input["image"], np.uint8))
         hidden = torch.from_numpy(np.array(model_input["mask"]) != 0)

@@ -32,7 +32,7 @@ CHECKPOINT_STATE, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ModelRef:
     """One model to measure."""
 
     name: str
@@ -49,7 +49,7 @@ class Subject:
     """MLflow run that trained it."""
 
 
-def named(ref: str) -> tuple[str, str]:
+def resolve_named(ref: str) -> tuple[str, str]:
     """Label and reference of a `--model` value."""
     label, equals, rest = ref.partition("=")
     if equals and not re.search(r"[/:]", label):
@@ -63,13 +63,15 @@ def _short(ref: str) -> str:
     return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
-def untrained(name: str, kind: Kind, network: NetworkConfig) -> Subject:
+def untrained_ref(name: str, kind: Kind, network: NetworkConfig) -> ModelRef:
     """Random weights of a network; the seed of the measurement draws them."""
     identity = storage.content_key([kind, asdict(network)])
-    return Subject(name=name, kind=kind, uri="", sha256="", identity=identity, network=network)
+    return ModelRef(name=name, kind=kind, uri="", sha256="", identity=identity, network=network)
 
 
-def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = None) -> Subject:
+def trained_ref(
+    name: str, uri: str, *, kind: Kind = "model", run_id: str | None = None
+) -> ModelRef:
     """A model folder.
 
     Raises:
@@ -83,7 +85,7 @@ def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = N
             f"be measured, one of {', '.join(BASELINES)}"
         ) from None
     digest = description["info"]["weights_sha256"]
-    return Subject(
+    return ModelRef(
         name=name,
         kind=kind,
         uri=uri,
@@ -94,29 +96,29 @@ def trained(name: str, uri: str, *, kind: Kind = "model", run_id: str | None = N
     )
 
 
-def resolve_model(ref: str, *, store: str, tracking_uri: str) -> Subject:
+def resolve_model(ref: str, *, store: str, tracking_uri: str) -> ModelRef:
     """The trained model that a reference names; registered ones are copied into the store.
 
     Raises:
         UserError: it names none.
     """
-    name, ref = named(ref)
+    name, ref = resolve_named(ref)
     if ref in BASELINES:
         raise UserError(
             f"model is '{ref}', which only jobs/evaluate.py knows; here it must be {REFERENCES}"
         )
     if RUN_ID.fullmatch(ref):
         folder = models.run_model(tracking_uri, ref)
-        return trained(name, folder, run_id=ref)
+        return trained_ref(name, folder, run_id=ref)
     if ref.startswith("models:/"):
         with tempfile.TemporaryDirectory() as temporary:
             run_id = models.download_model(tracking_uri, ref, Path(temporary))
-            return trained(name, _keep(Path(temporary), store), run_id=run_id)
+            return trained_ref(name, _keep(Path(temporary), store), run_id=run_id)
     if storage.exists(storage.join(ref, CHECKPOINT_STATE)):
         with tempfile.TemporaryDirectory() as temporary:
             _from_checkpoint(ref, temporary)
-            return trained(name, _keep(Path(temporary), store))
-    found = trained(name, files.folder_of(ref))
+            return trained_ref(name, _keep(Path(temporary), store))
+    found = trained_ref(name, files.folder_of(ref))
     try:
         return replace(found, run_id=run_of(found.uri, tracking_uri))
     except Exception as error:
@@ -124,7 +126,7 @@ def resolve_model(ref: str, *, store: str, tracking_uri: str) -> Subject:
             raise
         plain_console().print(
             f"warning: MLflow did not answer, so the run of '{found.uri}' is not known "
-            f"({client.described(tracking_uri, error)})",
+            f"({client.describe_error(tracking_uri, error)})",
             soft_wrap=True,
         )
         return found
@@ -162,7 +164,7 @@ def _from_checkpoint(uri: str, folder: str) -> None:
 
 def _keep(folder: Path, store: str) -> str:
     """Copy a downloaded model to where every node can read it."""
-    found = trained("", str(folder))
+    found = trained_ref("", str(folder))
     kept = storage.join(storage.absolute(store), "evaluate", "models", found.sha256[:16])
     files.copy_model(str(folder), kept)
     return kept

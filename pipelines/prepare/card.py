@@ -1,4 +1,4 @@
-"""The card of a dataset: what a person wants to know of it, with a sheet of pictures and masks."""
+"""The card of a dataset: what a person wants to know of it, with a sheet of images and masks."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def _bytes_per_column(uri: str, manifest: Manifest) -> dict[str, int]:
 
 
 def contact_sheet(uri: str, manifest: Manifest) -> bytes:
-    """PNG: a few pictures, each whole and with one hole per mask column of the largest side."""
+    """PNG: a few images, each whole and with one hole per mask column of the largest side."""
     side = max(spec.side for spec in manifest.masks)
     specs = [spec for spec in manifest.masks if spec.side == side]
     split = next(split for split in manifest.splits if manifest.rows(split))
@@ -144,7 +144,7 @@ def _page(facts: dict[str, Any], sheet: bytes) -> str:
     parts = [
         html_page.table("", ["dataset", ""], _summary(facts), "facts"),
         html_page.image(
-            "pictures as stored; each with its first hole of every strategy, in the mean colour",
+            "images as stored; each with its first hole of every strategy, in the mean colour",
             sheet,
         ),
         _splits(facts),
@@ -180,11 +180,11 @@ def _splits(facts: dict[str, Any]) -> str:
 def _remarks(facts: dict[str, Any]) -> str:
     rows = [
         [what, kind, f"{count:,}"]
-        for what, name in (("set aside", "quarantine"), ("converted", "converted"))
+        for what, name in (("quarantined", "quarantine"), ("converted", "converted"))
         for kind, count in facts[name].items()
     ]
     if not rows:
-        return "<p>No picture was set aside for a fault, none was converted.</p>"
+        return "<p>No image was quarantined for a fault, none was converted.</p>"
     return html_page.table(
         "faults and conversions", ["what became of it", "class", "pictures"], rows
     )
@@ -197,14 +197,14 @@ def _columns(facts: dict[str, Any]) -> str:
         [name, f"{size:,}", f"{size / pictures:,.1f}", f"{size / whole:.1%}"]
         for name, size in sizes.items()
     ]
-    return html_page.table("columns", ["column", "bytes", "bytes per picture", "share"], rows)
+    return html_page.table("columns", ["column", "bytes", "bytes per image", "share"], rows)
 
 
 def _classes(facts: dict[str, Any]) -> str:
     splits = facts["pictures_per_class"]
     names = list(dict.fromkeys(chain.from_iterable(splits.values())))
     rows = [[name, *(f"{counts.get(name, 0):,}" for counts in splits.values())] for name in names]
-    return html_page.table("pictures per class", ["class", *splits], rows)
+    return html_page.table("images per class", ["class", *splits], rows)
 
 
 def show(uri: str, manifest: Manifest) -> None:
@@ -216,16 +216,16 @@ def show(uri: str, manifest: Manifest) -> None:
         table.add_column(overflow="fold")
     for split, files in manifest.splits.items():
         size = sum(file.bytes + sum(s.bytes for s in file.sidecars) for file in files)
-        count = f"{manifest.rows(split):,} pictures"
+        count = f"{manifest.rows(split):,} images"
         shards = f"{len(files)} shard{'' if len(files) == 1 else 's'}"
         table.add_row(split, count, f"{shards}, {size / 1e6:,.1f} MB")
     table.add_row(
         "listed",
-        f"{manifest.listed:,} pictures",
-        f"= {manifest.written:,} written + {manifest.quarantined:,} set aside "
+        f"{manifest.listed:,} images",
+        f"= {manifest.written:,} written + {manifest.quarantined:,} quarantined "
         f"+ {manifest.duplicates:,} duplicates",
     )
-    for name, counts in (("set aside", manifest.quarantine), ("converted", manifest.converted)):
+    for name, counts in (("quarantined", manifest.quarantine), ("converted", manifest.converted)):
         if counts:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
             table.add_row(name, f"{sum(counts.values()):,}", kinds)

@@ -12,12 +12,12 @@ from pipelines.prepare.normalise import Limits
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Raw pictures -> a dataset in the shard contract."""
+    """Raw images -> a dataset in the shard contract."""
 
     source: str
-    """Folder, archive, Parquet file or list of pictures, or a prepared dataset to add masks to."""
+    """Folder, archive, Parquet file or list of images, or a prepared dataset to add masks to."""
     labels: str | None = None
-    """List of labels, `NAME LABEL` per line, for pictures whose place does not name a class."""
+    """List of labels, `NAME LABEL` per line, for images whose place does not name a class."""
     class_list: str | None = None
     """File with a class name per line, for integer labels in `labels`."""
     store: str = "store"
@@ -31,27 +31,27 @@ class PrepareConfig:
     sides: tuple[int, ...] = (128, 227)
     """Sides of the masks, px: 128 for the preset `inpaint`, 227 for `alexnet`."""
     variants: int = 2
-    """Masks per picture; training turns and flips each in 8 ways."""
+    """Masks per image; training turns and flips each in 8 ways."""
     stored_side: int = 256
-    """Pictures are shrunk to this shorter side, px; smaller ones stay as they are."""
+    """Images are shrunk to this shorter side, px; smaller ones stay as they are."""
     jpeg_quality: int = 90
-    """Of the stored pictures."""
+    """Of the stored images."""
     validation_share: float = 0.05
-    """Share of pictures for val, by a hash of the key, where the source has no val of its own."""
+    """Share of images for val, by a hash of the key, where the source has no val of its own."""
     seed: int = 0
     """Of the shuffle, the split and the masks."""
     rows_per_shard: int = 4096
-    """Pictures per Parquet file; fewer where the source is small."""
+    """Images per Parquet file; fewer where the source is small."""
     row_group_rows: int = 256
-    """Pictures per row group, the unit of reading: about 8 MB."""
+    """Images per row group, the unit of reading: about 8 MB."""
     max_pixels: int = 50_000_000
-    """A picture with more is set aside before it is decoded."""
+    """An image with more is quarantined before it is decoded."""
     min_side: int = 16
-    """A picture with a shorter side is set aside, px."""
+    """An image with a shorter side is quarantined, px."""
     max_bad_images: int = 10
-    """Pictures that may be set aside whatever their share."""
+    """Images that may be quarantined whatever their share."""
     max_bad_share: float = 0.001
-    """Share of pictures that may be set aside before the job fails."""
+    """Share of images that may be quarantined before the job fails."""
     max_bad_class_share: float = 0.05
     """The same within one class."""
     tracking_uri: str | None = None
@@ -70,7 +70,7 @@ class PrepareConfig:
         )
         for name in ("max_bad_share", "max_bad_class_share"):
             share = getattr(self, name)
-            _require(name, share, 0 <= share <= 1, "0 to 1, a share of the pictures")
+            _require(name, share, 0 <= share <= 1, "0 to 1, a share of the images")
         for name in ("variants", "rows_per_shard", "row_group_rows", "stored_side", "min_side"):
             count = getattr(self, name)
             _require(name, count, count >= 1, "1 or more")
@@ -99,7 +99,7 @@ class PrepareConfig:
 
     @property
     def limits(self) -> Limits:
-        """What a picture may be."""
+        """What an image may be."""
         return Limits(self.stored_side, self.jpeg_quality, self.max_pixels, self.min_side)
 
 

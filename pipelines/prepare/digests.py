@@ -1,6 +1,6 @@
-"""Sets of keys and contents as sorted arrays of 16-byte digests: 16 bytes per picture, no strings.
+"""Sets of keys and contents as sorted arrays of 16-byte digests: 16 bytes per image, no strings.
 
-Two different texts share 128 bits of sha256 with a chance that no collection of pictures reaches.
+Two different texts share 128 bits of sha256 with a chance that no collection of images reaches.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ def of_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()[:16]
 
 
-def of_aside(key: str, sha256: str | None) -> bytes:
-    """Digest of a picture that was set aside, by its key and, where it could be read, its bytes."""
+def of_quarantined(key: str, sha256: str | None) -> bytes:
+    """Digest of a quarantined image, by its key and, where it could be read, its bytes."""
     return of_key(f"{sha256}/{key}")
 
 
@@ -41,8 +41,8 @@ def contains(known: Digests, digest: bytes) -> bool:
     return at < len(known) and bool(known[at] == digest.rstrip(b"\0"))  # as numpy gives them back
 
 
-def repeated(parts: Iterable[NDArray[np.void]]) -> dict[bytes, int]:
-    """Keys that occur more than once -> the smallest place in the shuffle among their pictures."""
+def find_repeated(parts: Iterable[NDArray[np.void]]) -> dict[bytes, int]:
+    """Keys that occur more than once -> the smallest place in the shuffle among their images."""
     together = np.concatenate([np.empty(0, KEY_AND_ORDER), *parts])
     together = together[np.argsort(together["key"], kind="stable")]
     if not len(together):

@@ -37,7 +37,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     for piece, member in islice(_spread(found), SAMPLE_PICTURES):
         pictures += 1
         size = len(member.data or b"")
-        read_bytes += tars.BLOCK + tars.padded(size) if piece.kind == "tar" else size
+        read_bytes += tars.BLOCK + tars.padded_size(size) if piece.kind == "tar" else size
         class_name = member.class_name or (labels.of(member.key) if labels else None)
         classes |= {class_name} if class_name else set()
         try:
@@ -50,7 +50,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
             faults[fault.kind] += 1
         ends.append(time.perf_counter())
     if not pictures:
-        raise UserError(f"source is '{config.source}'; there is no picture in what was sampled")
+        raise UserError(f"source is '{config.source}'; there is no image in what was sampled")
     # The first ones load libraries and fill caches, which a long job does once.
     seconds = float(np.median(np.diff(ends)))
     good = max(pictures - faults.total(), 1)
@@ -63,7 +63,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     about = "" if is_files else "about "
     table.add_row("pictures", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
     kinds = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}" if classes else "no class"
-    table.add_row("sampled", f"{pictures} pictures of {kinds}")
+    table.add_row("sampled", f"{pictures} images of {kinds}")
     bad = ", ".join(f"{count} {kind}" for kind, count in faults.items())
     table.add_row("bad among them", bad or "none")
     shards = num_shards(
@@ -73,7 +73,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     stored = expected * stored_bytes / good
     table.add_row(
         "bytes",
-        f"about {stored / 1e6:,.1f} MB of pictures and at most "
+        f"about {stored / 1e6:,.1f} MB of images and at most "
         f"{expected * mask_bytes / 1e6:,.1f} MB of masks, which compress; as much again meanwhile",
     )
     needed = duration(seconds * expected / cores)
@@ -83,7 +83,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
 
 
 def _spread(found: Listing) -> Iterator[tuple[Piece, Member]]:
-    """A few pictures of each of a few pieces; of single files one each."""
+    """A few images of each of a few pieces; of single files one each."""
     wanted = SAMPLE_PICTURES if found.files == found.pieces else SAMPLE_PIECES
     step = max(found.pieces // wanted, 1)
     each = -(-SAMPLE_PICTURES // min(found.pieces, wanted))

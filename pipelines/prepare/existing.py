@@ -15,20 +15,20 @@ from pipelines.errors import UserError
 from pipelines.prepare import digests, ingest
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.digests import Digests
-from pipelines.prepare.ingest import Known
+from pipelines.prepare.ingest import ExistingImages
 
 BATCH_ROWS = 4096
 
 
 def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> None:
-    """Store the keys and contents of the dataset at `uri`, which new pictures are held against.
+    """Store the keys and contents of the dataset at `uri`, which new images are held against.
 
     Raises:
         UserError: the dataset was made with other settings.
     """
     if old is None:
         empty = np.empty(0, "S16")
-        ingest.write_known(work, Known(empty, empty, empty))
+        ingest.write_existing(work, ExistingImages(empty, empty, empty))
         return
     for name, there, wanted in (
         ("stored_side", old.stored_side, config.stored_side),
@@ -37,7 +37,7 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
         if there != wanted:
             raise UserError(
                 f"prepare.{name} is {wanted}; the dataset in '{uri}' was made with {there}, and "
-                "added pictures must be like those in it. Use that, or another output"
+                "added images must be like those in it. Use that, or another output"
             )
     if set(old.masks) != set(config.masks):
         held = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
@@ -47,8 +47,8 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
             f"python jobs/prepare.py --source {uri}{_mask_flags(config)}"
         )
     keys = digests.sorted_set(digests.of_key(key) for key in _column(uri, old, "key"))
-    aside = digests.sorted_set(digests.of_aside(*found) for found in _set_aside(uri, old))
-    ingest.write_known(work, Known(keys, _contents(uri, old), aside))
+    aside = digests.sorted_set(digests.of_quarantined(*found) for found in _set_aside(uri, old))
+    ingest.write_existing(work, ExistingImages(keys, _contents(uri, old), aside))
 
 
 def _mask_flags(config: PrepareConfig) -> str:
@@ -74,7 +74,7 @@ def _column(uri: str, old: Manifest, name: str) -> Iterator[str]:
 
 
 def _set_aside(uri: str, old: Manifest) -> Iterator[tuple[str, str | None]]:
-    """Key and sha256 of what earlier jobs set aside."""
+    """Key and sha256 of what earlier jobs quarantined."""
     for job in old.jobs:
         place = manifest.quarantine_uri(uri, job)
         if storage.exists(place):
@@ -84,8 +84,8 @@ def _set_aside(uri: str, old: Manifest) -> Iterator[tuple[str, str | None]]:
                     yield from zip(*(batch.column(n).to_pylist() for n in names), strict=True)
 
 
-def joined(old: Manifest, new: Manifest) -> Manifest:
-    """Old and new pictures as one dataset; the old shards stay as they are."""
+def join_datasets(old: Manifest, new: Manifest) -> Manifest:
+    """Old and new images as one dataset; the old shards stay as they are."""
     pixels = old.train_pixels + new.train_pixels
     # A mean times its pixels is the exact sum again: sums stay far below 2^52.
     sums = [

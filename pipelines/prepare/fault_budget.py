@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare import digests, ingest
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.ingest import OPEN, SetAside, SpillFile
+from pipelines.prepare.ingest import OPEN, QuarantinedRow, SpillFile
 from pipelines.prepare.plan import Plan
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -29,7 +29,7 @@ KEYS_AT_ONCE = 1 << 21  # 50 MB of digests
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
+class SourceTotals:
     """Sums over all units."""
 
     listed: int
@@ -41,10 +41,10 @@ class Totals:
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Split -> the groups of pictures that it is made of.
+        """Split -> the groups of images that it is made of.
 
         What the hash of its key would give to validation stays in training where the source says
-        so and has pictures for validation, as a folder `train` beside a folder `val`.
+        so and has images for validation, as a folder `train` beside a folder `val`.
         """
         open_split = "train" if self.rows["val"] else "val"
         return {
@@ -53,16 +53,16 @@ class Totals:
 
     @property
     def duplicates(self) -> int:
-        """Pictures whose bytes the dataset held before."""
+        """Images whose bytes the dataset held before."""
         return self.faults["duplicate"]
 
     @property
     def bad(self) -> int:
-        """Pictures set aside for a fault."""
+        """Images quarantined for a fault."""
         return self.faults.total() - self.duplicates
 
 
-def add_up(work: str, planned: Plan) -> Totals:
+def add_up(work: str, planned: Plan) -> SourceTotals:
     """The sums of all records, one record in memory at a time."""
     listed = 0
     rows: Counter[str] = Counter()
@@ -78,7 +78,7 @@ def add_up(work: str, planned: Plan) -> Totals:
         for fault in record.set_aside:
             faults[fault.fault] += 1
             faults_by_class[fault.class_name or ""] += fault.fault != "duplicate"
-    return Totals(
+    return SourceTotals(
         listed=listed,
         rows=rows,
         listed_by_class=by_class,
@@ -87,12 +87,12 @@ def add_up(work: str, planned: Plan) -> Totals:
     )
 
 
-def over_budget(config: PrepareConfig, totals: Totals, *, adding: bool) -> list[str]:
-    """Each limit that the faults pass, as a sentence; `adding` to a dataset that has pictures."""
+def over_budget(config: PrepareConfig, totals: SourceTotals, *, adding: bool) -> list[str]:
+    """Each limit that the faults pass, as a sentence; `adding` to a dataset that has images."""
     over = []
     if totals.bad > max(config.max_bad_images, config.max_bad_share * totals.listed):
         over.append(
-            f"{totals.bad} of {totals.listed} pictures are bad; prepare.max_bad_share allows "
+            f"{totals.bad} of {totals.listed} images are bad; prepare.max_bad_share allows "
             f"{config.max_bad_share:.2%} (and always {config.max_bad_images})"
         )
     for name, faults in totals.faults_by_class.most_common():
@@ -109,48 +109,48 @@ def over_budget(config: PrepareConfig, totals: Totals, *, adding: bool) -> list[
             f"{config.max_broken_archives}"
         )
     if not totals.rows.total() and totals.bad and not adding:
-        over.append("not one picture could be used")
+        over.append("not one image could be used")
     return over
 
 
 def check_budget(
-    config: PrepareConfig, report: str, work: str, totals: Totals, units: int, *, adding: bool
+    config: PrepareConfig, report: str, work: str, totals: SourceTotals, units: int, *, adding: bool
 ) -> None:
     """Fail with a report of every fault when there are too many.
 
     Raises:
-        UserError: the budget is exceeded, or there is no picture at all.
+        UserError: the budget is exceeded, or there is no image at all.
     """
     if not totals.listed and not adding:
-        raise UserError(f"source is '{config.source}'; there is no picture in its archives")
+        raise UserError(f"source is '{config.source}'; there is no image in its archives")
     over = over_budget(config, totals, adding=adding)
     if not over:
         return
-    write_set_aside(report, set_aside(work, units))
+    write_quarantine(report, quarantined_rows(work, units))
     _forget_unreadable(work, units)
     kinds = ", ".join(f"{count} {kind}" for kind, count in totals.faults.most_common())
     raise UserError(
         "the error budget is exceeded: "
         + "; ".join(over[:6])
-        + f". Classes of fault: {kinds}. Each picture with its reason: {report}"
+        + f". Classes of fault: {kinds}. Each image with its reason: {report}"
     )
 
 
 def _forget_unreadable(work: str, num_units: int) -> None:
-    """What could not be read may be there when the same command is given again."""
+    """What could not be read may be there when the same command is run again."""
     for unit in range(num_units):
         if any(fault.fault == "unreadable" for fault in ingest.read_record(work, unit).set_aside):
             storage.remove(ingest.record_uri(work, unit))
 
 
-def set_aside(work: str, num_units: int) -> Iterator[Sequence[SetAside]]:
-    """What the first pass set aside, unit by unit."""
+def quarantined_rows(work: str, num_units: int) -> Iterator[Sequence[QuarantinedRow]]:
+    """What the first pass quarantined, unit by unit."""
     for unit in range(num_units):
         yield ingest.read_record(work, unit).set_aside
 
 
-def write_set_aside(uri: str, groups: Iterable[Sequence[SetAside]]) -> None:
-    """All pictures that were set aside, as Parquet, one group in memory at a time."""
+def write_quarantine(uri: str, groups: Iterable[Sequence[QuarantinedRow]]) -> None:
+    """All images that were quarantined, as Parquet, one group in memory at a time."""
     with (
         storage.staged_file(uri) as staged,
         pq.ParquetWriter(staged, QUARANTINE_SCHEMA, compression="zstd") as writer,
@@ -182,13 +182,13 @@ def _spills(work: str, num_units: int, group: str) -> Iterator[SpillFile]:
                 yield file
 
 
-def repeated_keys(work: str, planned: Plan, totals: Totals) -> dict[bytes, int]:
+def find_repeated_keys(work: str, planned: Plan, totals: SourceTotals) -> dict[bytes, int]:
     """Keys that occur more than once, found by ranges of their digests in bounded memory."""
     parts = max(-(-totals.rows.total() // KEYS_AT_ONCE), 1)
     found: dict[bytes, int] = {}
     for part in range(parts):
         first, last = (_bound(part, parts), _bound(part + 1, parts))
-        found |= digests.repeated(
+        found |= digests.find_repeated(
             keys[np.searchsorted(keys["key"], first) : np.searchsorted(keys["key"], last)]
             for keys in (ingest.read_keys(work, unit) for unit in range(planned.num_units))
         )

@@ -1,4 +1,4 @@
-"""First pass: one unit of the source -> its pictures, spilled by shuffle bucket, and a record.
+"""First pass: one unit of the source -> its images, spilled by shuffle bucket, and a record.
 
 The record is written after the spill files and makes the unit done; a rerun redoes only units
 without one. Bad data ends in the record with its reason. Bad luck (a storage error that outlasts
@@ -30,40 +30,40 @@ from pipelines.prepare.spill import Row
 REQUESTS_AHEAD = 16
 SPILL_BYTES = 128 << 20  # of JPEGs in memory, also where one archive is a whole unit
 MAX_FAULTS = 20_000
-OPEN = "open"  # pictures that become train or val when the whole source is known
+OPEN = "open"  # images that become train or val when the whole source is known
 
 
 class Shuffle(NamedTuple):
-    """Where a picture goes."""
+    """Where an image goes."""
 
     seed: int
     num_buckets: int
     validation_share: float
     keep_splits: bool
-    """Whether the listing says which pictures are for validation; archives may yet say so."""
+    """Whether the listing says which images are for validation; archives may yet say so."""
 
     def order(self, sha256: str) -> int:
-        """Place in the shuffle, 0 .. 2^64 - 1; equal pictures have equal places."""
+        """Place in the shuffle, 0 .. 2^64 - 1; equal images have equal places."""
         return hash64("order", self.seed, sha256)
 
     def split(self, key: str) -> str:
-        """train or val, by the key alone: a new picture never moves an old one."""
+        """train or val, by the key alone: a new image never moves an old one."""
         share = hash64("split", self.seed, key) / 2**64
         return "val" if share < self.validation_share else "train"
 
     def is_open(self, member: Member) -> bool:
-        """Whether the split of a picture follows from what else there is.
+        """Whether the split of an image follows from what else there is.
 
         A `train` folder in an archive counts only where there is also one for validation, which is
         known when all is read: until then, what would else be validation's is kept apart.
         """
-        asked = member.split == "train" and not self.keep_splits
-        return asked and self.split(member.key) == "val"
+        requested = member.split == "train" and not self.keep_splits
+        return requested and self.split(member.key) == "val"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetAside:
-    """A picture that is not in the shards, and why."""
+class QuarantinedRow:
+    """An image that is not in the shards, and why."""
 
     key: str
     class_name: str | None
@@ -76,7 +76,7 @@ class SetAside:
 
 @dataclass(frozen=True, kw_only=True)
 class SpillFile:
-    """Pictures of a unit that go to one split."""
+    """Images of a unit that go to one split."""
 
     path: str
     split: str
@@ -94,18 +94,18 @@ class UnitRecord:
     listed: int
     bytes: int
     listed_by_class: dict[str, int]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[QuarantinedRow, ...]
     spills: tuple[SpillFile, ...]
 
 
-class Known(NamedTuple):
+class ExistingImages(NamedTuple):
     """What the dataset holds already; empty for a new one."""
 
     keys: Digests
-    """Of the pictures in its shards."""
+    """Of the images in its shards."""
     contents: Digests
     aside: Digests
-    """Key and bytes of what earlier jobs set aside: not told again when they still are bad."""
+    """Key and bytes of what earlier jobs quarantined: not told again when they still are bad."""
 
 
 def record_uri(work: str, unit: int) -> str:
@@ -116,7 +116,7 @@ def record_uri(work: str, unit: int) -> str:
 def read_record(work: str, unit: int) -> UnitRecord:
     """The record of a finished unit."""
     raw = storage.read_json(record_uri(work, unit))
-    raw["set_aside"] = tuple(SetAside(**fault) for fault in raw["set_aside"])
+    raw["set_aside"] = tuple(QuarantinedRow(**fault) for fault in raw["set_aside"])
     raw["spills"] = tuple(SpillFile(**file) for file in raw["spills"])
     return UnitRecord(**raw)
 
@@ -127,15 +127,15 @@ def finished_units(work: str) -> set[int]:
     return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
 
 
-def gather(
+def ingest_unit(
     row: dict[str, Any], work: str, shuffle: Shuffle, limits: Limits, labels: Labels | None
 ) -> dict[str, int]:
     """Ray task: do one unit; returns what the progress display shows."""
     cv2.setNumThreads(1)  # tasks fill the cores, not threads
     unit = int(row["unit"])
-    known = read_known(work)
+    known = read_existing(work)
     spills = _Spills(work, unit, shuffle.num_buckets)
-    faults: list[SetAside] = []
+    faults: list[QuarantinedRow] = []
     listed: Counter[str] = Counter()
     size = 0
     for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits)):
@@ -148,7 +148,7 @@ def gather(
             spills.add(group, _row(member, shuffle, limits, known))
         except Fault as fault:
             aside = _set_aside(member, split, fault)
-            if digests.contains(known.aside, digests.of_aside(aside.key, aside.sha256)):
+            if digests.contains(known.aside, digests.of_quarantined(aside.key, aside.sha256)):
                 continue
             faults.append(aside)
             _check_number(len(faults), unit, member)
@@ -169,13 +169,13 @@ def _check_number(faults: int, unit: int, member: Member) -> None:
     """Faults are held in memory until their unit ends, and an archive may hold anything."""
     if faults > MAX_FAULTS:
         raise UserError(
-            f"source holds more than {MAX_FAULTS} bad pictures in one archive, up to "
+            f"source holds more than {MAX_FAULTS} bad images in one archive, up to "
             f"'{member.key}' (unit {unit}): {member.fault or 'not pictures'}; leave it out"
         )
 
 
 class _Spills:
-    """The pictures of a unit on their way to its spill files, a bounded number in memory."""
+    """The images of a unit on their way to its spill files, a bounded number in memory."""
 
     def __init__(self, work: str, unit: int, num_buckets: int) -> None:
         self._work, self._unit, self._num_buckets = work, unit, num_buckets
@@ -224,7 +224,7 @@ def read_keys(work: str, unit: int) -> NDArray[np.void]:
     return np.frombuffer(storage.read_bytes(keys_uri(work, unit)), digests.KEY_AND_ORDER)
 
 
-def write_known(work: str, known: Known) -> None:
+def write_existing(work: str, known: ExistingImages) -> None:
     """Store what the dataset holds already for all tasks of a job."""
     storage.publish(storage.join(work, "known-keys"), known.keys.tobytes())
     storage.publish(storage.join(work, "known-contents"), known.contents.tobytes())
@@ -232,16 +232,16 @@ def write_known(work: str, known: Known) -> None:
 
 
 @lru_cache(maxsize=1)
-def read_known(work: str) -> Known:
+def read_existing(work: str) -> ExistingImages:
     """What the dataset holds already."""
     names = ("known-keys", "known-contents", "known-aside")
-    return Known(
+    return ExistingImages(
         *(np.frombuffer(storage.read_bytes(storage.join(work, name)), "S16") for name in names)
     )
 
 
 def _members(pieces: Sequence[Piece]) -> Iterator[Member]:
-    """All pictures of a unit; single remote files are fetched ahead, since each has to wait."""
+    """All images of a unit; single remote files are fetched ahead, since each has to wait."""
     ahead: deque[Future[Member]] = deque()
     with ThreadPoolExecutor(REQUESTS_AHEAD) as threads:
         for piece in pieces:
@@ -257,8 +257,8 @@ def _members(pieces: Sequence[Piece]) -> Iterator[Member]:
             yield ahead.popleft().result()
 
 
-def _is_held(member: Member, known: Known) -> bool:
-    """Whether the dataset holds this picture, and not only its name."""
+def _is_held(member: Member, known: ExistingImages) -> bool:
+    """Whether the dataset holds this image, and not only its name."""
     return (
         member.data is not None
         and digests.contains(known.keys, digests.of_key(member.key))
@@ -269,7 +269,7 @@ def _is_held(member: Member, known: Known) -> bool:
 
 
 def _labelled(member: Member, labels: Labels | None) -> Member:
-    """The class of the label list, where the place of the picture names none."""
+    """The class of the label list, where the place of the image names none."""
     if labels is None or member.class_name is not None:
         return member
     found = labels.of(member.key)
@@ -279,7 +279,7 @@ def _labelled(member: Member, labels: Labels | None) -> Member:
     return member._replace(class_name=found)
 
 
-def _row(member: Member, shuffle: Shuffle, limits: Limits, known: Known) -> Row:
+def _row(member: Member, shuffle: Shuffle, limits: Limits, known: ExistingImages) -> Row:
     if member.data is None:
         assert member.fault is not None
         raise member.fault
@@ -296,9 +296,9 @@ def _row(member: Member, shuffle: Shuffle, limits: Limits, known: Known) -> Row:
         stored = normalise(data, member.key, limits)
     sha256 = hashlib.sha256(data).hexdigest()
     if digests.contains(known.keys, digests.of_key(member.key)):
-        raise Fault("duplicate_key", "the dataset holds another picture with this key")
+        raise Fault("duplicate_key", "the dataset holds another image with this key")
     if digests.contains(known.contents, digests.of_content(sha256)):
-        raise Fault("duplicate", "the same bytes as a picture that the dataset holds already")
+        raise Fault("duplicate", "the same bytes as an image that the dataset holds already")
     return Row(
         order=shuffle.order(sha256),
         key=member.key,
@@ -311,8 +311,8 @@ def _row(member: Member, shuffle: Shuffle, limits: Limits, known: Known) -> Row:
     )
 
 
-def _set_aside(member: Member, split: str, fault: Fault) -> SetAside:
-    return SetAside(
+def _set_aside(member: Member, split: str, fault: Fault) -> QuarantinedRow:
+    return QuarantinedRow(
         key=member.key,
         class_name=member.class_name,
         split=split,

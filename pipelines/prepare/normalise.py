@@ -1,6 +1,6 @@
-"""One untrusted picture -> one upright RGB JPEG of bounded size, or the reason why not.
+"""One untrusted image -> one upright RGB JPEG of bounded size, or the reason why not.
 
-Pixels always go through decode and encode: bytes that a picture carries behind its image data,
+Pixels always go through decode and encode: bytes that an image carries behind its image data,
 its metadata and its quirks end here. JPEG and PNG are the only decoders that are open; the size is
 checked in the header, before anything is decoded.
 
@@ -62,7 +62,7 @@ ORIENTATION_TAG = 0x0112
 
 
 class Fault(Exception):
-    """A picture that is set aside: bad data, never bad luck."""
+    """An image that is quarantined: bad data, never bad luck."""
 
     def __init__(self, kind: FaultClass, message: str) -> None:
         """Keep the class of fault beside the message."""
@@ -71,7 +71,7 @@ class Fault(Exception):
 
 
 class Stored(NamedTuple):
-    """A picture as it is stored."""
+    """An image as it is stored."""
 
     jpeg: bytes
     height: int
@@ -83,22 +83,22 @@ class Stored(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a picture may be and how it is stored."""
+    """What an image may be and how it is stored."""
 
     stored_side: int
-    """The shorter side is at most this, px; a smaller picture is never enlarged."""
+    """The shorter side is at most this, px; a smaller image is never enlarged."""
     jpeg_quality: int
     max_pixels: int
-    """A larger picture is set aside before it is decoded."""
+    """A larger image is quarantined before it is decoded."""
     min_side: int
-    """A picture with a shorter side is set aside, px."""
+    """An image with a shorter side is quarantined, px."""
 
 
 def normalise(data: bytes, name: str, limits: Limits) -> Stored:
-    """Validate, decode, turn upright, shrink and encode one picture.
+    """Validate, decode, turn upright, shrink and encode one image.
 
     Raises:
-        Fault: the bytes are not a picture that can be used.
+        Fault: the bytes are not an image that can be used.
     """
     if data[:3] == b"\xff\xd8\xff":
         pixels, conversions = _decode_jpeg(data, limits)
@@ -127,7 +127,7 @@ def _decode_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, list[str]]:
     _check_size(height, width, limits)
     if colours in ("CMYK", "YCCK"):  # libjpeg-turbo ignores that Adobe stores them inverted
         return _decode_by_pillow(data, limits, "JPEG")
-    # A picture at least twice too large is shrunk inside the decoder, at half the cost.
+    # An image at least twice too large is shrunk inside the decoder, at half the cost.
     scaled = min(height, width) >= 2 * limits.stored_side
     smallest = {"min_height": limits.stored_side, "min_width": limits.stored_side}
     try:
@@ -148,8 +148,8 @@ def _decode_png(data: bytes, limits: Limits) -> tuple[Pixels, list[str]]:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         known = next((what for head, what in SIGNATURES.items() if data.startswith(head)), None)
         if known:
-            raise Fault("unsupported_format", f"{known}; pictures must be JPEG or PNG")
-        raise Fault("unidentified", f"not a picture; it starts with {data[:16]!r}")
+            raise Fault("unsupported_format", f"{known}; images must be JPEG or PNG")
+        raise Fault("unidentified", f"not an image; it starts with {data[:16]!r}")
     pixels, conversions = _decode_by_pillow(data, limits, "PNG")
     return pixels, [kind for kind in conversions if kind != "odd_jpeg"]
 
@@ -162,7 +162,7 @@ def _decode_by_pillow(data: bytes, limits: Limits, form: str) -> tuple[Pixels, l
                 _check_size(image.height, image.width, limits)
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1:
-                    raise Fault("animated", f"{frames} frames; one picture is wanted")
+                    raise Fault("animated", f"{frames} frames; one image is wanted")
                 image.load()
                 return _to_rgb(image)
     except Fault:
@@ -228,7 +228,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def shrink(pixels: Pixels, side: int) -> Pixels:
-    """Bring the shorter side down to `side` px; a smaller picture stays as it is.
+    """Bring the shorter side down to `side` px; a smaller image stays as it is.
 
     Below a factor of 2 bilinear weights still reach every source pixel, at a fifth of the cost of
     averaging over areas (on 100 VOC photos, against Lanczos: 37.5 dB and 38.9 dB). Larger JPEGs
@@ -267,7 +267,7 @@ def _orientation(data: bytes) -> int:
 def _exif_start(data: bytes) -> int | None:
     """Where the EXIF block begins: in a segment before the image data of a JPEG, a chunk of a PNG.
 
-    The segments of a JPEG are walked, since a search takes a twentieth of the picture's whole time;
+    The segments of a JPEG are walked, since a search takes a twentieth of the image's whole time;
     where stray bytes stand between them, it has to be searched after all.
     """
     if data[:2] == b"\xff\xd8":

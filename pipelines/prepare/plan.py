@@ -21,7 +21,7 @@ from pipelines.prepare.sources.listing import UNKNOWN, Piece
 UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
 UNIT_PIECES = 4096
 UNITS_WANTED = 32  # for a small source: enough to keep a machine's cores equally busy
-TYPICAL_BYTES = 110_000  # of an ImageNet picture
+TYPICAL_BYTES = 110_000  # of an ImageNet image
 BUCKET_BYTES = 128 << 20
 BUCKETS = (64, 1024)
 
@@ -33,10 +33,10 @@ class Listing:
     spool: IO[str]
     pieces: int
     files: int
-    """Pieces that are one picture each."""
+    """Pieces that are one image each."""
     bytes: int
     has_validation: bool
-    """Whether the source says which pictures are for validation."""
+    """Whether the source says which images are for validation."""
     digest: str
     """sha256 of all keys and sizes in the source's order."""
 
@@ -138,7 +138,7 @@ def work_uri(uri: str, key: str, old: Manifest | None, source: str) -> str:
         uri: the dataset.
         key: of the job.
         old: the dataset that it adds to, since what is a duplicate follows from it.
-        source: where the pictures are read, since the plan holds their places.
+        source: where the images are read, since the plan holds their places.
     """
     base = (old.fingerprint, old.revision) if old else None
     rest = storage.content_key({"base": base, "source": source})

@@ -34,7 +34,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, int, int], None]]
         yield advance
 
 
-def listed(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def listing_progress(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The same pieces; shows how many there are so far, where that takes longer than a moment."""
     display = ProgressDisplay(console, "listing", None)
     began = looked = time.monotonic()

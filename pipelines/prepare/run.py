@@ -27,10 +27,10 @@ from pipelines.data.manifest import (
 from pipelines.errors import UserError
 from pipelines.prepare import card, dry_run, existing, fault_budget, ingest, plan, shards, sidecars
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.fault_budget import Totals
+from pipelines.prepare.fault_budget import SourceTotals
 from pipelines.prepare.ingest import Shuffle
 from pipelines.prepare.plan import Listing, Plan
-from pipelines.prepare.progress import console, listed
+from pipelines.prepare.progress import console, listing_progress
 from pipelines.prepare.shards import ShardRecord
 from pipelines.prepare.sources import listing
 from pipelines.prepare.sources.labels import Labels, read_labels
@@ -64,7 +64,7 @@ def prepare_dataset(config: PrepareConfig) -> str:
         work = plan.work_uri(uri, key, old, source)
         existing.write(config, uri, work, old)
         planned = plan.make(found, work)
-    with cluster.connected():
+    with cluster.connect():
         try:
             manifest = _passes(config, uri, work, key, planned, labels, old)
         except (UserError, FileNotFoundError):
@@ -92,7 +92,7 @@ def _old_manifest(uri: str) -> Manifest | None:
 
 
 def _require_apart(source: str, uri: str) -> None:
-    """The next listing of the source would take the shards for pictures."""
+    """The next listing of the source would take the shards for images."""
     if storage.is_within(uri, source):
         raise UserError(
             f"output is '{uri}', which lies in the source '{source}'; give an --output (or a "
@@ -115,8 +115,8 @@ def commit(uri: str, manifest: Manifest, old: Manifest | None) -> bool:
         if _is_done(uri, manifest.jobs[-1]):
             return False
         raise UserError(
-            f"output is '{uri}'; another job with other pictures or settings committed there "
-            "first, and this one changed nothing. Run the same command again to add to it"
+            f"output is '{uri}'; another job with other images or settings committed there "
+            "first, and this one changed nothing. Rerun the same command to add to it"
         ) from None
     return True
 
@@ -134,14 +134,14 @@ def _second(uri: str, key: str) -> str:
 
 @contextmanager
 def _listing(config: PrepareConfig, source: str) -> Iterator[Listing]:
-    """The pieces of the source; refuses one without pictures."""
+    """The pieces of the source; refuses one without images."""
     others: Counter[str] = Counter()
-    with plan.listing(listed(listing.pieces(source, others))) as found:
+    with plan.listing(listing_progress(listing.pieces(source, others))) as found:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN_KINDS))
         if found.pieces == 0:
             raise UserError(
-                f"source is '{config.source}'; there is no picture in it. Files there: "
-                f"{kinds or 'none'}; pictures are .jpg, .jpeg or .png, alone, in .tar or .parquet"
+                f"source is '{config.source}'; there is no image in it. Files there: "
+                f"{kinds or 'none'}; images are .jpg, .jpeg or .png, alone, in .tar or .parquet"
             )
         if kinds:
             console.print(f"not read: {kinds}", soft_wrap=True)
@@ -180,8 +180,10 @@ def _passes(
     shuffle = Shuffle(config.seed, planned.num_buckets, config.validation_share, keep_splits)
     done = ingest.finished_units(work)
     units = [{"unit": unit} for unit in range(planned.num_units) if unit not in done]
-    task = partial(ingest.gather, work=work, shuffle=shuffle, limits=config.limits, labels=labels)
-    run_tasks("reading pictures", units, task)
+    task = partial(
+        ingest.ingest_unit, work=work, shuffle=shuffle, limits=config.limits, labels=labels
+    )
+    run_tasks("reading images", units, task)
     sums = fault_budget.add_up(work, planned)
     report = quarantine_uri(uri, key)
     fault_budget.check_budget(config, report, work, sums, planned.num_units, adding=old is not None)
@@ -192,10 +194,10 @@ def _passes(
         prefix=shards.prefix(key, old),
         seed=config.seed,
         masks=config.masks,
-        classes=merged_classes(old.classes if old else (), sums.listed_by_class),
+        classes=merge_classes(old.classes if old else (), sums.listed_by_class),
         row_group_rows=config.row_group_rows,
         groups=sums.groups,
-        repeated_keys=fault_budget.repeated_keys(work, planned, sums),
+        repeated_keys=fault_budget.find_repeated_keys(work, planned, sums),
     )
     counts = {
         split: shards.num_shards(
@@ -212,13 +214,13 @@ def _passes(
     }
     second = [record.set_aside for found in records.values() for record in found]
     if sums.faults or any(second):
-        first = fault_budget.set_aside(work, planned.num_units)
-        fault_budget.write_set_aside(report, chain(first, second))
+        first = fault_budget.quarantined_rows(work, planned.num_units)
+        fault_budget.write_quarantine(report, chain(first, second))
     manifest = _manifest(config, key, common.classes, sums, records)
-    return existing.joined(old, manifest) if old else manifest
+    return existing.join_datasets(old, manifest) if old else manifest
 
 
-def merged_classes(old: tuple[str, ...], listed: Counter[str]) -> tuple[str, ...]:
+def merge_classes(old: tuple[str, ...], listed: Counter[str]) -> tuple[str, ...]:
     """Class names by label: those that have one keep it; numbers are ordered as numbers."""
     new = {name for name in listed if name} - set(old)
     by_number = all(name.isdecimal() for name in new)
@@ -229,7 +231,7 @@ def _manifest(
     config: PrepareConfig,
     key: str,
     classes: tuple[str, ...],
-    sums: Totals,
+    sums: SourceTotals,
     records: dict[str, list[ShardRecord]],
 ) -> Manifest:
     """What this job alone made."""

@@ -1,7 +1,7 @@
 """Second pass: a range of shuffle buckets -> one Parquet shard with its masks, and a record.
 
-Equal pictures stand side by side in the shuffle, so duplicates are found here without an index:
-the one with the smallest key stays, and a picture that is also in val leaves train.
+Equal images stand side by side in the shuffle, so duplicates are found here without an index:
+the one with the smallest key stays, and an image that is also in val leaves train.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from pipelines import storage
 from pipelines.data import shards
 from pipelines.data.manifest import Manifest, MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
-from pipelines.prepare.ingest import SetAside
+from pipelines.prepare.ingest import QuarantinedRow
 from pipelines.prepare.normalise import FaultClass
 from pipelines.prepare.spill import Row
 
@@ -42,7 +42,7 @@ class Work(NamedTuple):
     groups: dict[str, tuple[str, ...]]
     """Split -> the spilled groups that it is made of."""
     repeated_keys: dict[bytes, int]
-    """Digest of a key that occurs more than once -> place of the picture that keeps it."""
+    """Digest of a key that occurs more than once -> place of the image that keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class ShardRecord:
     rgb_sums: tuple[int, int, int]
     converted: dict[str, int]
     rows_by_class: dict[str, int]
-    set_aside: tuple[SetAside, ...]
-    """Pictures whose bytes or whose key another picture has."""
+    set_aside: tuple[QuarantinedRow, ...]
+    """Images whose bytes or whose key another image has."""
 
 
 def record_uri(work: str, split: str, shard: int) -> str:
@@ -69,7 +69,7 @@ def read_record(work: str, split: str, shard: int) -> ShardRecord:
     file = {**raw["file"], "row_groups": tuple(raw["file"]["row_groups"]), "sidecars": ()}
     raw["file"] = ShardFile(**file)
     raw["rgb_sums"] = tuple(raw["rgb_sums"])
-    raw["set_aside"] = tuple(SetAside(**fault) for fault in raw["set_aside"])
+    raw["set_aside"] = tuple(QuarantinedRow(**fault) for fault in raw["set_aside"])
     return ShardRecord(**raw)
 
 
@@ -138,7 +138,7 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
 
 
 def _held_by_validation(work: Work, first: int, last: int) -> dict[str, str]:
-    """sha256 -> key of the pictures of these buckets that validation keeps."""
+    """sha256 -> key of the images of these buckets that validation keeps."""
     rows = (row._replace(jpeg=b"") for row in _rows(work, "val", first, last))
     kept, _ = with_own_keys(list(rows), "val", work.repeated_keys)
     return {row.sha256: row.key for row in kept}
@@ -146,8 +146,8 @@ def _held_by_validation(work: Work, first: int, last: int) -> dict[str, str]:
 
 def with_own_keys(
     rows: Sequence[Row], split: str, repeated_keys: dict[bytes, int]
-) -> tuple[list[Row], list[SetAside]]:
-    """Rows that may keep their key, and those whose key belongs to another picture."""
+) -> tuple[list[Row], list[QuarantinedRow]]:
+    """Rows that may keep their key, and those whose key belongs to another image."""
     if not repeated_keys:
         return list(rows), []
     kept, twins = [], []
@@ -155,23 +155,23 @@ def with_own_keys(
         if repeated_keys.get(digests.of_key(row.key), row.order) == row.order:
             kept.append(row)
         else:
-            twins.append(_aside(row, split, "duplicate_key", "another picture has this key"))
+            twins.append(_aside(row, split, "duplicate_key", "another image has this key"))
     return kept, twins
 
 
 def without_duplicates(
     rows: Sequence[Row], split: str, elsewhere: dict[str, str]
-) -> tuple[list[Row], list[SetAside]]:
+) -> tuple[list[Row], list[QuarantinedRow]]:
     """Rows in shuffle order -> those that stay, those whose bytes are already there.
 
     Args:
         rows: in the order (place, key).
         split: of the rows.
-        elsewhere: sha256 -> key of pictures that another split holds.
+        elsewhere: sha256 -> key of images that another split holds.
     """
     seen = dict(elsewhere)
     kept: list[Row] = []
-    duplicates: list[SetAside] = []
+    duplicates: list[QuarantinedRow] = []
     for row in rows:
         if row.sha256 not in seen:
             seen[row.sha256] = row.key
@@ -182,8 +182,8 @@ def without_duplicates(
     return kept, duplicates
 
 
-def _aside(row: Row, split: str, fault: FaultClass, message: str) -> SetAside:
-    return SetAside(
+def _aside(row: Row, split: str, fault: FaultClass, message: str) -> QuarantinedRow:
+    return QuarantinedRow(
         key=row.key,
         class_name=row.class_name,
         split=split,
@@ -196,7 +196,7 @@ def _aside(row: Row, split: str, fault: FaultClass, message: str) -> SetAside:
 def _rows(work: Work, split: str, first: int, last: int) -> Iterator[Row]:
     """Rows of the buckets first .. last - 1 of all units."""
     for group in work.groups[split]:
-        for path, begin, end in spilled_ranges(work.work, group, first, last):
+        for path, begin, end in find_spilled_ranges(work.work, group, first, last):
             uri = storage.join(work.work, path)
             yield from storage.retrying(
                 lambda uri=uri, begin=begin, end=end: list(  # type: ignore[misc]
@@ -206,7 +206,9 @@ def _rows(work: Work, split: str, first: int, last: int) -> Iterator[Row]:
             )
 
 
-def spilled_ranges(work: str, group: str, first: int, last: int) -> Iterator[tuple[str, int, int]]:
+def find_spilled_ranges(
+    work: str, group: str, first: int, last: int
+) -> Iterator[tuple[str, int, int]]:
     """Path and byte range of these buckets in each spill file that has any of them."""
     paths, offsets = _spill_index(work, group)
     for path, (begin, end) in zip(paths, offsets[:, [first, last]].tolist(), strict=True):
@@ -253,7 +255,7 @@ def _table(rows: Sequence[Row], labels: dict[str, int], work: Work, schema: pa.S
 
 
 def mask_cell(seed: int, spec: MaskSpec, key: str) -> bytes:
-    """All masks of one picture in one column."""
+    """All masks of one image in one column."""
     if spec.strategy == "central":
         return _central_cell(spec.side, spec.variants)
     drawn = masks.masks_for(seed, spec.strategy, spec.side, key, spec.variants)
@@ -262,11 +264,13 @@ def mask_cell(seed: int, spec: MaskSpec, key: str) -> bytes:
 
 @cache
 def _central_cell(side: int, variants: int) -> bytes:
-    """The same for every picture."""
+    """The same for every image."""
     return masks.pack(masks.central(side)) * variants
 
 
-def _record(file: ShardFile, rows: Sequence[Row], set_aside: Sequence[SetAside]) -> ShardRecord:
+def _record(
+    file: ShardFile, rows: Sequence[Row], set_aside: Sequence[QuarantinedRow]
+) -> ShardRecord:
     converted = Counter(kind for row in rows for kind in row.conversions)
     by_class = Counter(row.class_name or "" for row in rows)
     red, green, blue = (sum(row.rgb_sums[channel] for row in rows) for channel in range(3))

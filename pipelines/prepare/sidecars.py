@@ -1,4 +1,4 @@
-"""More masks for a prepared dataset: sidecar files beside its shards, no picture decoded.
+"""More masks for a prepared dataset: sidecar files beside its shards, no image decoded.
 
 A mask follows from (seed, strategy, side, key, variant), so the keys in a shard are all it takes.
 """
@@ -72,7 +72,7 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
         columns = ", ".join(spec.column for spec in lacking)
         console.print(f"would add {columns} to {len(files)} shards of {uri}; nothing was written")
         return uri
-    with cluster.connected():
+    with cluster.connect():
         run_tasks("drawing masks", items, partial(_write_sidecar, addition=common, old=old))
     manifest = with_sidecars(old, common)
     try:
@@ -80,7 +80,7 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
     except FileExistsError:
         raise UserError(
             f"source is '{uri}'; another job changed that dataset meanwhile, and this one changed "
-            "nothing. Run the same command again"
+            "nothing. Rerun the same command"
         ) from None
     card.write(uri, manifest)
     plan.clear_work(uri, key)
@@ -90,17 +90,17 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
 
 
 def _refuse_ignored(config: PrepareConfig, old: Manifest, uri: str) -> None:
-    """Settings of a whole dataset cannot change with its masks, and those asked for would be lost.
+    """Settings of a whole dataset cannot change with its masks, and requested ones would be lost.
 
     Raises:
         UserError: one is neither the default nor what the dataset has.
     """
     for name in ("seed", "stored_side", "labels", "class_list"):
-        asked, held = getattr(config, name), getattr(old, name, None)
-        if asked not in (getattr(PrepareConfig, name), held):
+        requested, held = getattr(config, name), getattr(old, name, None)
+        if requested not in (getattr(PrepareConfig, name), held):
             raise UserError(
-                f"prepare.{name} is {asked}; adding masks to the dataset in '{uri}' keeps what it "
-                f"has ({held}): leave {name} out, or prepare the pictures into another folder"
+                f"prepare.{name} is {requested}; adding masks to the dataset in '{uri}' keeps what "
+                f"it has ({held}): leave {name} out, or prepare the images into another folder"
             )
 
 

@@ -1,4 +1,4 @@
-"""The file between the two passes: the pictures of one unit, by shuffle bucket.
+"""The file between the two passes: the images of one unit, by shuffle bucket.
 
 Rows of a bucket stand together, so that a shard fetches its part of a unit in one range read.
 Each row carries a checksum: a range cannot be verified by the checksum of the file.
@@ -16,7 +16,7 @@ _HEAD = struct.Struct("<III")  # bytes of the fields, bytes of the JPEG, crc32 o
 
 
 class Row(NamedTuple):
-    """A picture between the passes."""
+    """An image between the passes."""
 
     order: int
     """Place in the shuffle, 0 .. 2^64 - 1; equal bytes have equal places."""

@@ -10,7 +10,7 @@ from ray.exceptions import RayTaskError
 from pipelines.errors import UserError
 from pipelines.prepare.progress import progress
 from pipelines.runtime import malloc
-from pipelines.runtime.ray_internals import Prompt
+from pipelines.runtime.ray_internals import RefreshLimits
 
 # Two tasks share a core: one works while the other waits, for storage or for the next item, which
 # Ray Data sends up to 0.1 s after the last one is done.
@@ -29,7 +29,7 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
         return
     work = ray.data.from_items(list(items), override_num_blocks=len(items))
     work = work.map(partial(_in_worker, what=what, task=task), num_cpus=CPUS_PER_TASK)
-    work.context.custom_execution_callback_classes = [Prompt]
+    work.context.custom_execution_callback_classes = [RefreshLimits]
     work.context.raise_original_map_exception = True
     with progress(what, len(items)) as advance:
         try:

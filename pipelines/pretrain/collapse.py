@@ -8,7 +8,7 @@ ACCURACY = 0.99
 WINDOW_STEPS = 200
 """The accuracy has to stay there for so many steps in a row: short spells are usual."""
 VARIANCE_RATIO = 0.01
-"""Below this all pictures get the same filling."""
+"""Below this all images get the same filling."""
 
 
 def collapse(history: Iterable[Mapping[str, Any]]) -> str | None:
@@ -30,5 +30,5 @@ def collapse(history: Iterable[Mapping[str, Any]]) -> str | None:
     if longest >= WINDOW_STEPS:
         reasons.append(f"discriminator accuracy above {ACCURACY} for {longest} steps in a row")
     if variance is not None and variance < VARIANCE_RATIO:
-        reasons.append(f"variance of the fillings is {variance:.2%} of that of the pictures")
+        reasons.append(f"variance of the fillings is {variance:.2%} of that of the images")
     return "; ".join(reasons) or None

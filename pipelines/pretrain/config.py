@@ -48,21 +48,21 @@ MAX_SEED = 2**64 - 1  # torch takes no larger one
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Pretrain a context encoder: pictures -> shards -> training -> model."""
+    """Pretrain a context encoder: images -> shards -> training -> model."""
 
     source: str | None = None
-    """Pictures (as for jobs/prepare.py) or a prepared dataset; None: sample pictures."""
+    """Images (as for jobs/prepare.py) or a prepared dataset; None: sample images."""
     store: str = "store"
     """Folder or s3:// URI for datasets, checkpoints and models; with SQLite also the tracking."""
     preset: Preset = "inpaint"
-    """alexnet learns features from 227 px pictures; inpaint fills holes in 128 px pictures."""
+    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images."""
     strategy: Strategy | None = None
     """Where the holes are; None: central for inpaint, random_region for alexnet."""
     adversarial: float | None = None
     """Weight of the adversarial loss; the reconstruction has the rest. 0 builds no discriminator.
     None: 0.001 for inpaint, 0 for alexnet."""
     reconstruction: Literal["l2", "l1"] = "l2"
-    """Distance between prediction and picture."""
+    """Distance between prediction and image."""
     region: Literal["hole", "image"] | None = None
     """Where the reconstruction is scored. None: the hole for alexnet and for central holes, the
     whole image for inpaint with random holes, as the reference code does."""
@@ -84,7 +84,7 @@ class PretrainConfig:
     steps: int = 2000
     """Training steps: each updates the discriminator, then the generator."""
     batch_size: int = 64
-    """Pictures per step over all workers."""
+    """Images per step over all workers."""
     learning_rate: float | None = None
     """Of the generator; None: by preset and strategy, as in the paper."""
     discriminator_learning_rate: float | None = None
@@ -97,10 +97,10 @@ class PretrainConfig:
     compile: bool = False
     """Compile the networks with torch.compile."""
     shorter: int | None = None
-    """Shorter side to which a picture is resized before the random crop, px; 0 keeps the stored
+    """Shorter side to which an image is resized before the random crop, px; 0 keeps the stored
     size. None: 144 for inpaint, 0 for alexnet."""
     window_rows: int = WINDOW_ROWS
-    """Pictures shuffled at once."""
+    """Images shuffled at once."""
     num_workers: int = 1
     """Training processes, one GPU each where the cluster has GPUs."""
     threads_per_worker: int | None = None
@@ -114,7 +114,7 @@ class PretrainConfig:
     validate_every: int | None = None
     """Steps between validations and panels; None: as checkpoint_every."""
     validation_images: int = 256
-    """Validation pictures, the first of the split."""
+    """Validation images, the first of the split."""
     max_failures: int = 3
     """Restarts after the loss of a worker."""
     summary: str | None = None
@@ -144,7 +144,7 @@ class PretrainConfig:
         if self.preset == "inpaint" and self.batch_size // self.num_workers < 2:
             raise UserError(
                 f"batch_size is {self.batch_size} for {self.num_workers} workers; preset inpaint "
-                "needs at least 2 pictures per worker, since its bottleneck is batch-normalised"
+                "needs at least 2 images per worker, since its bottleneck is batch-normalised"
             )
         if self.overlap and network(self).output != "center":
             raise UserError(
@@ -154,7 +154,7 @@ class PretrainConfig:
         if self.shorter and self.shorter < side(self):
             raise UserError(
                 f"shorter is {self.shorter} px; it must be 0 or at least {side(self)}, the side of "
-                f"the pictures that {self.preset} reads"
+                f"the images that {self.preset} reads"
             )
         objective(self, mean_rgb=(0.0, 0.0, 0.0))  # checks of the network and the losses
 
@@ -204,7 +204,7 @@ def learning_rates(config: PretrainConfig, adversarial: float) -> tuple[float, f
 
 
 def side(config: PretrainConfig) -> int:
-    """Side of the pictures the network reads, px."""
+    """Side of the images the network reads, px."""
     return input_side(network(config))
 
 

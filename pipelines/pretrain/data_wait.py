@@ -9,7 +9,7 @@ Mark = Any
 """A moment: seconds of the host's clock, or a CUDA event."""
 
 
-class Idle:
+class DataWaitClock:
     """Gaps between a step and the next batch, by the clock of the device itself.
 
     The process runs ahead of a GPU: while it waits for a batch, the GPU may still compute.

@@ -25,7 +25,7 @@ def distribute(networks: Networks, task: Task) -> Networks:
 
 
 def share_buffers(networks: Networks) -> None:
-    """The average over the ranks for all: each rank's statistics come from its own pictures."""
+    """The average over the ranks for all: each rank's statistics come from its own images."""
     if training.num_ranks() == 1:
         return
     for module in networks:

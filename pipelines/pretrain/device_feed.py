@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ce_model import mask_tensors
 from pipelines.data import stream
-from pipelines.runtime.prefetch import ahead
+from pipelines.runtime.prefetch import prefetch
 
 BATCHES_AHEAD = 2
 COLUMNS = ("image", "mask", "augment")
 
 
-class Fed(NamedTuple):
+class DeviceBatch(NamedTuple):
     """A batch for `train_step`.
 
     Shape:
@@ -30,28 +30,28 @@ class Fed(NamedTuple):
     hidden: Tensor
 
 
-def feed(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[Fed]:
+def feed(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[DeviceBatch]:
     """The batches on the device, augmented, in their order."""
     if device.type == "cuda":
         return _feed_gpu(batches, device)
     # The blocks are read-only memory shared with the object store; torch wants its own.
     return (
-        augmented(*(torch.tensor(batch[name], device=device) for name in COLUMNS))
+        augment(*(torch.tensor(batch[name], device=device) for name in COLUMNS))
         for batch in batches
     )
 
 
-def augmented(image: Tensor, bits: Tensor, augment: Tensor) -> Fed:
-    """Columns of the stream, with pictures flipped and holes turned as it drew."""
+def augment(image: Tensor, bits: Tensor, augment: Tensor) -> DeviceBatch:
+    """Columns of the stream, with images flipped and holes turned as it drew."""
     hidden = mask_tensors.unpack(bits, image.shape[1])
     hidden = mask_tensors.apply_symmetry(hidden, augment % stream.FLIP)
     flip = (augment >= stream.FLIP).view(-1, 1, 1, 1)
-    return Fed(torch.where(flip, image.flip(2), image), hidden)
+    return DeviceBatch(torch.where(flip, image.flip(2), image), hidden)
 
 
-def _feed_gpu(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[Fed]:
+def _feed_gpu(batches: Iterator[stream.Batch], device: torch.device) -> Iterator[DeviceBatch]:
     sender = _Sender(device)
-    for fed, arrived in ahead((sender.send(batch) for batch in batches), BATCHES_AHEAD):
+    for fed, arrived in prefetch((sender.send(batch) for batch in batches), BATCHES_AHEAD):
         training = torch.cuda.current_stream(device)
         training.wait_event(arrived)
         for tensor in fed:
@@ -68,14 +68,14 @@ class _Sender:
         self._buffers: list[_Buffer] = []
         self._turn = 0
 
-    def send(self, batch: stream.Batch) -> tuple[Fed, torch.cuda.Event]:
+    def send(self, batch: stream.Batch) -> tuple[DeviceBatch, torch.cuda.Event]:
         """The batch and the event after which it is on the device."""
         with torch.cuda.stream(self._stream):  # of this thread, the device too
             if len(self._buffers) < 2:
                 self._buffers.append(_Buffer(batch))
             buffer = self._buffers[self._turn]
             self._turn = 1 - self._turn
-            fed = augmented(*buffer.send(batch, self._device))
+            fed = augment(*buffer.send(batch, self._device))
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         return fed, arrived

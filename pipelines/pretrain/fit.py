@@ -54,8 +54,8 @@ def fit_or_raise(config: PretrainConfig, task: Task, scaling: ScalingConfig, mai
         if failure is None or not failure.final:
             return
     raise UserError(
-        f"training stopped: {failure.reason}. Once that is mended, the same command goes on from "
-        "the last checkpoint"
+        f"training stopped: {failure.reason}. Once that is fixed, rerun the same "
+        "command, and it resumes from the last checkpoint"
     )
 
 

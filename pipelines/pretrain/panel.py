@@ -10,10 +10,10 @@ COLUMNS = ("input", "hole", "output", "target")
 
 
 def draw(pictures: dict[str, Any], title: str) -> bytes:
-    """PNG of one row per picture.
+    """PNG of one row per image.
 
     Args:
-        pictures: by column name, uint8 (N, S, S, 3) or bool (N, S, S).
+        images: by column name, uint8 (N, S, S, 3) or bool (N, S, S).
         title: what was filled by what.
     """
     count = len(pictures["target"])

@@ -16,7 +16,7 @@ from ce_model import training
 from ce_model.training import Networks, Optimizers
 from pipelines.models import checkpoint
 from pipelines.pretrain import validation
-from pipelines.pretrain.data_wait import Idle
+from pipelines.pretrain.data_wait import DataWaitClock
 from pipelines.pretrain.ddp import require_equal_parameters, share_buffers
 from pipelines.pretrain.task import Task
 
@@ -33,22 +33,22 @@ class Reporter:
         rank: int,
         ranks: int,
         dtype: torch.dtype,
-        pictures: validation.Pictures,
-        typical: validation.Pictures | None,
+        pictures: validation.FixedImages,
+        typical: validation.FixedImages | None,
     ) -> None:
         """Nothing measured yet.
 
-        `typical` are the training pictures that give batch norm its statistics again, without
+        `typical` are the training images that give batch norm its statistics again, without
         dropout; None keeps those of training.
         """
         self.rank = rank
         self._task, self._mailbox, self._ranks = task, mailbox, ranks
-        self._look = validation.Look(task.network, task.objective, dtype)
+        self._look = validation.EvalSettings(task.network, task.objective, dtype)
         self._pictures, self._typical = pictures, typical
         self._sums: dict[str, Tensor] = {}
         self._skipped: list[Tensor] = []  # of each step since the last point
         self._in_a_row = 0
-        self.idle = Idle(pictures.image.device)
+        self.idle = DataWaitClock(pictures.image.device)
         self._clock = time.perf_counter()
         self._history: list[dict[str, Any]] = []
         self._totals = {"train_s": 0.0, "wait_s": 0.0, "steps": 0, "restarts": 0, "skipped": 0}
@@ -145,12 +145,14 @@ class Reporter:
             share_buffers(networks)
 
     def validate(self, step: int, networks: Networks) -> None:
-        """Errors in the hole on the fixed pictures, and the panel."""
+        """Errors in the hole on the fixed images, and the panel."""
         with self._pause():
             self._validate(step, networks)
 
     def _validate(self, step: int, networks: Networks) -> None:
-        measured = validation.measure(training.bare(networks.generator), self._pictures, self._look)
+        measured = validation.measure(
+            training.unwrap(networks.generator), self._pictures, self._look
+        )
         point = {f"validation/{name}": value for name, value in measured.items()}
         if "psnr_hole" in self._untrained:
             point["validation/psnr_untrained"] = self._untrained["psnr_hole"]
@@ -182,7 +184,9 @@ class Reporter:
 
     def _post_panel(self, step: int, networks: Networks) -> None:
         if self.rank == 0 and len(self._pictures.image):
-            shown = validation.panel(training.bare(networks.generator), self._pictures, self._look)
+            shown = validation.panel(
+                training.unwrap(networks.generator), self._pictures, self._look
+            )
             self._post({"kind": "panel", "step": step, "pictures": shown})
 
     def _post(self, message: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from pipelines.pretrain.task import Task
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import runs
-from pipelines.tracking.client import client, described, may_pass, tracking_uri
+from pipelines.tracking.client import client, describe_error, may_pass, tracking_uri
 from pipelines.tracking.recorder import Recorder
 
 COMMIT = "commit.json"
@@ -66,7 +66,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
             config.preset, config.holes, config.steps, config.batch_size, plan.rows
         )
         console.print(f"training {what}", soft_wrap=True)
-        with cluster.connected() as resources:
+        with cluster.connect() as resources:
             task = _task(config, plan, stage)
             scaling = scaling_config(config, resources)
             spec = _run_spec(config, manifest, dataset_uri, key, uri, scaling)
@@ -93,7 +93,7 @@ def _plan(config: PretrainConfig, uri: str, manifest: Manifest) -> StreamPlan:
     manifest.mask_spec(plan.strategy, plan.side)
     if not manifest.rows("val"):
         raise UserError(
-            f"'{uri}' has no validation pictures, so nothing could be measured: prepare it again "
+            f"'{uri}' has no validation images, so nothing could be measured: prepare it again "
             "with a val/ folder or --validation-share above 0"
         )
     return plan
@@ -206,7 +206,7 @@ def _train(
     else:
         console.print(
             f"warning: MLflow does not have everything yet ({problem}). Nothing is lost: "
-            "give the same command again when the server is back, and it delivers the rest.",
+            "rerun the same command when the server is back to deliver the rest.",
         )
     return summary
 
@@ -221,5 +221,5 @@ def _log_result(uri: str, summary: dict[str, Any], side: int) -> str | None:
     except Exception as error:
         if not may_pass(error):
             raise
-        return described(uri, error)
+        return describe_error(uri, error)
     return None

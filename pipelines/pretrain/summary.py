@@ -92,7 +92,7 @@ def log_trained_model(uri: str, run_id: str, model: str, side: int) -> str:
 
 def describe_training(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:
     """A training in one line."""
-    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} pictures"
+    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} images"
 
 
 def closing_table(summary: dict[str, Any], console: Console) -> None:

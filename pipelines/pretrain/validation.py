@@ -1,4 +1,4 @@
-"""The same validation pictures with the same holes, whenever a run is looked at."""
+"""The same validation images with the same holes, whenever a run is looked at."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from ce_model.networks import NetworkConfig
 from ce_model.training import Objective, fill, predict
 
 PANEL_PICTURES = 8
-CHUNK = 64  # pictures evaluated at once
-COLUMNS = 4 + 4 * 3  # errors of a picture; mean colours of filling and truth, and their squares
+CHUNK = 64  # images evaluated at once
+COLUMNS = 4 + 4 * 3  # errors of an image; mean colours of filling and truth, and their squares
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Validation pictures on the device of a rank."""
+class FixedImages:
+    """Validation images on the device of a rank."""
 
     image: Tensor
     """uint8 (N, S, S, 3)."""
@@ -29,7 +29,7 @@ class Pictures:
     """bool (N, S, S)."""
 
 
-class Look(NamedTuple):
+class EvalSettings(NamedTuple):
     """How a network is looked at."""
 
     network: NetworkConfig
@@ -37,19 +37,21 @@ class Look(NamedTuple):
     dtype: torch.dtype
 
 
-def to_device(image: NDArray[np.uint8], bits: NDArray[np.uint8], device: torch.device) -> Pictures:
-    """Pictures and packed masks of the stream -> tensors."""
+def to_device(
+    image: NDArray[np.uint8], bits: NDArray[np.uint8], device: torch.device
+) -> FixedImages:
+    """Images and packed masks of the stream -> tensors."""
     hidden = mask_tensors.unpack(torch.from_numpy(bits).to(device), image.shape[1])
-    return Pictures(torch.from_numpy(image).to(device), hidden)
+    return FixedImages(torch.from_numpy(image).to(device), hidden)
 
 
-def measure(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, float]:
-    """Errors in the hole, averaged over the pictures of all ranks.
+def measure(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> dict[str, float]:
+    """Errors in the hole, averaged over the images of all ranks.
 
     Returns:
-        l1_hole, l2_hole on [0, 1] pixels; psnr_hole and psnr_mean_fill in dB, per picture and then
-        averaged; variance_ratio: how far the hole's mean colour varies between pictures, in the
-        fillings as a share of the pictures' own. Pictures without a hidden pixel in the frame are
+        l1_hole, l2_hole on [0, 1] pixels; psnr_hole and psnr_mean_fill in dB, per image and then
+        averaged; variance_ratio: how far the hole's mean colour varies between images, in the
+        fillings as a share of the images' own. Images without a hidden pixel in the frame are
         left out.
     """
     mean_colour = (
@@ -87,8 +89,8 @@ def _hole_colour(picture: Tensor, hole: Tensor) -> Tensor:
     return (picture.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
 
 
-def panel(generator: nn.Module, pictures: Pictures, look: Look) -> dict[str, Any]:
-    """Input, hole, output and target of the first pictures: uint8 (N, S, S, 3), hole (N, S, S)."""
+def panel(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> dict[str, Any]:
+    """Input, hole, output and target of the first images: uint8 (N, S, S, 3), hole (N, S, S)."""
     image, hidden = pictures.image[:PANEL_PICTURES], pictures.hidden[:PANEL_PICTURES]
     hole = mask_tensors.shrink(hidden, look.objective.overlap)
     colour = torch.tensor(look.objective.fill, device=image.device).round().to(torch.uint8)

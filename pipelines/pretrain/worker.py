@@ -71,10 +71,10 @@ def _train(task: Task, mailbox: Any) -> None:
 
     networks, optimizers = build(task, device)
     part = (rank, ranks)
-    pictures = fixed_pictures(task, "val", task.validation_images, part, device)
+    pictures = read_fixed_images(task, "val", task.validation_images, part, device)
     typical = None
     if training.dropout_shifts_statistics(networks.generator):
-        typical = fixed_pictures(
+        typical = read_fixed_images(
             task, "train", max(training.STATISTICS_PICTURES, ranks), part, device
         )
     reporter = Reporter(task, mailbox, rank, ranks, dtype, pictures, typical)
@@ -90,7 +90,7 @@ def _train(task: Task, mailbox: Any) -> None:
 
 
 def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype:
-    """The precision of this worker; what its processor lacks is the user's to mend."""
+    """The precision of this worker; what its processor lacks is the user's to fix."""
     try:
         return training.resolve_precision(requested, device)
     except ValueError as error:
@@ -108,11 +108,11 @@ def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
     return networks, training.make_optimizers(networks, *task.learning_rates)
 
 
-def fixed_pictures(
+def read_fixed_images(
     task: Task, split: str, count: int, part: tuple[int, int], device: torch.device
-) -> validation.Pictures:
-    """This rank's share of the first pictures of a split."""
-    image, bits = stream.fixed_pictures(task.plan, split, count, part)
+) -> validation.FixedImages:
+    """This rank's share of the first images of a split."""
+    image, bits = stream.read_fixed_images(task.plan, split, count, part)
     return validation.to_device(image, bits, device)
 
 

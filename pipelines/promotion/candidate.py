@@ -9,7 +9,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.models import files
 from pipelines.promotion import run_files
-from pipelines.promotion.gates import ALARM, Dossier
+from pipelines.promotion.gates import ALARM, Candidate
 from pipelines.tracking import models, registry
 from pipelines.tracking.registry import RunFacts
 from pipelines.tracking.runs import COMMIT_TAG
@@ -38,7 +38,7 @@ def source_of(uri: str, run_id: str) -> str:
     return str(summary["model_uri"])
 
 
-def collect(uri: str, run_id: str, source: str) -> Dossier:
+def collect(uri: str, run_id: str, source: str) -> Candidate:
     """Look at everything that a gate may ask for.
 
     Args:
@@ -56,7 +56,7 @@ def collect(uri: str, run_id: str, source: str) -> Dossier:
     judged = sha256 if sha256 in evaluated else (*evaluated, "")[0]  # the gate `weights` says so
     scores = scores_of(own, str(judged))
     by_run = {run_id: scores, **_siblings(uri, facts, scores)}
-    return Dossier(
+    return Candidate(
         run_id=run_id,
         status=facts.status,
         logged_sha256=sha256,
@@ -84,7 +84,7 @@ def _siblings(uri: str, facts: RunFacts, own: Scores) -> dict[str, Scores]:
         return {}
     found = {}
     seeds = {facts.params.get("seed")}
-    runs = run_files.asked(
+    runs = run_files.call_server(
         f"the runs of other seeds from {uri}",
         lambda: registry.runs_tagged(uri, facts.experiment_id, "arm", arm),
     )
@@ -113,7 +113,7 @@ def _files(uri: str, source: str) -> tuple[str | None, str, tuple[str, ...]]:
             models.download_model(uri, source, folder)
         except UserError as error:
             if run_files.has_weights(uri, source):
-                raise run_files.unreadable(source, str(error)) from None
+                raise run_files.read_problem(source, str(error)) from None
             return None, str(error), ()
         unsafe = tuple(
             sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if may_run(path))

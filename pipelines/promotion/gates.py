@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dossier:
+class Candidate:
     """What is known of a model; scores by name, then by run of the same arm, this one first."""
 
     run_id: str
@@ -131,7 +131,7 @@ def _check_number(value: Any, name: str, path: str) -> None:
         raise UserError(f"gates file {path}: {name} is {value!r}; it must be a number")
 
 
-def integrity(model: Dossier, gates: Gates) -> list[Verdict]:
+def integrity(model: Candidate, gates: Gates) -> list[Verdict]:
     """Whether the evidence is there and speaks of exactly this model; asked before registering."""
     missing = sorted(set(gates.required) - model.tasks)
     sha = model.logged_sha256
@@ -172,7 +172,7 @@ def integrity(model: Dossier, gates: Gates) -> list[Verdict]:
     ]
 
 
-def quality(model: Dossier, champion: Dossier | None, gates: Gates) -> list[Verdict]:
+def quality(model: Candidate, champion: Candidate | None, gates: Gates) -> list[Verdict]:
     """Whether the model is good enough, and not worse than the champion."""
     alarms = ", ".join(f"{name}: {value}" for name, value in sorted(model.alarms.items()))
     gated = {*gates.thresholds, *gates.margins} & set(model.scores)  # the others fail themselves
@@ -187,7 +187,7 @@ def quality(model: Dossier, champion: Dossier | None, gates: Gates) -> list[Verd
     return verdicts
 
 
-def _threshold(name: str, bounds: Mapping[str, float], model: Dossier) -> Iterator[Verdict]:
+def _threshold(name: str, bounds: Mapping[str, float], model: Candidate) -> Iterator[Verdict]:
     for bound, limit in bounds.items():
         value = model.scores.get(name, {}).get(model.run_id)
         passed = value is not None and (value >= limit if bound == "min" else value <= limit)
@@ -195,7 +195,7 @@ def _threshold(name: str, bounds: Mapping[str, float], model: Dossier) -> Iterat
         yield Verdict(f"{bound} {name}", passed, found, f"{bound} {limit:g}")
 
 
-def _margin(name: str, margin: float, model: Dossier, champion: Dossier) -> Verdict:
+def _margin(name: str, margin: float, model: Candidate, champion: Candidate) -> Verdict:
     gate = f"not worse than the champion on {name}"
     ours, theirs = model.scores.get(name, {}), champion.scores.get(name, {})
     if model.run_id not in ours or champion.run_id not in theirs:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.promotion import candidate, explain, gates
-from pipelines.promotion.gates import Dossier, Gates, Verdict
+from pipelines.promotion.gates import Candidate, Gates, Verdict
 from pipelines.runtime.progress import plain_console
 from pipelines.storage import lease
 from pipelines.storage.lease import LeaseBusyError
@@ -52,8 +52,8 @@ class PromoteConfig:
 
     def __post_init__(self) -> None:
         """One thing at a time."""
-        asked = [self.run is not None, self.rollback, self.explain is not None]
-        if sum(asked) != 1:
+        requested = [self.run is not None, self.rollback, self.explain is not None]
+        if sum(requested) != 1:
             raise ValueError(
                 f"run is {self.run}, rollback is {self.rollback}, explain is {self.explain}; give "
                 "exactly one of the three"
@@ -212,7 +212,7 @@ def _alone(store: str, name: str) -> Iterator[Callable[[], bool]]:
             f"name is '{name}', which another promotion holds ({busy.owner}); nothing was "
             "changed, try again when it has ended"
         ) from None
-    with lease.held(claim, lease_s=LEASE_S) as lost:
+    with lease.hold(claim, lease_s=LEASE_S) as lost:
         yield lost
 
 
@@ -221,7 +221,7 @@ def _refusal(verdicts: list[Verdict]) -> str:
     return "; ".join(f"gate '{v.gate}': {v.found}, wanted {v.wanted}" for v in failed)
 
 
-def _origin(model: Dossier) -> dict[str, str]:
+def _origin(model: Candidate) -> dict[str, str]:
     return {
         "weights_sha256": model.logged_sha256 or "",
         "dataset_fingerprint": model.dataset_fingerprint,

@@ -21,7 +21,7 @@ ABSENT = "RESOURCE_DOES_NOT_EXIST"
 Value = TypeVar("Value")
 
 
-def asked(what: str, action: Callable[[], Value]) -> Value:
+def call_server(what: str, action: Callable[[], Value]) -> Value:
     """What a server, or the store behind it, answers.
 
     Raises:
@@ -30,13 +30,13 @@ def asked(what: str, action: Callable[[], Value]) -> Value:
     try:
         return action()
     except UserError as error:
-        raise unreadable(what, str(error)) from error
+        raise read_problem(what, str(error)) from error
     except Exception as error:  # of MLflow, or of the client of whatever store it has
         reason = f"{type(error).__name__}: {first_line(error)}"[:300]
-        raise unreadable(what, reason) from error
+        raise read_problem(what, reason) from error
 
 
-def unreadable(what: str, reason: str) -> UserError:
+def read_problem(what: str, reason: str) -> UserError:
     """The error for evidence that nobody could look at."""
     return UserError(
         f"could not read {what}: {reason}; this says nothing about a model, and nothing was "
@@ -64,7 +64,7 @@ def reports(uri: str, run_id: str) -> list[dict[str, Any]]:
     """
     root = _files(uri, run_id)
     if not root:  # a training that has ended has left some
-        raise unreadable(_of_run(uri, run_id), "no file is where the server looks for them")
+        raise read_problem(_of_run(uri, run_id), "no file is where the server looks for them")
     found = []
     for folder in _files(uri, run_id, REPORTS) if REPORTS in root else ():
         path = f"{folder}/{REPORT}"
@@ -96,12 +96,12 @@ def has_weights(uri: str, source: str) -> bool:
                 return False
             raise
 
-    return asked(f"{source} from {uri}", look)
+    return call_server(f"{source} from {uri}", look)
 
 
 def _files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
     """Paths of the files and folders in a folder of a run."""
-    listed = asked(_of_run(uri, run_id), lambda: client(uri).list_artifacts(run_id, folder))
+    listed = call_server(_of_run(uri, run_id), lambda: client(uri).list_artifacts(run_id, folder))
     return [str(each.path) for each in listed]
 
 
@@ -111,7 +111,7 @@ def _json(uri: str, run_id: str, path: str) -> Any:
             local = client(uri).download_artifacts(run_id, path, temporary)
             return json.loads(Path(local).read_text())
 
-    return asked(f"{path} of run '{run_id}' from {uri}", read)
+    return call_server(f"{path} of run '{run_id}' from {uri}", read)
 
 
 def _of_run(uri: str, run_id: str) -> str:

@@ -31,7 +31,7 @@ class Resources(NamedTuple):
 
 
 @contextmanager
-def connected() -> Iterator[Resources]:
+def connect() -> Iterator[Resources]:
     """Join the cluster of RAY_ADDRESS (as in a submitted job), or start one here for the block.
 
     Raises:
@@ -40,7 +40,7 @@ def connected() -> Iterator[Resources]:
     if ray.is_initialized():
         yield resources()
         return
-    quieten()
+    silence_logging()
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:  # an environment file may set it to nothing
@@ -123,7 +123,7 @@ def has_dashboard() -> bool:
     return bool(ray._private.worker.get_dashboard_url())
 
 
-def quieten() -> None:
+def silence_logging() -> None:
     """Only Ray's errors are shown; what our own stages warn of goes through their reports."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

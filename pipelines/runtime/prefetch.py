@@ -15,7 +15,7 @@ class _End(Generic[T]):
         self.error = error
 
 
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+def prefetch(items: Iterator[T], count: int) -> Iterator[T]:
     """The items, taken by a thread that is up to `count` ahead; what it raises is raised here."""
     ready: queue.Queue[T | _End[T]] = queue.Queue(count)
     abandoned = threading.Event()

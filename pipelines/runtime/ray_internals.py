@@ -1,4 +1,4 @@
-"""Callbacks that mend two habits of Ray Data's scheduler; both were measured with Ray 2.60."""
+"""Callbacks that fix two habits of Ray Data's scheduler; both were measured with Ray 2.60."""
 
 import time
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ray.data._internal.logical.operators import InputData
 from ray.data._internal.stats import DatasetStats
 
 
-class Prompt(ExecutionCallback):  # type: ignore[misc]
+class RefreshLimits(ExecutionCallback):  # type: ignore[misc]
     """The whole cluster from the first moment, instead of one task at a time for 1 to 2 s.
 
     The scheduler asks once a second what it may use, without waiting for the answer, and takes the
@@ -33,7 +33,7 @@ class Prompt(ExecutionCallback):  # type: ignore[misc]
             manager._global_limits_last_update_time = 0.0
 
 
-class Paced(ExecutionCallback):  # type: ignore[misc]
+class RestBetweenTurns(ExecutionCallback):  # type: ignore[misc]
     """A short rest after each turn of the scheduler.
 
     While the training is slower than the data, finished blocks wait in their tasks; Ray's
@@ -51,7 +51,7 @@ class Paced(ExecutionCallback):  # type: ignore[misc]
 COLUMN = "number"
 
 
-def numbers(first: int, last: int) -> ray.data.Dataset:
+def number_dataset(first: int, last: int) -> ray.data.Dataset:
     """A dataset of first .. last - 1, int64 in column COLUMN, in blocks of one row each."""
     table = pa.table({COLUMN: pa.array(range(first, last), pa.int64())})
     whole = ray.data.from_arrow(table)

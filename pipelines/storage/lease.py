@@ -120,7 +120,7 @@ def acquire_patiently(
 
 
 @contextmanager
-def held(
+def hold(
     claim: Claim, *, lease_s: float, clock: Callable[[], float] = time.time
 ) -> Iterator[Callable[[], bool]]:
     """Renew a claim from a thread while the block runs.

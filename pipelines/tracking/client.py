@@ -53,7 +53,7 @@ def tracking_uri(requested: str | None, store: str) -> str:
         UserError: MLflow can never speak to that, or no SQLite file can live in the store.
     """
     if uri := requested or os.environ.get("MLFLOW_TRACKING_URI"):
-        return _spoken(uri)
+        return _one_line(uri)
     if not storage.is_local(store):
         raise UserError(
             f"store is '{store}', where no SQLite file can live; name the tracking server with "
@@ -69,7 +69,7 @@ def tracking_uri(requested: str | None, store: str) -> str:
     return f"{SQLITE}{folder / 'mlflow.db'}"
 
 
-def _spoken(uri: str) -> str:
+def _one_line(uri: str) -> str:
     """The URI, if MLflow or a plug-in of it speaks its protocol; plain files it takes no longer."""
     try:
         _tracking_store_registry.get_store_builder(uri)
@@ -92,7 +92,7 @@ def client(uri: str) -> MlflowClient:
         MlflowException: its database is away, or is none; while connecting, MLflow itself would
             let an error of the driver through.
     """
-    quieten()
+    silence_logging()
     if uri.startswith(SQLITE):  # MLflow makes the file, but not its folder
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -122,7 +122,7 @@ def require_there(uri: str) -> None:
 
 
 @cache
-def quieten() -> None:
+def silence_logging() -> None:
     """Only MLflow's errors are shown: schema migrations and hints are not the user's business."""
     for name in ("mlflow", "alembic", "git", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -132,7 +132,7 @@ def quieten() -> None:
         os.environ.setdefault(name, value)
 
 
-def described(uri: str, error: Exception) -> str:
+def describe_error(uri: str, error: Exception) -> str:
     """What went wrong with a server, as a recorder says it: databases add their statements."""
     return f"{uri}: {type(error).__name__}: {first_line(error)}"[:500]
 

@@ -13,7 +13,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
-from pipelines.tracking.client import MAX_METRICS, client, described
+from pipelines.tracking.client import MAX_METRICS, client, describe_error
 from pipelines.tracking.runs import RunSpec, ensure_run, log_bytes
 
 RETRY_WAIT_S = 5.0
@@ -22,7 +22,7 @@ RETRY_WAIT_S = 5.0
 FLUSH_POLL_S = 0.05
 
 
-class Outcome(NamedTuple):
+class Delivery(NamedTuple):
     """How a recorder ended."""
 
     run_id: str | None
@@ -82,7 +82,7 @@ class Recorder:
         """Why delivery is late at the moment, if it is."""
         return self._problem
 
-    def flush(self, wait_s: float) -> Outcome:
+    def flush(self, wait_s: float) -> Delivery:
         """Wait until everything is delivered, for at most `wait_s`; the run goes on."""
         self._wake.set()
         deadline = time.monotonic() + wait_s
@@ -90,7 +90,7 @@ class Recorder:
             time.sleep(FLUSH_POLL_S)
         return self._outcome(late, wait_s)
 
-    def finish(self, status: str | None, wait_s: float = 60.0) -> Outcome:
+    def finish(self, status: str | None, wait_s: float = 60.0) -> Delivery:
         """Deliver what is left for at most `wait_s` and set the run's status; None leaves it."""
         if status is not None:
             with self._lock:
@@ -104,9 +104,9 @@ class Recorder:
     def _waiting(self) -> bool:
         return bool(self._run_id is None or self._metrics or self._other)
 
-    def _outcome(self, late: bool, wait_s: float) -> Outcome:
+    def _outcome(self, late: bool, wait_s: float) -> Delivery:
         problem = self._problem or f"{self._spec.uri} did not take everything within {wait_s:.0f} s"
-        return Outcome(self._run_id, problem if late else None)
+        return Delivery(self._run_id, problem if late else None)
 
     def _work(self) -> None:
         while True:
@@ -116,7 +116,7 @@ class Recorder:
                 self._deliver()
                 self._problem = None
             except Exception as error:  # whatever the server does, training goes on
-                self._problem = described(self._spec.uri, error)
+                self._problem = describe_error(self._spec.uri, error)
                 self._delivered.clear()  # a request that failed may still have arrived
                 if self._closing.wait(RETRY_WAIT_S):
                     time.sleep(1.0)

@@ -51,7 +51,7 @@ class Version:
 
 
 def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
-    """Ask the server; one that is away or refuses is the user's to mend.
+    """Ask the server; one that is away or refuses is the user's to fix.
 
     Raises:
         UserError: nobody answers there, or the server refuses.

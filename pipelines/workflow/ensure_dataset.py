@@ -14,11 +14,11 @@ from pipelines.tracking import client
 
 
 def pretrain_on_source(config: PretrainConfig) -> dict[str, Any]:
-    """Pretrain; raw pictures, or the sample pictures without a source, are prepared first."""
+    """Pretrain; raw images, or the sample images without a source, are prepared first."""
     if config.source is not None and not manifest.is_dataset(config.source):
         storage.require_folder(config.source, "source")
     client.tracking_uri(config.tracking_uri, config.store)  # refused before hours of preparing
-    with cluster.connected():
+    with cluster.connect():
         return pretrain_model(config, ensure_dataset(config))
 
 

@@ -16,17 +16,17 @@ from pipelines.errors import UserError
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import ProgressDisplay
 from pipelines.workflow.graph import (
-    Outcome,
     Result,
     Stage,
+    StageOutcome,
     Status,
     commit_uri,
-    committed,
-    delivered,
     identity_of,
+    is_delivered,
     keys,
     latest_uri,
-    ordered,
+    read_commit,
+    sort_by_needs,
 )
 
 LOOK_S = 0.5
@@ -46,7 +46,7 @@ def execute(
     concurrency: int,
     attempts: int = 1,
     console: Console,
-) -> dict[str, Outcome]:
+) -> dict[str, StageOutcome]:
     """Run what is missing, up to `concurrency` stages at once; needs a connected Ray.
 
     A stage that fails is tried `attempts` times in all, unless the fault is the user's; what
@@ -66,14 +66,14 @@ def _execute(
     concurrency: int,
     attempts: int,
     display: ProgressDisplay,
-) -> dict[str, Outcome]:
+) -> dict[str, StageOutcome]:
     found = keys(stages)
-    outcomes: dict[str, Outcome] = {}
-    waiting = ordered(stages)
+    outcomes: dict[str, StageOutcome] = {}
+    waiting = sort_by_needs(stages)
     running: dict[Any, tuple[Stage, int]] = {}
     began, over_at = time.monotonic(), math.inf
 
-    def end(outcome: Outcome) -> None:
+    def end(outcome: StageOutcome) -> None:
         nonlocal over_at
         outcomes[outcome.name] = outcome
         now = time.monotonic()
@@ -89,8 +89,12 @@ def _execute(
             bad = [o.name for o in before if o and o.result is None]
             if bad:
                 why = f"needs {', '.join(bad)}"
-                end(Outcome(name=stage.name, key=found[stage.name], status="blocked", error=why))
-            elif record := committed(store, found[stage.name]):
+                end(
+                    StageOutcome(
+                        name=stage.name, key=found[stage.name], status="blocked", error=why
+                    )
+                )
+            elif record := read_commit(store, found[stage.name]):
                 end(_outcome(record, stage.name, "skipped"))
             else:
                 running[_start(stage, found, outcomes, store, resources)] = (stage, 1)
@@ -110,13 +114,13 @@ def _execute(
                 running[again] = (stage, attempt + 1)
                 continue
             text = str(cause) if isinstance(cause, UserError) else _short(cause)
-            end(Outcome(name=stage.name, key=found[stage.name], status="failed", error=text))
+            end(StageOutcome(name=stage.name, key=found[stage.name], status="failed", error=text))
     display.update(len(outcomes))
     return outcomes
 
 
 def seconds_left(
-    stages: Sequence[Stage], outcomes: Mapping[str, Outcome], elapsed_s: float
+    stages: Sequence[Stage], outcomes: Mapping[str, StageOutcome], elapsed_s: float
 ) -> float:
     """What is to come takes as long as what was run of its kind, and as many run at once.
 
@@ -136,7 +140,7 @@ def seconds_left(
 def _start(
     stage: Stage,
     found: Mapping[str, str],
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, StageOutcome],
     store: str,
     resources: Resources,
 ) -> Any:
@@ -155,7 +159,7 @@ def _run_and_commit(
 ) -> dict[str, Any]:
     began = time.time()
     result = stage.run(inputs)
-    if not all(map(delivered, inputs.values())):
+    if not all(map(is_delivered, inputs.values())):
         result = {**result, "delivered": False}
     seconds = time.time() - began
     hours = seconds / 3600 * (resources.cpus if stage.workers is None else stage.workers)
@@ -167,7 +171,7 @@ def _run_and_commit(
         "cpu_hours": 0.0 if on_gpus else hours,
         "gpu_hours": hours if on_gpus else 0.0,
     }
-    if not delivered(result):
+    if not is_delivered(result):
         return record
     try:
         storage.publish_json(commit_uri(store, record["key"]), record, exclusive=True)
@@ -178,9 +182,9 @@ def _run_and_commit(
     return record
 
 
-def _outcome(record: Mapping[str, Any], name: str, status: Status) -> Outcome:
+def _outcome(record: Mapping[str, Any], name: str, status: Status) -> StageOutcome:
     measured = {key: record[key] for key in ("key", "seconds", "cpu_hours", "gpu_hours", "result")}
-    return Outcome(name=name, status=status, final=delivered(record["result"]), **measured)
+    return StageOutcome(name=name, status=status, final=is_delivered(record["result"]), **measured)
 
 
 def _short(error: object) -> str:

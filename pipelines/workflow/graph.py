@@ -24,7 +24,7 @@ FORMAT_VERSION = 2  # format 1 also has results that are not final
 COMMIT = "commit.json"
 
 
-NOT_FINAL = "MLflow was away; the same command delivers the rest"
+NOT_FINAL = "MLflow was away; rerun the same command to deliver the rest"
 
 
 Result = dict[str, Any]
@@ -52,7 +52,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageOutcome:
     """How a stage ended."""
 
     name: str
@@ -83,12 +83,12 @@ class Planned:
     why: str
 
 
-def delivered(result: Result) -> bool:
+def is_delivered(result: Result) -> bool:
     """Whether a result is final."""
     return bool(result.get("delivered", True))
 
 
-def ordered(stages: Sequence[Stage]) -> list[Stage]:
+def sort_by_needs(stages: Sequence[Stage]) -> list[Stage]:
     """The stages, each after what it needs, otherwise in the given order.
 
     Raises:
@@ -116,7 +116,7 @@ def ordered(stages: Sequence[Stage]) -> list[Stage]:
 def keys(stages: Sequence[Stage]) -> dict[str, str]:
     """Content keys by name."""
     found: dict[str, str] = {}
-    for stage in ordered(stages):
+    for stage in sort_by_needs(stages):
         found[stage.name] = storage.content_key(identity_of(stage, found))
     return found
 
@@ -136,7 +136,7 @@ def commit_uri(store: str, key: str) -> str:
     return storage.join(storage.absolute(store), "workflow", key[:16], COMMIT)
 
 
-def committed(store: str, key: str) -> dict[str, Any] | None:
+def read_commit(store: str, key: str) -> dict[str, Any] | None:
     """The record of a finished stage."""
     uri = commit_uri(store, key)
     if not storage.exists(uri):
@@ -156,8 +156,8 @@ def plan(stages: Sequence[Stage], store: str) -> list[Planned]:
     found = keys(stages)
     runs: dict[str, bool] = {}
     planned = []
-    for stage in ordered(stages):
-        runs[stage.name] = committed(store, found[stage.name]) is None
+    for stage in sort_by_needs(stages):
+        runs[stage.name] = read_commit(store, found[stage.name]) is None
         why = _why(stage, found, store) if runs[stage.name] else "committed"
         planned.append(
             Planned(name=stage.name, key=found[stage.name], runs=runs[stage.name], why=why)
@@ -216,6 +216,6 @@ def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def as_json(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def as_json(outcomes: Iterable[StageOutcome]) -> list[dict[str, Any]]:
     """For a report: everything but the results."""
     return [{k: v for k, v in asdict(o).items() if k != "result"} for o in outcomes]

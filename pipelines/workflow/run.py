@@ -35,7 +35,7 @@ from pipelines.tracking import client, registry, runs
 from pipelines.workflow import graph
 from pipelines.workflow.ensure_dataset import ensure_dataset
 from pipelines.workflow.execute import execute
-from pipelines.workflow.graph import Outcome, Planned, Stage
+from pipelines.workflow.graph import Planned, Stage, StageOutcome
 
 COMMON = ("source", "store", "tracking_uri", "experiment", "summary")
 StageName = Literal["prepare", "pretrain", "evaluate", "promote"]
@@ -43,10 +43,10 @@ StageName = Literal["prepare", "pretrain", "evaluate", "promote"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowConfig:
-    """From pictures to a champion; a rerun does only what is missing."""
+    """From images to a champion; a rerun does only what is missing."""
 
     source: str | None = None
-    """Pictures or a prepared dataset; None: sample pictures."""
+    """Images or a prepared dataset; None: sample images."""
     store: str = "store"
     """Folder or s3:// URI for everything; with SQLite also the tracking."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -107,7 +107,7 @@ def run_workflow(config: WorkflowConfig) -> None:
         console.print(plan_table(graph.plan(wanted, config.store)))
         return
     client.tracking_uri(config.tracking_uri, config.store)  # refused before any stage
-    with cluster.connected() as resources:
+    with cluster.connect() as resources:
         outcomes = execute(
             wanted,
             config.store,
@@ -116,7 +116,7 @@ def run_workflow(config: WorkflowConfig) -> None:
             attempts=config.attempts,
             console=console,
         )
-    ended = [outcomes[stage.name] for stage in graph.ordered(wanted)]
+    ended = [outcomes[stage.name] for stage in graph.sort_by_needs(wanted)]
     console.print(outcome_table(ended))
     _log(config, wanted, ended, console)
     failed = [outcome for outcome in ended if outcome.status == "failed"]
@@ -185,14 +185,14 @@ def _trained_with(config: PretrainConfig) -> dict[str, Any]:
 
 
 def source_key(source: str | None) -> str:
-    """What the pictures are: the dataset's fingerprint, or a digest of all names and sizes."""
+    """What the images are: the dataset's fingerprint, or a digest of all names and sizes."""
     if source is None:
         return f"samples-{sample_images.VERSION}"
     if manifest.is_dataset(source):
         return manifest.read_manifest(source).fingerprint
     with listing(pieces(storage.absolute(source), Counter())) as found:
         if found.pieces == 0:
-            raise UserError(f"source is '{source}'; there is no picture in it")
+            raise UserError(f"source is '{source}'; there is no image in it")
         return str(found.digest)
 
 
@@ -211,9 +211,9 @@ def train(
         UserError: what is to be measured of it cannot be; nothing was trained.
     """
     data = inputs["prepare"]["dataset"]
-    subject = resolve.untrained("model", "random", learning.network(config))
-    for asked in (replace(each, data=(data,)) for each in measured):
-        plan.require_measurable([subject], asked, plan.layouts_of(asked))
+    subject = resolve.untrained_ref("model", "random", learning.network(config))
+    for requested in (replace(each, data=(data,)) for each in measured):
+        plan.require_measurable([subject], requested, plan.layouts_of(requested))
     summary = pretrain_model(config, data)
     return {**summary, "delivered": is_committed(stage_uri(config.store, summary["key"]))}
 
@@ -223,7 +223,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Stage: one measurement; its report is attached to the training run."""
     summary = inputs["pretrain"]
-    model = summary["tracking_run_id"] if graph.delivered(summary) else summary["model"]
+    model = summary["tracking_run_id"] if graph.is_delivered(summary) else summary["model"]
     data = inputs["prepare"]["dataset"]
     return evaluation.evaluate_models(_evaluation(config, task, model=model, data=data))
 
@@ -249,7 +249,7 @@ def promote(
         UserError: a gate refuses, or MLflow lacks something, so that the stage is asked again next
             time.
     """
-    if not all(map(graph.delivered, inputs.values())):
+    if not all(map(graph.is_delivered, inputs.values())):
         raise UserError(f"the evidence is not all there: {graph.NOT_FINAL}")
     uri = client.tracking_uri(config.tracking_uri, config.store)
     run_id = inputs["pretrain"]["tracking_run_id"]
@@ -270,7 +270,7 @@ def plan_table(planned: list[Planned]) -> Table:
     return table
 
 
-def outcome_table(ended: list[Outcome]) -> Table:
+def outcome_table(ended: list[StageOutcome]) -> Table:
     """How every stage ended, how long it took and what it cost."""
     table = Table(title="workflow", title_justify="left")
     for name in ("stage", "key", "status", "seconds", "CPU h", "GPU h"):
@@ -283,7 +283,7 @@ def outcome_table(ended: list[Outcome]) -> Table:
 
 
 def _log(
-    config: WorkflowConfig, wanted: list[Stage], ended: list[Outcome], console: Console
+    config: WorkflowConfig, wanted: list[Stage], ended: list[StageOutcome], console: Console
 ) -> None:
     """A parent run for the graph, a child per stage."""
     uri = client.tracking_uri(config.tracking_uri, config.store)
@@ -294,7 +294,9 @@ def _log(
         console.print(f"warning: {uri} does not have the workflow ({reason}); run it again later")
 
 
-def _log_runs(config: WorkflowConfig, uri: str, wanted: list[Stage], ended: list[Outcome]) -> None:
+def _log_runs(
+    config: WorkflowConfig, uri: str, wanted: list[Stage], ended: list[StageOutcome]
+) -> None:
     server = client.client(uri)
     key = storage.content_key([outcome.key for outcome in ended])
     spec = runs.RunSpec(
@@ -306,7 +308,7 @@ def _log_runs(config: WorkflowConfig, uri: str, wanted: list[Stage], ended: list
         tags={"stage": "workflow"},
     )
     with registry.open_run(spec, good=all(o.result is not None for o in ended)) as parent:
-        for stage, outcome in zip(graph.ordered(wanted), ended, strict=True):
+        for stage, outcome in zip(graph.sort_by_needs(wanted), ended, strict=True):
             below = replace(
                 spec,
                 key=storage.content_key([key, outcome.key]),
@@ -325,7 +327,7 @@ def _log_runs(config: WorkflowConfig, uri: str, wanted: list[Stage], ended: list
         runs.log_bytes(server, parent, "workflow.json", _json(wanted, ended))
 
 
-def _json(wanted: list[Stage], ended: list[Outcome]) -> bytes:
+def _json(wanted: list[Stage], ended: list[StageOutcome]) -> bytes:
     needs = {stage.name: list(stage.needs) for stage in wanted}
     rows = [{**row, "needs": needs[row["name"]]} for row in graph.as_json(ended)]
     return graph.json_bytes(rows)

@@ -18,7 +18,7 @@ LEARNING_RATES = {"alexnet": 1e-4, "inpaint": 2e-4}
 
 
 def batch(side: int, seed: int, size: int = 16, device: torch.device = GPU) -> tuple[Tensor, ...]:
-    """Smooth pictures with a square hole each; noise would leave nothing to learn."""
+    """Smooth images with a square hole each; noise would leave nothing to learn."""
     chance = torch.Generator().manual_seed(seed)
     coarse = torch.rand(size, 3, 8, 8, generator=chance)
     picture = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)

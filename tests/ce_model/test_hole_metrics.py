@@ -10,14 +10,14 @@ from ce_model.hole_metrics import MAX_PSNR_DB, hole_errors, ssim
 
 
 def _example(batch: int = 3, side: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, target, hole: smooth pictures and noisy predictions of them."""
+    """Prediction, target, hole: smooth images and noisy predictions of them."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 3, 5, 5, generator=generator, dtype=torch.float64)
     target = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
     noise = torch.randn(target.shape, generator=generator, dtype=torch.float64)
     hole = torch.zeros(batch, 1, side, side, dtype=torch.bool)
     for index in range(batch):
-        hole[index, :, : 8 + index, 4 : side - 4] = True  # reaches the border of the picture
+        hole[index, :, : 8 + index, 4 : side - 4] = True  # reaches the border of the image
     return (target + 0.1 * noise).clamp(0, 1), target, hole
 
 

@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _batch(network: NetworkConfig, batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Smooth random pictures and their masks."""
+    """Smooth random images and their masks."""
     generator = torch.Generator().manual_seed(seed)
     side = input_side(network)
     coarse = torch.rand(batch, 3, 6, 6, generator=generator)

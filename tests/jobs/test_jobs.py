@@ -103,7 +103,10 @@ def test_ctrl_c_is_one_message_and_the_same_command_goes_on(
     job.send_signal(sent)
     code, out, err = finish(job)
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "interrupted: the same command goes on from what is finished"
+    assert (
+        err.splitlines()[-1]
+        == "interrupted: rerun the same command, and it resumes from what is finished"
+    )
     assert "Traceback" not in err and "SIGTERM" not in err
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert statuses(tmp_path) == ["KILLED"]
@@ -294,7 +297,7 @@ def test_a_killed_head_loses_nothing_that_was_prepared(
         resumed = submit(env, *prepare, str(output))
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert files_of(output) == files_of(tmp_path / "unbroken")
-    assert "reading pictures" not in resumed.stdout  # all units were done
+    assert "reading images" not in resumed.stdout  # all units were done
     # The last line of progress has the sum; a busy machine prints some on the way.
     written, all_of_them = (
         int(re.findall(r"writing shards \d+/\d+ +([\d,]+) images", shown)[-1].replace(",", ""))

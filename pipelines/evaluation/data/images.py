@@ -1,6 +1,6 @@
-"""Pictures to measure on: a prepared dataset, class folders, or any folder of pictures.
+"""Images to measure on: a prepared dataset, class folders, or any folder of images.
 
-Pictures stay encoded in memory and are decoded batch by batch; `limit` bounds how many are kept.
+Images stay encoded in memory and are decoded batch by batch; `limit` bounds how many are kept.
 """
 
 import io
@@ -29,8 +29,8 @@ NAMES = 10  # shown in a message
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """One split: encoded pictures with their keys and labels."""
+class ImageSet:
+    """One split: encoded images with their keys and labels."""
 
     keys: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -38,14 +38,14 @@ class Pictures:
     encoded: tuple[bytes, ...]
     classes: tuple[str, ...]
     seed: int
-    """Seed of the masks of these pictures."""
+    """Seed of the masks of these images."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.keys)
 
-    def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> "Pictures":
-        """Some of the pictures, in the order given."""
+    def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
+        """Some of the images, in the order given."""
         return replace(
             self,
             keys=tuple(self.keys[at] for at in chosen),
@@ -80,7 +80,7 @@ def to_network(pictures: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def decode(data: bytes, name: str) -> Picture:
-    """Encoded picture -> uint8 (H, W, 3) RGB, upright.
+    """Encoded image -> uint8 (H, W, 3) RGB, upright.
 
     Raises:
         UserError: it cannot be decoded.
@@ -89,7 +89,7 @@ def decode(data: bytes, name: str) -> Picture:
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UserError(
-                    f"picture '{name}' is {opened.width} x {opened.height}; it must have at most "
+                    f"image '{name}' is {opened.width} x {opened.height}; it must have at most "
                     f"{MAX_PIXELS} pixels"
                 )
             plain = opened.format == "JPEG" and opened.mode == "RGB" and not opened.getexif()
@@ -100,7 +100,7 @@ def decode(data: bytes, name: str) -> Picture:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"picture '{name}' cannot be decoded ({error}); leave it out, or let "
+            f"image '{name}' cannot be decoded ({error}); leave it out, or let "
             "python jobs/prepare.py set it aside"
         ) from None
 
@@ -135,7 +135,7 @@ def layout_of(uri: str) -> Layout:
     raise UserError(
         f"data is '{uri}', which holds {', '.join(sorted(inside)[:NAMES]) or 'nothing'}; it must "
         "be a prepared dataset (manifest.json), class folders (train/<class>/), a folder of "
-        "pictures, a VOC folder (JPEGImages, Annotations, ImageSets) or a CamVid folder (train, "
+        "images, a VOC folder (JPEGImages, Annotations, ImageSets) or a CamVid folder (train, "
         "trainannot)"
     )
 
@@ -153,13 +153,13 @@ def voc_root(uri: str) -> str | None:
     return None
 
 
-def read_pictures(uri: str, split: str, limit: int) -> Pictures:
+def read_images(uri: str, split: str, limit: int) -> ImageSet:
     """A split of a prepared dataset or of class folders; a flat folder counts as any split.
 
     Args:
         uri: the data.
         split: "train" or "val".
-        limit: at most so many pictures, evenly spaced over the split; 0 takes all.
+        limit: at most so many images, evenly spaced over the split; 0 takes all.
     """
     layout = layout_of(uri)
     if layout == "prepared":
@@ -169,16 +169,16 @@ def read_pictures(uri: str, split: str, limit: int) -> Pictures:
         found = _read_files(uri, files, classes)
     elif layout == "pictures":
         names = [n for n in storage.children(uri) if n.lower().endswith(SUFFIXES)]
-        names = [names[at] for at in spread(len(names), limit)]
+        names = [names[at] for at in pick_evenly(len(names), limit)]
         found = _read_files(uri, [(name, -1) for name in names], ())
     else:
-        raise UserError(f"data is '{uri}', a {layout} folder; this task wants pictures or classes")
+        raise UserError(f"data is '{uri}', a {layout} folder; this task wants images or classes")
     _refuse_empty(len(found), split, uri)
     return found
 
 
 def read_labels(uri: str, split: str, limit: int) -> NDArray[np.int64]:
-    """Labels of what `read_pictures` reads, -1 where there is none; no picture is opened."""
+    """Labels of what `read_pictures` reads, -1 where there is none; no image is opened."""
     if layout_of(uri) == "prepared":
         manifest = read_manifest(uri)
         tables = _prepared(uri, manifest, split, limit, ["label"])
@@ -192,10 +192,10 @@ def read_labels(uri: str, split: str, limit: int) -> NDArray[np.int64]:
 
 def _refuse_empty(count: int, split: str, uri: str) -> None:
     if not count:
-        raise UserError(f"split '{split}' of '{uri}' is empty; it must hold at least one picture")
+        raise UserError(f"split '{split}' of '{uri}' is empty; it must hold at least one image")
 
 
-def _read_prepared(uri: str, split: str, limit: int) -> Pictures:
+def _read_prepared(uri: str, split: str, limit: int) -> ImageSet:
     manifest = read_manifest(uri)
     keys: list[str] = []
     labels: list[int] = []
@@ -204,7 +204,7 @@ def _read_prepared(uri: str, split: str, limit: int) -> Pictures:
         keys += table.column("key").to_pylist()
         labels += _labels(table)
         encoded += table.column("image").to_pylist()
-    return Pictures(
+    return ImageSet(
         tuple(keys), np.array(labels, np.int64), tuple(encoded), manifest.classes, manifest.seed
     )
 
@@ -213,7 +213,7 @@ def _prepared(
     uri: str, manifest: Manifest, split: str, limit: int, columns: list[str]
 ) -> Iterator[pa.Table]:
     """Some columns of the chosen rows, row group by row group."""
-    wanted = set(spread(manifest.rows(split), limit))
+    wanted = set(pick_evenly(manifest.rows(split), limit))
     for group in shards.row_groups(manifest, split):
         chosen = [at for at in range(group.rows) if group.first_row + at in wanted]
         if chosen:
@@ -241,14 +241,14 @@ def _class_files(uri: str, split: str, limit: int) -> tuple[list[tuple[str, int]
         for file in storage.children(storage.join(uri, split, name))
         if file.lower().endswith(SUFFIXES)
     ]
-    return [files[at] for at in spread(len(files), limit)], tuple(classes)
+    return [files[at] for at in pick_evenly(len(files), limit)], tuple(classes)
 
 
-def _read_files(uri: str, files: list[tuple[str, int]], classes: tuple[str, ...]) -> Pictures:
+def _read_files(uri: str, files: list[tuple[str, int]], classes: tuple[str, ...]) -> ImageSet:
     names = tuple(name for name, _ in files)
     labels = np.array([label for _, label in files], np.int64)
     encoded = tuple(storage.read_bytes(storage.join(uri, name)) for name in names)
-    return Pictures(names, labels, encoded, classes, seed=0)
+    return ImageSet(names, labels, encoded, classes, seed=0)
 
 
 def _class_names(uri: str) -> list[str]:
@@ -261,12 +261,12 @@ def _has_classes(uri: str) -> bool:
 
 
 def _perhaps_classes(uri: str) -> list[str]:
-    # A picture is taken for a file unasked: in a bucket each question is a request.
+    # An image is taken for a file unasked: in a bucket each question is a request.
     names = (name for name in storage.children(uri) if not name.startswith("."))
     return [name for name in names if not name.lower().endswith(SUFFIXES)]
 
 
-def spread(count: int, limit: int) -> list[int]:
+def pick_evenly(count: int, limit: int) -> list[int]:
     """At most `limit` numbers below `count`, evenly spaced; all of them for 0."""
     if not limit or limit >= count:
         return list(range(count))

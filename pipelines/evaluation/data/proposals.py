@@ -1,4 +1,4 @@
-"""Regions that may hold an object: selective search, once per picture, kept in Parquet.
+"""Regions that may hold an object: selective search, once per image, kept in Parquet.
 
     <store>/evaluate/proposals/<key>.parquet   name, boxes (list of 4 float32 each)
 
@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.evaluation.data.images import Pictures, decode
+from pipelines.evaluation.data.images import ImageSet, decode
 
 VERSION = 1
-LONGER_PX = 500  # of VOC pictures; larger ones are made smaller for the search
+LONGER_PX = 500  # of VOC images; larger ones are made smaller for the search
 MIN_PX = 16  # shorter side of a region
 MAX_REGIONS = 2000
-CHUNK = 16  # pictures per file
+CHUNK = 16  # images per file
 
 
 def search(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Boxes (P, 4) of a picture, in px, equal for equal pictures.
+    """Boxes (P, 4) of an image, in px, equal for equal images.
 
     OpenCV draws the order of the regions from C's `rand`; the set does not depend on it, so the
     boxes are sorted, and thinned evenly where there are too many.
@@ -48,19 +48,19 @@ def search(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     return chosen
 
 
-def chunks(pictures: Pictures) -> list[Pictures]:
+def chunks(pictures: ImageSet) -> list[ImageSet]:
     """Parts that are searched and stored on their own."""
     starts = range(0, len(pictures), CHUNK)
     return [pictures.take(range(at, min(at + CHUNK, len(pictures)))) for at in starts]
 
 
-def uri_of(store: str, part: Pictures) -> str:
+def uri_of(store: str, part: ImageSet) -> str:
     """Where the regions of a part are kept."""
     key = storage.content_key(["proposals", VERSION, part.fingerprint])
     return storage.join(storage.absolute(store), "evaluate", "proposals", f"{key[:16]}.parquet")
 
 
-def ensure(store: str, part: Pictures) -> str:
+def ensure(store: str, part: ImageSet) -> str:
     """Search a part unless that is done; returns the URI of its file."""
     uri = uri_of(store, part)
     if storage.exists(uri):
@@ -74,7 +74,7 @@ def ensure(store: str, part: Pictures) -> str:
 
 
 def read(uris: Sequence[str]) -> list[NDArray[np.float32]]:
-    """Boxes (P, 4) of all pictures, in order."""
+    """Boxes (P, 4) of all images, in order."""
     found = []
     for uri in uris:
         with storage.open_input(uri) as file:

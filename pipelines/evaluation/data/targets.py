@@ -5,26 +5,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.data.images import Pictures
+from pipelines.evaluation.data.images import ImageSet
 
 IGNORED = -1.0
 
 
-class Task(NamedTuple):
-    """Pictures with what shall be said about them."""
+class TargetKind(NamedTuple):
+    """Images with what shall be said about them."""
 
-    pictures: Pictures
+    pictures: ImageSet
     targets: NDArray[np.float32]
     """(N, classes): 1, 0, or IGNORED."""
     several: bool
-    """Whether a picture may belong to several classes (VOC)."""
+    """Whether an image may belong to several classes (VOC)."""
 
-    def take(self, chosen: NDArray[np.int64]) -> "Task":
-        """Some of the pictures."""
-        return Task(self.pictures.take(chosen), self.targets[chosen], self.several)
+    def take(self, chosen: NDArray[np.int64]) -> "TargetKind":
+        """Some of the images."""
+        return TargetKind(self.pictures.take(chosen), self.targets[chosen], self.several)
 
 
-def single_label(pictures: Pictures, classes: int) -> Task:
+def single_label(pictures: ImageSet, classes: int) -> TargetKind:
     """A task from class folders."""
     targets = np.eye(classes, dtype=np.float32)[pictures.labels]
-    return Task(pictures, targets, several=False)
+    return TargetKind(pictures, targets, several=False)

@@ -1,7 +1,7 @@
-"""PASCAL VOC and CamVid folders: boxes, label maps, and several classes per picture.
+"""PASCAL VOC and CamVid folders: boxes, label maps, and several classes per image.
 
 VOC: JPEGImages, Annotations (XML, corners counted from 1), SegmentationClass (palette PNG, 255 is
-void), ImageSets/Main and ImageSets/Segmentation. CamVid: <split> with JPEG or PNG pictures and
+void), ImageSets/Main and ImageSets/Segmentation. CamVid: <split> with JPEG or PNG images and
 <split>annot with PNG labels. Here corners count from 0 and both lie inside the box, and class 0 of
 a label map is a class like any other (the background in VOC).
 """
@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from ce_model.transfer.metrics import VOID
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.evaluation.data.images import SUFFIXES, Pictures, layout_of, size_of, voc_root
-from pipelines.evaluation.data.targets import IGNORED, Task
+from pipelines.evaluation.data.images import SUFFIXES, ImageSet, layout_of, size_of, voc_root
+from pipelines.evaluation.data.targets import IGNORED, TargetKind
 
 VOC_CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
@@ -32,7 +32,7 @@ CAMVID_CLASSES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class VocSettings:
-    """How VOC folders are read for detection and for several labels per picture."""
+    """How VOC folders are read for detection and for several labels per image."""
 
     classes: tuple[str, ...] = VOC_CLASSES
     """Names of the classes in the annotations."""
@@ -43,7 +43,7 @@ class VocSettings:
 
 
 class Objects(NamedTuple):
-    """The objects of one picture."""
+    """The objects of one image."""
 
     box: NDArray[np.float32]
     """(G, 4): x1, y1, x2, y2 in px."""
@@ -57,7 +57,7 @@ class Objects(NamedTuple):
 class Annotated:
     """A split for detection."""
 
-    pictures: Pictures
+    pictures: ImageSet
     objects: tuple[Objects, ...]
 
     @property
@@ -71,7 +71,7 @@ class Annotated:
 class Mapped:
     """A split for segmentation."""
 
-    pictures: Pictures
+    pictures: ImageSet
     maps: tuple[NDArray[np.uint8], ...]
     """(H, W) each: class, or VOID."""
 
@@ -83,10 +83,10 @@ class Mapped:
 
 
 def read_annotated(uri: str, split: str, classes: tuple[str, ...]) -> Annotated:
-    """Pictures of ImageSets/Main with their boxes.
+    """Images of ImageSets/Main with their boxes.
 
     Raises:
-        UserError: an empty split, a missing picture or annotation, a class or box that cannot be.
+        UserError: an empty split, a missing image or annotation, a class or box that cannot be.
     """
     root = _root(uri)
     names = _names(root, "Main", split)
@@ -99,10 +99,10 @@ def read_annotated(uri: str, split: str, classes: tuple[str, ...]) -> Annotated:
 
 
 def read_mapped(uri: str, split: str) -> Mapped:
-    """Pictures with a class for every pixel, from a VOC or a CamVid folder.
+    """Images with a class for every pixel, from a VOC or a CamVid folder.
 
     Raises:
-        UserError: an empty split, a missing picture, a map of another size or with unknown classes.
+        UserError: an empty split, a missing image, a map of another size or with unknown classes.
     """
     if layout_of(uri) == "camvid":
         files = storage.children(storage.join(uri, split))
@@ -125,14 +125,14 @@ def read_mapped(uri: str, split: str) -> Mapped:
     return Mapped(_pictures(names, encoded, classes), tuple(maps))
 
 
-def read_several(uri: str, split: str, classes: tuple[str, ...]) -> Task:
-    """Pictures of ImageSets/Main with every class they show: a classification task."""
+def read_several(uri: str, split: str, classes: tuple[str, ...]) -> TargetKind:
+    """Images of ImageSets/Main with every class they show: a classification task."""
     found = read_annotated(uri, split, classes)
     targets = np.zeros((len(found.objects), len(classes)), np.float32)
     for row, objects in zip(targets, found.objects, strict=True):
         row[objects.classes[objects.difficult]] = IGNORED
         row[objects.classes[~objects.difficult]] = 1
-    return Task(found.pictures, targets, several=True)
+    return TargetKind(found.pictures, targets, several=True)
 
 
 def _root(uri: str) -> str:
@@ -160,7 +160,7 @@ def _names(root: str, kind: str, split: str) -> list[str]:
 
 def _refuse_empty(names: list[str], split: str, where: str) -> None:
     if not names:
-        raise UserError(f"split '{split}' is empty: {where} names no picture")
+        raise UserError(f"split '{split}' is empty: {where} names no image")
 
 
 def _required(root: str, path: str, split: str) -> bytes:
@@ -173,9 +173,9 @@ def _required(root: str, path: str, split: str) -> bytes:
         ) from None
 
 
-def _pictures(names: list[str], encoded: tuple[bytes, ...], classes: tuple[str, ...]) -> Pictures:
+def _pictures(names: list[str], encoded: tuple[bytes, ...], classes: tuple[str, ...]) -> ImageSet:
     none = np.full(len(names), -1, np.int64)
-    return Pictures(tuple(names), none, encoded, classes, seed=0)
+    return ImageSet(tuple(names), none, encoded, classes, seed=0)
 
 
 def _objects(xml: bytes, path: str, size: tuple[int, int], classes: tuple[str, ...]) -> Objects:
@@ -208,10 +208,10 @@ def _check_box(box: list[float], path: str, size: tuple[int, int]) -> None:
     height, width = size
     shown = " ".join(f"{value + 1:g}" for value in box)
     if x2 <= x1 or y2 <= y1:
-        raise UserError(f"'{path}' has the box {shown}, which has no area; mend or remove it")
+        raise UserError(f"'{path}' has the box {shown}, which has no area; fix or remove it")
     if x1 < 0 or y1 < 0 or x2 > width - 1 or y2 > height - 1:
         raise UserError(
-            f"'{path}' has the box {shown}, outside its picture of {width} x {height} px; corners "
+            f"'{path}' has the box {shown}, outside its image of {width} x {height} px; corners "
             "count from 1"
         )
 
@@ -231,7 +231,7 @@ def _map(
         raise UserError(f"'{path}' cannot be decoded: {error}") from None
     if found.shape != size:
         raise UserError(
-            f"'{path}' is {found.shape[1]} x {found.shape[0]} px; its picture is {size[1]} x "
+            f"'{path}' is {found.shape[1]} x {found.shape[0]} px; its image is {size[1]} x "
             f"{size[0]}, and they must be equal"
         )
     unknown = np.unique(found[(found >= len(classes)) & (found != VOID)])

@@ -1,7 +1,7 @@
 """Classical ways to fill a hole, as baselines under the same masks.
 
-Each takes a picture uint8 (S, S, 3) and a hole bool (S, S), True where hidden, looks at the visible
-pixels only, and returns the filled picture.
+Each takes an image uint8 (S, S, 3) and a hole bool (S, S), True where hidden, looks at the visible
+pixels only, and returns the filled image.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ HOG_CELL_PX = 8
 
 
 def mean_colour(picture: Picture, hole: Hole) -> Picture:
-    """The mean of the visible pixels of this picture."""
+    """The mean of the visible pixels of this image."""
     filled = picture.copy()
     filled[hole] = picture[~hole].mean(axis=0).round()
     return filled
@@ -73,7 +73,7 @@ FILLS: dict[Baseline, Fill] = {
 
 
 def hog_features(pictures: NDArray[np.uint8], hole: Hole) -> NDArray[np.float64]:
-    """Histograms of oriented gradients (N, D) of the visible cells of pictures (N, S, S, 3)."""
+    """Histograms of oriented gradients (N, D) of the visible cells of images (N, S, S, 3)."""
     rows = []
     for picture in pictures:
         grey = cv2.cvtColor(mean_colour(picture, hole), cv2.COLOR_RGB2GRAY)
@@ -103,7 +103,7 @@ def neighbour_fill(
     database: NDArray[np.uint8],
     database_features: NDArray[np.float64],
 ) -> NDArray[np.uint8]:
-    """Copy the hole from the training picture whose visible context is nearest (table 1)."""
+    """Copy the hole from the training image whose visible context is nearest (table 1)."""
     best = nearest(features, database_features, 1)[:, 0]
     filled: NDArray[np.uint8] = np.where(hole[None, :, :, None], database[best], pictures)
     return filled

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ce_model.transfer import detection, metrics
 from ce_model.transfer.detection import Detections, FastRCNN, Targets
-from ce_model.transfer.heads import begin
+from ce_model.transfer.heads import initialise_head
 from ce_model.transfer.metrics import Found, Truth
 from pipelines.evaluation import encoders
 from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Annotated, Objects
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.tasks.head_training import (
-    TuningSettings,
+    HeadTrainingSettings,
     choose_rate,
     optimise,
     split_off,
 )
 from pipelines.evaluation.tasks.probes import calibration
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 
 BEGIN_REGIONS = 128
 RULES: tuple[metrics.Rule, ...] = ("11_points", "all_points")
@@ -36,20 +36,20 @@ SHOWN_SCORE = 0.5
 class DetectionSettings:
     """Object detection."""
 
-    tuning: TuningSettings = field(
-        default_factory=lambda: TuningSettings(steps=4000, batch_size=2, width=1024)
+    tuning: HeadTrainingSettings = field(
+        default_factory=lambda: HeadTrainingSettings(steps=4000, batch_size=2, width=1024)
     )
     """The training."""
     shorter: int = 600
-    """Shorter side of the pictures, px."""
+    """Shorter side of the images, px."""
     longer: int = 1000
     """Longer side at most, px."""
     regions: int = 64
-    """Regions per picture and step, a quarter of them objects."""
+    """Regions per image and step, a quarter of them objects."""
     flip: bool = True
-    """Mirror half of the training pictures."""
+    """Mirror half of the training images."""
     shown: int = 4
-    """Test pictures shown in the report."""
+    """Test images shown in the report."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -62,7 +62,7 @@ class DetectionSettings:
 
 
 class Example(NamedTuple):
-    """One picture as the network gets it."""
+    """One image as the network gets it."""
 
     x: NDArray[np.uint8]
     """(H, W, 3)."""
@@ -77,7 +77,7 @@ class Example(NamedTuple):
 
 
 def measure(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
     train: Annotated,
     train_regions: Sequence[NDArray[np.float32]],
@@ -88,7 +88,7 @@ def measure(
 ) -> Measured:
     """Mean average precision by both rules, with the chosen learning rate."""
     known = _examples(train, train_regions, settings)
-    asked = _examples(test, test_regions, settings)
+    requested = _examples(test, test_regions, settings)
     fit, held = split_off(len(known), seed)
 
     def score_of(rate: float) -> float:
@@ -106,11 +106,11 @@ def measure(
         "settings": asdict(settings),
         "learning_rate": choice._asdict(),
         "dtype": str(dtype),
-        "pictures": f"{len(known)} to train on, {len(asked)} to score",
+        "pictures": f"{len(known)} to train on, {len(requested)} to score",
     }
     if model is None:
         return Measured([{f"mAP {rule}": None for rule in RULES}], notes, {})
-    found = [detect(model, example) for example in asked]
+    found = [detect(model, example) for example in requested]
     each = {rule: average_precisions(found, test.objects, rule, len(classes)) for rule in RULES}
     row: Row = {f"mAP {rule}": _mean(each[rule]) for rule in RULES}
     named = zip(classes, each["all_points"], strict=True)
@@ -158,7 +158,7 @@ def _flipped(example: Example) -> Example:
 
 
 def _fit(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
     train: Annotated,
     examples: list[Example],
@@ -176,7 +176,7 @@ def _fit(
     first = examples[0]
     rois = detection.with_number([first.proposals[:BEGIN_REGIONS]])
     x = to_network(first.x[None])
-    begin(model.encoder, model.fresh(), lambda: list(model(x, rois)), generator)
+    initialise_head(model.encoder, model.fresh(), lambda: list(model(x, rois)), generator)
     place = encoders.device()
     model = model.to(place)
     order = np.random.default_rng(seed)
@@ -207,7 +207,7 @@ def _loss(
 
 
 def detect(model: FastRCNN, example: Example) -> Detections:
-    """Objects in a picture, in px of the original."""
+    """Objects in an image, in px of the original."""
     place = next(model.parameters()).device
     rois = detection.with_number([example.proposals]).to(place)
     with torch.inference_mode():
@@ -248,7 +248,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _shown(test: Annotated, found: list[Detections], count: int) -> dict[str, bytes]:
-    """Test pictures with what was found (yellow) and what is there (white)."""
+    """Test images with what was found (yellow) and what is there (white)."""
     figures = {}
     for at in range(min(count, len(found))):
         name = test.pictures.keys[at]

@@ -1,7 +1,7 @@
 """Fine-tuning all layers for classification, with all labels or few, one label or several.
 
-Class folders: one label per picture, accuracy. PASCAL VOC: several, mean average precision; a
-class that is only there as `difficult` is ignored for that picture, as in the protocol the paper
+Class folders: one label per image, accuracy. PASCAL VOC: several, mean average precision; a
+class that is only there as `difficult` is ignored for that image, as in the protocol the paper
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ce_model.transfer import metrics
-from ce_model.transfer.heads import Classifier, begin
+from ce_model.transfer.heads import Classifier, initialise_head
 from pipelines.data import images
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import decode, spread, to_network
-from pipelines.evaluation.data.targets import IGNORED, Task
+from pipelines.evaluation.data.images import decode, pick_evenly, to_network
+from pipelines.evaluation.data.targets import IGNORED, TargetKind
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.tasks.head_training import (
     Choice,
-    TuningSettings,
+    HeadTrainingSettings,
     choose_rate,
     optimise,
     split_off,
 )
 from pipelines.evaluation.tasks.probes import calibration, check_shares, percent, some_labels
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 
 BEGIN_PICTURES = 32
 
@@ -41,19 +41,19 @@ SEVERAL_VERSION = 2  # part of the keys of VOC folders: raise it when several la
 class FinetuneSettings:
     """Fine-tuning for classification."""
 
-    tuning: TuningSettings = field(default_factory=TuningSettings)
+    tuning: HeadTrainingSettings = field(default_factory=HeadTrainingSettings)
     """The training."""
     label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the training labels that are used."""
     labels: int = 0
-    """At most so many training pictures before the shares are taken; 0: all."""
+    """At most so many training images before the shares are taken; 0: all."""
     test_pictures: int = 0
-    """At most so many test pictures; 0: all."""
+    """At most so many test images; 0: all."""
     scale: tuple[float, float] = (1.0, 1.3)
     """Range of the random size: shorter side over the side of the crop (class folders), or over
-    the picture's own shorter side (VOC)."""
+    the image's own shorter side (VOC)."""
     crops: int = 1
-    """Crops per test picture whose scores are averaged; 1 takes the centre."""
+    """Crops per test image whose scores are averaged; 1 takes the centre."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -65,10 +65,10 @@ class FinetuneSettings:
 
 
 def measure(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
-    train: Task,
-    test: Task,
+    train: TargetKind,
+    test: TargetKind,
     side: int,
     settings: FinetuneSettings,
     dtype: torch.dtype,
@@ -80,7 +80,7 @@ def measure(
         groups = train.targets.argmax(1)
         part = train.take(some_labels(groups.astype(np.int64), share, seed))
 
-        def fitted(task: Task, rate: float) -> Classifier | None:
+        def fitted(task: TargetKind, rate: float) -> Classifier | None:
             return _fit(subject, seed, task, side, settings, rate, dtype)
 
         choice = _choose(part, settings, seed, fitted, side)
@@ -94,10 +94,10 @@ def measure(
 
 
 def _choose(
-    part: Task,
+    part: TargetKind,
     settings: FinetuneSettings,
     seed: int,
-    fitted: Callable[[Task, float], Classifier | None],
+    fitted: Callable[[TargetKind, float], Classifier | None],
     side: int,
 ) -> Choice:
     fit, held = split_off(len(part.pictures), seed)
@@ -110,9 +110,9 @@ def _choose(
 
 
 def _fit(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
-    task: Task,
+    task: TargetKind,
     side: int,
     settings: FinetuneSettings,
     rate: float,
@@ -121,7 +121,7 @@ def _fit(
     """A trained classifier; None when a loss was not finite."""
     generator = torch.Generator().manual_seed(seed)
     encoder = encoders.encoder_of(subject, seed, calibration(task.pictures, side))
-    typical = task.pictures.take(spread(len(task.pictures), BEGIN_PICTURES))
+    typical = task.pictures.take(pick_evenly(len(task.pictures), BEGIN_PICTURES))
     first = next(typical.batches(side, BEGIN_PICTURES))
     features = encoder(first).flatten(1).shape[1]
     model = Classifier(
@@ -131,7 +131,7 @@ def _fit(
         width=settings.tuning.width,
         dropout=settings.tuning.dropout,
     ).eval()
-    begin(model.encoder, model.fresh(), lambda: [model(first)], generator)
+    initialise_head(model.encoder, model.fresh(), lambda: [model(first)], generator)
     place = encoders.device()
     model = model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decoded = [decode(d, k) for d, k in zip(task.pictures.encoded, task.pictures.keys, strict=True)]
@@ -150,7 +150,7 @@ def _fit(
 
 
 def _loss(logits: Tensor, targets: Tensor, several: bool) -> Tensor:
-    """Mean over the pictures; of several labels the sum over the classes, as in the protocol.
+    """Mean over the images; of several labels the sum over the classes, as in the protocol.
 
     The mean over 20 classes would be a learning rate 20 times smaller.
     """
@@ -177,7 +177,7 @@ def _view(
 
 
 def _score(
-    model: Classifier | None, task: Task, side: int, settings: FinetuneSettings, seed: int
+    model: Classifier | None, task: TargetKind, side: int, settings: FinetuneSettings, seed: int
 ) -> float:
     if model is None:
         return float("nan")
@@ -194,7 +194,7 @@ def _score(
 
 
 def predict(
-    model: Classifier, task: Task, side: int, settings: FinetuneSettings, seed: int
+    model: Classifier, task: TargetKind, side: int, settings: FinetuneSettings, seed: int
 ) -> NDArray[np.float64]:
     """Scores (N, classes): of the centre, or the mean over random crops."""
     place = next(model.parameters()).device

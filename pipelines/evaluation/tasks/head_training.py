@@ -21,13 +21,13 @@ HELD_OUT = 5  # one part in so many decides on the learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningSettings:
+class HeadTrainingSettings:
     """How a network with a fresh head is trained."""
 
     steps: int = 1000
     """Training steps."""
     batch_size: int = 32
-    """Pictures per step."""
+    """Images per step."""
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     """Rates to choose from; a single one is taken without a trial."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -93,7 +93,7 @@ def split_off(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int6
 def optimise(
     model: nn.Module,
     loss_of: Callable[[int], Tensor],
-    settings: TuningSettings,
+    settings: HeadTrainingSettings,
     *,
     learning_rate: float,
     seed: int,
@@ -129,7 +129,7 @@ def optimise(
 
 
 def _optimizer(
-    model: nn.Module, settings: TuningSettings, learning_rate: float
+    model: nn.Module, settings: HeadTrainingSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(
@@ -147,7 +147,7 @@ def _optimizer(
 
 
 def _schedule(
-    optimizer: torch.optim.Optimizer, settings: TuningSettings
+    optimizer: torch.optim.Optimizer, settings: HeadTrainingSettings
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if settings.decay_every:
         return torch.optim.lr_scheduler.StepLR(optimizer, settings.decay_every, settings.decay)

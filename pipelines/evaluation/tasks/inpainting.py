@@ -1,10 +1,10 @@
-"""How well holes are filled: errors in the hole, on its rim and in the whole picture.
+"""How well holes are filled: errors in the hole, on its rim and in the whole image.
 
-Figures are on [0, 1] pixels and averaged per picture. The hole is what the network did not see. A
-central hole of 128 px pictures is for all methods the 56 px inside the 4 px ring of the authors'
+Figures are on [0, 1] pixels and averaged per image. The hole is what the network did not see. A
+central hole of 128 px images is for all methods the 56 px inside the 4 px ring of the authors'
 code (7 px in the paper), also for models that were trained without one; where a model was trained
-with another ring, its rows say so. Pictures without a hidden pixel count nowhere, and a group
-without pictures has no figure (n/a).
+with another ring, its rows say so. Images without a hidden pixel count nowhere, and a group
+without images has no figure (n/a).
 
 Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
@@ -24,7 +24,7 @@ from ce_model.mask_tensors import shrink
 from ce_model.masks import STRATEGIES, Strategy, mask_for
 from ce_model.networks import NetworkConfig, input_side, output_side
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import Pictures
+from pipelines.evaluation.data.images import ImageSet
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.tasks import classical
 from pipelines.models.files import LoadedModel
@@ -43,13 +43,13 @@ class InpaintingSettings:
     strategies: tuple[Strategy, ...] = STRATEGIES
     """Holes to fill; a model with a centre output is measured on central ones only."""
     pictures: int = 200
-    """At most so many validation pictures; 0 takes all."""
+    """At most so many validation images; 0 takes all."""
     database: int = 2000
-    """At most so many training pictures to copy from in nearest-neighbour inpainting; 0: all."""
+    """At most so many training images to copy from in nearest-neighbour inpainting; 0: all."""
     baselines: tuple[classical.Baseline, ...] = tuple(classical.FILLS)
-    """Classical ways to fill. Shift-map and FSR take seconds per picture, the others far less."""
+    """Classical ways to fill. Shift-map and FSR take seconds per image, the others far less."""
     panel: int = 6
-    """Pictures shown side by side in the report."""
+    """Images shown side by side in the report."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
@@ -58,11 +58,11 @@ class InpaintingSettings:
                 raise ValueError(f"inpainting.{name} is {getattr(self, name)}; it must be >= 0")
 
 
-class Holes(NamedTuple):
+class HoleSet(NamedTuple):
     """Holes of one kind, so that methods can be measured on equal terms."""
 
     side: int
-    """Side of the picture, px."""
+    """Side of the image, px."""
     strategy: Strategy
     overlap: int
     """Width of the shown ring that the hole is smaller by, px."""
@@ -73,8 +73,8 @@ class Holes(NamedTuple):
         usual = self.overlap == usual_ring(self.side, self.strategy)
         return self.strategy if usual else f"{self.strategy} in a ring of {self.overlap} px"
 
-    def draw(self, pictures: Pictures) -> NDArray[np.bool_]:
-        """bool (N, S, S): variant 0 of each picture's mask, as in every validation."""
+    def draw(self, pictures: ImageSet) -> NDArray[np.bool_]:
+        """bool (N, S, S): variant 0 of each image's mask, as in every validation."""
         hidden = [mask_for(pictures.seed, self.strategy, self.side, k, 0) for k in pictures.keys]
         return shrink(torch.from_numpy(np.stack(hidden)), self.overlap).numpy()
 
@@ -84,7 +84,9 @@ def usual_ring(side: int, strategy: Strategy) -> int:
     return RING_PX if (side, strategy) == (128, "central") else 0
 
 
-def holes_of(network: NetworkConfig, overlap: int, strategies: tuple[Strategy, ...]) -> list[Holes]:
+def holes_of(
+    network: NetworkConfig, overlap: int, strategies: tuple[Strategy, ...]
+) -> list[HoleSet]:
     """What a model of this network and overlap can be measured on.
 
     A model that was trained with a ring takes no other; one without takes the usual.
@@ -92,13 +94,13 @@ def holes_of(network: NetworkConfig, overlap: int, strategies: tuple[Strategy, .
     side = input_side(network)
     center = output_side(network) < side
     possible = [s for s in strategies if s == "central" or not center]
-    return [Holes(side, strategy, overlap or usual_ring(side, strategy)) for strategy in possible]
+    return [HoleSet(side, strategy, overlap or usual_ring(side, strategy)) for strategy in possible]
 
 
 def measure_model(
     model: LoadedModel,
-    pictures: Pictures,
-    database: Pictures | None,
+    pictures: ImageSet,
+    database: ImageSet | None,
     settings: InpaintingSettings,
     dtype: torch.dtype,
 ) -> Measured:
@@ -112,19 +114,19 @@ def measure_model(
         # A model that was trained with a ring leaves it out of the mask itself.
         hidden = holes._replace(overlap=0).draw(pictures) if model.objective.overlap else hole
         filled = np.concatenate(list(_predicted(model, image, hidden, dtype)))
-        rows += scored("this model", holes, filled, image, hole)
+        rows += score_predictions("this model", holes, filled, image, hole)
         figures |= _strip("this model", holes, filled, settings.panel)
         if holes.strategy == "central" and database is not None:
             copied = _copied_by_encoder(model, image, hidden[0], hole[0], database, dtype)
-            rows += scored("neighbour, these features", holes, copied, image, hole)
+            rows += score_predictions("neighbour, these features", holes, copied, image, hole)
             figures |= _strip("neighbour, these features", holes, copied, settings.panel)
     return Measured(rows, {"settings": asdict(settings), "dtype": str(dtype)}, figures)
 
 
 def measure_classical(
-    kinds: Sequence[Holes],
-    pictures: Pictures,
-    database: Pictures | None,
+    kinds: Sequence[HoleSet],
+    pictures: ImageSet,
+    database: ImageSet | None,
     settings: InpaintingSettings,
 ) -> Measured:
     """Fill with every classical method."""
@@ -141,7 +143,7 @@ def measure_classical(
             filled = np.stack(
                 [fill(p, h) if h.any() else p for p, h in zip(image, hole, strict=True)]
             )
-            rows += scored(name, holes, filled, image, hole)
+            rows += score_predictions(name, holes, filled, image, hole)
             figures |= _strip(name, holes, filled, settings.panel)
         if holes.strategy == "central" and database is not None:
             stored = database.squares(holes.side)
@@ -152,14 +154,14 @@ def measure_classical(
                 stored,
                 classical.hog_features(stored, hole[0]),
             )
-            rows += scored("neighbour, HOG", holes, copied, image, hole)
+            rows += score_predictions("neighbour, HOG", holes, copied, image, hole)
             figures |= _strip("neighbour, HOG", holes, copied, settings.panel)
     return Measured(rows, {"settings": asdict(settings)}, figures)
 
 
-def scored(
+def score_predictions(
     method: str,
-    holes: Holes,
+    holes: HoleSet,
     filled: NDArray[np.uint8],
     image: NDArray[np.uint8],
     hole: NDArray[np.bool_],
@@ -265,10 +267,10 @@ def _copied_by_encoder(
     image: NDArray[np.uint8],
     hidden: NDArray[np.bool_],
     hole: NDArray[np.bool_],
-    database: Pictures,
+    database: ImageSet,
     dtype: torch.dtype,
 ) -> NDArray[np.uint8]:
-    """Nearest-neighbour inpainting for central holes, which are the same in all pictures.
+    """Nearest-neighbour inpainting for central holes, which are the same in all images.
 
     Args:
         hidden: bool (S, S), the mask that the model is given.
@@ -282,8 +284,8 @@ def _copied_by_encoder(
     return classical.neighbour_fill(image, hole, features, stored, stored_features)
 
 
-def _strip(method: str, holes: Holes, filled: NDArray[np.uint8], count: int) -> dict[str, bytes]:
-    """The first pictures side by side, as one PNG."""
+def _strip(method: str, holes: HoleSet, filled: NDArray[np.uint8], count: int) -> dict[str, bytes]:
+    """The first images side by side, as one PNG."""
     if not count:
         return {}
     strip = np.concatenate(list(filled[:count]), axis=1)

@@ -1,7 +1,7 @@
 """What frozen features know: a ridge probe and nearest neighbours, layer by layer.
 
-Features are max-pooled to one budget of values per picture (see `ce_model.transfer.pooled`) and
-standardised on the training pictures. The ridge penalty is chosen on a fifth of the training
+Features are max-pooled to one budget of values per image (see `ce_model.transfer.pooled`) and
+standardised on the training images. The ridge penalty is chosen on a fifth of the training
 labels; nothing is fitted to the test split.
 """
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from ce_model.networks import layer_features
 from ce_model.transfer import metrics
-from ce_model.transfer.heads import pooled
+from ce_model.transfer.heads import pool_features
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import Pictures, spread
+from pipelines.evaluation.data.images import ImageSet, pick_evenly
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.tasks.head_training import split_off
 
@@ -30,24 +30,24 @@ Features = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenSettings:
+class ProbeSettings:
     """Probes on frozen features."""
 
     values: int = 2400
-    """Values per picture and layer after pooling."""
+    """Values per image and layer after pooling."""
     k: int = 20
     """Neighbours that vote."""
     label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the training labels the linear probe may see."""
     train_pictures: int = 0
-    """At most so many training pictures; 0 takes all."""
+    """At most so many training images; 0 takes all."""
     test_pictures: int = 0
-    """At most so many test pictures; 0 takes all."""
+    """At most so many test images; 0 takes all."""
     batch_norm: Literal["calibrated", "trained"] = "calibrated"
-    """Statistics of batch norm: of 256 training pictures of the data, whole and unlabelled, or as
-    training left them (pictures with holes; mean 0 and variance 1 for the random rows)."""
+    """Statistics of batch norm: of 256 training images of the data, whole and unlabelled, or as
+    training left them (images with holes; mean 0 and variance 1 for the random rows)."""
     side: int | None = None
-    """Side to which the pictures are brought, px; None: that of the network. alexnet only."""
+    """Side to which the images are brought, px; None: that of the network. alexnet only."""
 
     def __post_init__(self) -> None:
         """Refuse empty probes."""
@@ -83,13 +83,13 @@ class Split(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def calibration(pictures: Pictures, side: int) -> list[torch.Tensor]:
-    """Batches of training pictures, evenly spaced, that every encoder is calibrated on."""
-    return list(pictures.take(spread(len(pictures), CALIBRATION_PICTURES)).batches(side, 64))
+def calibration(pictures: ImageSet, side: int) -> list[torch.Tensor]:
+    """Batches of training images, evenly spaced, that every encoder is calibrated on."""
+    return list(pictures.take(pick_evenly(len(pictures), CALIBRATION_PICTURES)).batches(side, 64))
 
 
 def extract(
-    encoder: nn.Sequential, pictures: Pictures, side: int, values: int, dtype: torch.dtype
+    encoder: nn.Sequential, pictures: ImageSet, side: int, values: int, dtype: torch.dtype
 ) -> Features:
     """Pooled features (N, D) by layer."""
     place = encoders.device()
@@ -98,25 +98,23 @@ def extract(
     with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
         for batch in pictures.batches(side):
             for name, features in layer_features(encoder, batch.to(place)).items():
-                found = pooled(features.float(), values).cpu().numpy()
+                found = pool_features(features.float(), values).cpu().numpy()
                 rows.setdefault(name, []).append(found)
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def require_labels(labels: NDArray[np.int64], task: str, data: str) -> None:
-    """Refuse pictures without classes (-1), and a single class."""
+    """Refuse images without classes (-1), and a single class."""
     known = len(np.unique(labels[labels >= 0]))
     if (labels < 0).any() or known < 2:
         raise UserError(
-            f"task '{task}' needs labels of at least 2 classes for every picture; '{data}' has "
-            f"{known} and {int((labels < 0).sum())} pictures without a label: leave the task out, "
+            f"task '{task}' needs labels of at least 2 classes for every image; '{data}' has "
+            f"{known} and {int((labels < 0).sum())} images without a label: leave the task out, "
             "or give class folders (train/<class>/, val/<class>/) or a dataset prepared from them"
         )
 
 
-def linear(
-    train: Split, test: Split, classes: int, settings: FrozenSettings, seed: int
-) -> Measured:
+def linear(train: Split, test: Split, classes: int, settings: ProbeSettings, seed: int) -> Measured:
     """Accuracy of a ridge classifier for every layer and share of labels."""
     rows: list[Row] = []
     chosen: dict[str, float] = {}
@@ -134,8 +132,8 @@ def linear(
     return Measured(rows, {"settings": asdict(settings), "penalty": chosen}, {})
 
 
-def neighbours(train: Split, test: Split, settings: FrozenSettings) -> Measured:
-    """Accuracy of the vote of the k nearest training pictures by cosine, for every layer."""
+def neighbours(train: Split, test: Split, settings: ProbeSettings) -> Measured:
+    """Accuracy of the vote of the k nearest training images by cosine, for every layer."""
     rows: list[Row] = []
     k = min(settings.k, len(train.labels))
     for layer, features in train.features.items():
@@ -147,7 +145,7 @@ def neighbours(train: Split, test: Split, settings: FrozenSettings) -> Measured:
 
 
 def some_labels(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Numbers of a share of the pictures, the same share of every class, at least one each."""
+    """Numbers of a share of the images, the same share of every class, at least one each."""
     if share == 1:
         return np.arange(len(labels))
     generator = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Nearest neighbours of the visible context, as in figure 8 of the paper.
 
 The centre is hidden from query and database alike, and the mean of the encoder's features over the
-database is taken off both. Where pictures have labels, the score is the share of the nearest
+database is taken off both. Where images have labels, the score is the share of the nearest
 neighbours with the query's label.
 """
 
@@ -16,11 +16,11 @@ from torch import nn
 from ce_model.masks import mask_for
 from ce_model.transfer import metrics
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import Pictures, spread, to_network
+from pipelines.evaluation.data.images import ImageSet, pick_evenly, to_network
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.tasks import classical
 from pipelines.evaluation.tasks.probes import CALIBRATION_PICTURES
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 
 CHUNK = 32
 DEPTHS = (1, 5)
@@ -32,9 +32,9 @@ class RetrievalSettings:
     """Nearest neighbours of contexts."""
 
     queries: int = 200
-    """At most so many validation pictures."""
+    """At most so many validation images."""
     database: int = 2000
-    """At most so many training pictures; 0 takes all."""
+    """At most so many training images; 0 takes all."""
     shown: int = 8
     """Queries on the contact sheet."""
 
@@ -48,25 +48,27 @@ class RetrievalSettings:
 
 
 def measure(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
-    queries: Pictures,
-    database: Pictures,
+    queries: ImageSet,
+    database: ImageSet,
     side: int,
     settings: RetrievalSettings,
     dtype: torch.dtype,
 ) -> Measured:
     """Neighbours by the encoder's last features, and by HOG for comparison."""
-    asked, stored = queries.squares(side), database.squares(side)
+    requested, stored = queries.squares(side), database.squares(side)
     hole = mask_for(0, "central", side, "", 0)
-    typical = stored[spread(len(stored), CALIBRATION_PICTURES)]
+    typical = stored[pick_evenly(len(stored), CALIBRATION_PICTURES)]
     encoder = encoders.encoder_of(subject, seed, _contexts(typical, hole))
-    wanted, known = (_features(encoder, part, hole, dtype) for part in (asked, stored))
+    wanted, known = (_features(encoder, part, hole, dtype) for part in (requested, stored))
     mean = known.mean(0)
     found = {
         "encoder": metrics.nearest(wanted - mean, known - mean, max(DEPTHS)),
         "HOG": metrics.nearest(
-            classical.hog_features(asked, hole), classical.hog_features(stored, hole), max(DEPTHS)
+            classical.hog_features(requested, hole),
+            classical.hog_features(stored, hole),
+            max(DEPTHS),
         ),
     }  # fmt: skip
     rows: list[Row] = []
@@ -77,13 +79,13 @@ def measure(
             hits = database.labels[nearest[:, :depth]] == queries.labels[:, None]
             row[f"precision at {depth}"] = float(hits.mean()) if labelled else None
         rows.append(row)
-    sheet = _sheet(asked, stored, found["encoder"], hole, settings.shown)
+    sheet = _sheet(requested, stored, found["encoder"], hole, settings.shown)
     figures = {"context, then its nearest neighbours": png(sheet)} if settings.shown else {}
     return Measured(rows, {"settings": asdict(settings)}, figures)
 
 
 def _contexts(pictures: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[torch.Tensor]:
-    """Pictures with mid-grey in the hole, ready for the network."""
+    """Images with mid-grey in the hole, ready for the network."""
     grey = np.where(hole[None, :, :, None], np.uint8(128), pictures)
     for start in range(0, len(grey), CHUNK):
         yield to_network(grey[start : start + CHUNK])
@@ -106,15 +108,15 @@ def _features(
 
 
 def _sheet(
-    asked: NDArray[np.uint8],
+    requested: NDArray[np.uint8],
     stored: NDArray[np.uint8],
     nearest: NDArray[np.int64],
     hole: NDArray[np.bool_],
     count: int,
 ) -> NDArray[np.uint8]:
     """One row per query: its context, then its neighbours."""
-    context = np.where(hole[None, :, :, None], np.uint8(128), asked[:count])
-    step = max(1, asked.shape[1] // SHEET_PX)
+    context = np.where(hole[None, :, :, None], np.uint8(128), requested[:count])
+    step = max(1, requested.shape[1] // SHEET_PX)
     rows = [
         np.concatenate([context[at], *stored[nearest[at]]], axis=1)[::step, ::step]
         for at in range(len(context))

@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ce_model.transfer import metrics
-from ce_model.transfer.heads import Segmenter, begin
+from ce_model.transfer.heads import Segmenter, initialise_head
 from ce_model.transfer.metrics import VOID
 from pipelines.evaluation import encoders
 from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Mapped
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.tasks.head_training import (
-    TuningSettings,
+    HeadTrainingSettings,
     choose_rate,
     optimise,
     split_off,
 )
 from pipelines.evaluation.tasks.probes import calibration
-from pipelines.models.resolve import Subject
+from pipelines.models.resolve import ModelRef
 
 BEGIN_PICTURES = 8
 COLOURS = np.random.default_rng(2).integers(40, 256, (256, 3)).astype(np.uint8)
@@ -34,8 +34,8 @@ COLOURS[VOID] = 0
 class SegmentationSettings:
     """Semantic segmentation."""
 
-    tuning: TuningSettings = field(
-        default_factory=lambda: TuningSettings(steps=2000, batch_size=8, width=1024)
+    tuning: HeadTrainingSettings = field(
+        default_factory=lambda: HeadTrainingSettings(steps=2000, batch_size=8, width=1024)
     )
     """The training."""
     train: str = "train"
@@ -43,11 +43,11 @@ class SegmentationSettings:
     test: str = "val"
     """Split to score; for CamVid also "test"."""
     side: int = 384
-    """Pictures whose longer side is larger are made smaller, px; scores are at full size."""
+    """Images whose longer side is larger are made smaller, px; scores are at full size."""
     flip: bool = True
-    """Mirror half of the training pictures."""
+    """Mirror half of the training images."""
     shown: int = 4
-    """Test pictures shown in the report."""
+    """Test images shown in the report."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below one cell of pool5."""
@@ -56,7 +56,7 @@ class SegmentationSettings:
 
 
 def measure(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
     train: Mapped,
     test: Mapped,
@@ -93,7 +93,7 @@ def _take(part: Mapped, chosen: NDArray[np.int64]) -> Mapped:
 
 
 def _fit(
-    subject: Subject,
+    subject: ModelRef,
     seed: int,
     train: Mapped,
     settings: SegmentationSettings,
@@ -112,7 +112,7 @@ def _fit(
     maps = [_like(m, x) for m, x in zip(train.maps, decoded, strict=True)]
     first = [to_network(x[None]) for x in decoded[:BEGIN_PICTURES]]
     alike = [x for x in first if x.shape == first[0].shape]
-    begin(model.encoder, model.fresh(), lambda: [model(torch.cat(alike))], generator)
+    initialise_head(model.encoder, model.fresh(), lambda: [model(torch.cat(alike))], generator)
     place = encoders.device()
     model = model.to(place)
     order = np.random.default_rng(seed)
@@ -138,7 +138,7 @@ def _loss(logits: Tensor, truth: Tensor) -> Tensor:
 def _batch(
     pictures: list[NDArray[np.uint8]], maps: list[NDArray[np.uint8]], flips: object
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of different size on one canvas; what is added is void."""
+    """Images of different size on one canvas; what is added is void."""
     height, width = (max(m.shape[axis] for m in maps) for axis in (0, 1))
     x = np.full((len(maps), height, width, 3), 128, np.uint8)
     y = np.full((len(maps), height, width), VOID, np.int64)
@@ -158,7 +158,7 @@ def _smaller(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _like(labels: NDArray[np.uint8], picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A label map in the size of its picture."""
+    """A label map in the size of its image."""
     if labels.shape == picture.shape[:2]:
         return labels
     size = (picture.shape[1], picture.shape[0])
@@ -172,7 +172,7 @@ def _items(part: Mapped) -> list[tuple[str, bytes]]:
 def predict(
     model: Segmenter, picture: NDArray[np.uint8], settings: SegmentationSettings
 ) -> NDArray[np.uint8]:
-    """The class of every pixel of a picture, in its full size."""
+    """The class of every pixel of an image, in its full size."""
     place = next(model.parameters()).device
     with torch.inference_mode():
         logits = model(to_network(_smaller(picture, settings.side)[None]).to(place))
@@ -190,12 +190,12 @@ def _score(model: Segmenter, part: Mapped, settings: SegmentationSettings) -> me
 
 
 def _shown(model: Segmenter, test: Mapped, settings: SegmentationSettings) -> dict[str, bytes]:
-    """Picture, truth and prediction side by side."""
+    """Image, truth and prediction side by side."""
     figures = {}
     for (name, data), truth in list(zip(_items(test), test.maps, strict=True))[: settings.shown]:
         picture = decode(data, name)
         found = COLOURS[predict(model, picture, settings)]
         found[truth == VOID] = 0
         strip = np.concatenate([picture, COLOURS[truth], found], axis=1)
-        figures[f"picture, truth, prediction: {name}"] = png(strip)
+        figures[f"image, truth, prediction: {name}"] = png(strip)
     return figures

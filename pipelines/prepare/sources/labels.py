@@ -1,8 +1,8 @@
-"""A label list: which class a picture belongs to where its place does not say so.
+"""A label list: which class an image belongs to where its place does not say so.
 
-    NAME LABEL      one picture per line, split at tabs, else at commas, else before the last
+    NAME LABEL      one image per line, split at tabs, else at commas, else before the last
                     word; NAME is a key, a file name or a file name without suffix
-    LABEL           line n belongs to the picture whose file name ends in the number n, as in
+    LABEL           line n belongs to the image whose file name ends in the number n, as in
                     the official list for ILSVRC2012_val_00000001.JPEG and on
 
 With a class list an integer LABEL is its place there, counted from 0, or from 1 where the largest
@@ -31,7 +31,7 @@ class Labels:
     by_number: tuple[str, ...]
 
     def of(self, key: str) -> str | None:
-        """The class of a picture; None where the list does not name it."""
+        """The class of an image; None where the list does not name it."""
         path = PurePosixPath(key)
         if self.by_number:
             number = re.search(r"(\d+)$", path.stem)

@@ -2,14 +2,14 @@
 
 A source is any URI of
     a folder    train/ and val/ with class folders, class folders, or flat; the files in it may be
-                pictures, archives (WebDataset shards, the ImageNet tars) or Parquet files
+                images, archives (WebDataset shards, the ImageNet tars) or Parquet files
     an archive  .tar, .tar.gz, .tgz; shards as in `name-{000000..000146}.tar`
     Parquet     an image column: bytes, or {bytes, path} as Hugging Face writes it
     a list      .txt, .csv, .tsv with `URI [LABEL]` per line, or Parquet with a URI column
 
 A piece is a file, a byte range of a tar between two members, a tar inside a tar, a compressed
 archive, or a run of row groups. Listing reads names, sizes and headers only and holds a part of
-them (see `storage.walk`), so that its memory does not grow with the number of pictures.
+them (see `storage.walk`), so that its memory does not grow with the number of images.
 """
 
 import os
@@ -37,12 +37,12 @@ SPLIT_NAMES = {
     "validation": "val",
 }
 TEST_NAME = re.compile(r"test(s|ing)?\d*")  # such a folder beside train/ is left out on purpose
-UNKNOWN = -1  # size of a picture that only a list names
+UNKNOWN = -1  # size of an image that only a list names
 RANGE_BYTES = 64 << 20  # of a tar or a Parquet file; less where a single row group is larger
 SAMPLE_BYTES = 256 << 20  # more files of one stem than that are no sample: they are cut, too
 SCAN_BYTES = 1 << 16  # headers of a nested tar lie far apart
 MAX_KEY_CHARS = 4096  # of a name in an archive; file systems and buckets have no longer ones
-LOOKED_AT = 10_000  # files of a folder beside train/ and val/, for a picture among them
+LOOKED_AT = 10_000  # files of a folder beside train/ and val/, for an image among them
 SHOWN = 3  # names of folders in a message
 
 
@@ -52,7 +52,7 @@ class Piece(NamedTuple):
     kind: Literal["file", "tar", "parquet"]
     uri: str
     key: str
-    """Of a file: its key. Else what stands before the keys of its pictures."""
+    """Of a file: its key. Else what stands before the keys of its images."""
     bytes: int
     split: str | None = None
     """`train` or `val` where the source says so."""
@@ -70,7 +70,7 @@ def pieces(source: str, others: Counter[str]) -> Iterator[Piece]:
         UserError: there is nothing at that place.
     """
     if "{" in source:
-        for uri in expanded(source):
+        for uri in expand_braces(source):
             name = uri.rsplit("/", 1)[-1]
             yield from _of_file(uri, name, storage.size(uri), None, others)
     elif not storage.exists(source):
@@ -81,7 +81,7 @@ def pieces(source: str, others: Counter[str]) -> Iterator[Piece]:
         yield from _of_single(source, others)
 
 
-def expanded(source: str) -> list[str]:
+def expand_braces(source: str) -> list[str]:
     """`a-{000..002}.tar` -> a-000.tar, a-001.tar, a-002.tar.
 
     Raises:
@@ -140,9 +140,9 @@ def _require_alone(source: str, splits: list[str], others: Counter[str]) -> None
     """Refuse class folders beside split folders: only what is in a split folder is read."""
     with_pictures: list[str] = []
     for name in filter(_is_seen, storage.children(source)):
-        # A picture is taken for a file unasked: in a bucket each question is a request.
+        # An image is taken for a file unasked: in a bucket each question is a request.
         if _is_picture(name):
-            others[f"picture beside {_quoted(splits)}"] += 1
+            others[f"image beside {_quoted(splits)}"] += 1
         elif name not in splits and storage.is_folder(folder := storage.join(source, name)):
             if not TEST_NAME.fullmatch(name.lower()) and _holds_picture(folder):
                 with_pictures.append(name)
@@ -152,9 +152,9 @@ def _require_alone(source: str, splits: list[str], others: Counter[str]) -> None
             break
     if with_pictures:
         raise UserError(
-            f"source is '{source}'; beside {_quoted(splits)} there are folders with pictures that "
+            f"source is '{source}'; beside {_quoted(splits)} there are folders with images that "
             f"belong to no split, such as {_quoted(with_pictures)}. Move them out, or rename a "
-            "folder that is a class and no split, or give a list of the pictures as --source"
+            "folder that is a class and no split, or give a list of the images as --source"
         )
 
 
@@ -227,13 +227,13 @@ def _of_archive(uri: str, path: str, size: int, split: str | None) -> Iterator[P
                     begin=here,
                     bytes=min(entry.size, max(size - here, 0)),
                 )
-                begin = here + tars.padded(entry.size)
+                begin = here + tars.padded_size(entry.size)
             elif end - begin >= RANGE_BYTES and (
                 own not in ("", sample) or end - begin >= SAMPLE_BYTES
             ):
                 yield whole._replace(begin=begin, bytes=entry.begin - begin)
                 begin = entry.begin
-            end = here + tars.padded(entry.size)
+            end = here + tars.padded_size(entry.size)
             sample = own or sample
     except tars.BrokenArchive:
         end = size  # whoever reads the last range meets the damage again and reports it

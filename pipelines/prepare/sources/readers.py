@@ -1,4 +1,4 @@
-"""The pictures inside a piece of a source, one after the other, as a stream."""
+"""The images inside a piece of a source, one after the other, as a stream."""
 
 import errno
 import gzip
@@ -22,7 +22,7 @@ from pipelines.prepare.sources.listing import (
     sample_of,
 )
 
-MAX_FILE_BYTES = 128 << 20  # of one picture's file; a larger one is never read
+MAX_FILE_BYTES = 128 << 20  # of one image's file; a larger one is never read
 MAX_LABEL_BYTES = 1 << 10
 MAX_SAMPLE_PICTURES = 16  # with one name in a WebDataset shard; MAX_FILE_BYTES in all
 NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -30,7 +30,7 @@ NO_PLACE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 
 
 class Member(NamedTuple):
-    """One picture as the source has it: its bytes, or why there are none."""
+    """One image as the source has it: its bytes, or why there are none."""
 
     key: str
     data: bytes | None
@@ -56,7 +56,7 @@ def members(piece: Piece) -> Iterator[Member]:
 
 
 def read_file(piece: Piece) -> Member:
-    """The one picture of a file.
+    """The one image of a file.
 
     Raises:
         OSError: the storage failed or refused access, or the file is not the one that was listed.
@@ -108,7 +108,7 @@ def _of_tar(piece: Piece) -> Iterator[Member]:
 
 
 class _File(NamedTuple):
-    """A file of an archive that matters: a picture, or a class for its namesakes."""
+    """A file of an archive that matters: an image, or a class for its namesakes."""
 
     sample: str
     """Folder and name up to the first dot: files of one WebDataset sample share it."""
@@ -160,7 +160,7 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
 
 
 def _place(piece: Piece, path: PurePosixPath) -> tuple[str | None, str | None]:
-    """Split and class that folders in an archive speak of; a picture's folder is its class."""
+    """Split and class that folders in an archive speak of; an image's folder is its class."""
     folders = [part for part in path.parts[:-1] if part not in ("/", "..")]
     inside = next((SPLIT_NAMES[part] for part in folders if part in SPLIT_NAMES), None)
     own = folders[-1] if folders and folders[-1] not in SPLIT_NAMES else None
@@ -168,7 +168,7 @@ def _place(piece: Piece, path: PurePosixPath) -> tuple[str | None, str | None]:
 
 
 def _labelled(files: Iterator[_File]) -> Iterator[Member]:
-    """Give the class in a `.cls` file to the pictures of its sample."""
+    """Give the class in a `.cls` file to the images of its sample."""
     sample, label = "", None
     waiting: list[Member] = []
     for file in files:

@@ -1,4 +1,4 @@
-"""Tables as sources: pictures in a Parquet column, and lists of URIs with labels.
+"""Tables as sources: images in a Parquet column, and lists of URIs with labels.
 
 An image column is binary, or a struct {bytes, path} as Hugging Face writes it. Labels are text, or
 whole numbers with the class names in the schema's `huggingface` entry; they are floats where pandas
@@ -27,7 +27,7 @@ LIST_ROWS = 4096
 DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
 
 
-class Cell(NamedTuple):
+class TableRow(NamedTuple):
     """One row of an image column."""
 
     row: int
@@ -78,7 +78,7 @@ def row_group_runs(uri: str, run_bytes: int) -> Iterator[tuple[int, int, int]]:
 
 
 def image_column(schema: pa.Schema, uri: str) -> str:
-    """Name of the column that holds pictures.
+    """Name of the column that holds images.
 
     Raises:
         UserError: there is none.
@@ -89,7 +89,7 @@ def image_column(schema: pa.Schema, uri: str) -> str:
             return str(name)
     have = ", ".join(f"{field.name} ({field.type})" for field in schema)
     raise UserError(
-        f"source holds '{uri}', which has no column of pictures (binary, or {{bytes, path}}); "
+        f"source holds '{uri}', which has no column of images (binary, or {{bytes, path}}); "
         f"it has {have[:500]}"
     )
 
@@ -101,7 +101,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
+def cells(uri: str, first_group: int, last_group: int) -> Iterator[TableRow]:
     """The rows of a run of row groups, decoded one at a time.
 
     One at a time costs no more than many, and a small file whose dictionary holds one large value
@@ -122,7 +122,7 @@ def cells(uri: str, first_group: int, last_group: int) -> Iterator[Cell]:
             (value,) = batch.column(image)
             held = value["bytes"] if isinstance(value, pa.StructScalar) else value
             class_name, bad = _class_of(batch.column(label)[0].as_py() if label else None, names)
-            yield Cell(row, held.as_buffer(), class_name, bad)
+            yield TableRow(row, held.as_buffer(), class_name, bad)
             row += 1
     except DAMAGE as error:
         raise UserError(f"source holds '{uri}', which is damaged: {error}") from None
@@ -155,7 +155,7 @@ def _class_of(label: Any, names: list[str] | None) -> tuple[str | None, str | No
 
 
 def is_list(uri: str) -> bool:
-    """Whether a Parquet file names pictures instead of holding them."""
+    """Whether a Parquet file names images instead of holding them."""
     schema = open_parquet(uri).schema_arrow
     return not any(_holds_bytes(field.type) for field in schema) and _uri_column(schema) is not None
 

@@ -1,6 +1,6 @@
 """Tar archives as streams: names, kinds and bytes of the members, nothing written anywhere.
 
-Only what a picture archive needs: ustar, GNU long names, pax paths and sizes. Written out here
+Only what an image archive needs: ustar, GNU long names, pax paths and sizes. Written out here
 because an archive is untrusted: every size is bounded before it is read, links and devices are
 never followed, and names are only ever text. Field offsets: POSIX.1-1988 (ustar).
 """
@@ -122,15 +122,15 @@ def read_fully(stream: BinaryIO, size: int) -> bytes:
     return b"".join(parts)
 
 
-def padded(size: int) -> int:
+def padded_size(size: int) -> int:
     """Size with the padding to whole blocks."""
     return size + -size % BLOCK
 
 
 def _pad(stream: BinaryIO, size: int) -> int:
     """Skip the padding behind `size` bytes; returns the padded size."""
-    read_fully(stream, padded(size) - size)
-    return padded(size)
+    read_fully(stream, padded_size(size) - size)
+    return padded_size(size)
 
 
 def _check(header: bytes, at: int) -> None:

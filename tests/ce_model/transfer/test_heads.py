@@ -11,8 +11,8 @@ from ce_model.transfer import initialisation
 from ce_model.transfer.detection import (
     Detections,
     FastRCNN,
+    apply_corrections,
     choose_regions,
-    corrected,
     corrections,
     detection_loss,
     detections,
@@ -21,7 +21,13 @@ from ce_model.transfer.detection import (
     suppress,
     with_number,
 )
-from ce_model.transfer.heads import Classifier, Segmenter, begin, pad_to_grid, pooled
+from ce_model.transfer.heads import (
+    Classifier,
+    Segmenter,
+    initialise_head,
+    pad_to_grid,
+    pool_features,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -121,7 +127,7 @@ def test_the_start_of_a_head_does_not_depend_on_the_scale_of_the_encoder() -> No
     norms = []
     for plain in (small, large):
         model = Classifier(plain, 9216, 5, width=32).eval()
-        begin(model.encoder, model.fresh(), lambda model=model: [model(x)], seeded())  # type: ignore[misc]
+        initialise_head(model.encoder, model.fresh(), lambda model=model: [model(x)], seeded())  # type: ignore[misc]
         norms.append([float(m.weight.detach().norm()) for m in plain if isinstance(m, nn.Conv2d)])
     assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 
@@ -177,7 +183,7 @@ def test_no_region_gives_no_pooled_region() -> None:
 def test_corrections_and_corrected_are_inverse() -> None:
     boxes = torch.tensor([[0.0, 0.0, 9.0, 19.0], [5.0, 5.0, 30.0, 12.0]])
     truth = torch.tensor([[2.0, 1.0, 20.0, 25.0], [0.0, 4.0, 40.0, 44.0]])
-    torch.testing.assert_close(corrected(boxes, corrections(boxes, truth)), truth)
+    torch.testing.assert_close(apply_corrections(boxes, corrections(boxes, truth)), truth)
 
 
 def test_overlap_counts_both_corners() -> None:
@@ -203,7 +209,7 @@ def test_chosen_regions_hold_a_quarter_of_objects_with_their_classes() -> None:
     best, match = overlaps(targets.boxes, truth).max(1)
     assert (best[objects] >= 0.5).all() and (best[~objects] < 0.5).all()
     assert torch.equal(targets.classes[objects], torch.tensor([3, 7])[match[objects]])
-    moved = corrected(targets.boxes[objects], targets.deltas[objects])
+    moved = apply_corrections(targets.boxes[objects], targets.deltas[objects])
     torch.testing.assert_close(moved, truth[match[objects]], atol=1e-3, rtol=0)
 
 
@@ -269,6 +275,6 @@ def test_heads_have_the_shapes_of_their_task() -> None:
 
 
 def test_pooled_features_keep_to_the_budget() -> None:
-    assert pooled(torch.zeros(2, 96, 55, 55), 2400).shape == (2, 96 * 25)
-    assert pooled(torch.zeros(2, 256, 6, 6), 10**6).shape == (2, 9216)
-    assert pooled(torch.zeros(2, 400), 10).shape == (2, 400)
+    assert pool_features(torch.zeros(2, 96, 55, 55), 2400).shape == (2, 96 * 25)
+    assert pool_features(torch.zeros(2, 256, 6, 6), 10**6).shape == (2, 9216)
+    assert pool_features(torch.zeros(2, 400), 10).shape == (2, 400)

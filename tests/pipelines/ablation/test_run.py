@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import encoders
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
-from pipelines.evaluation.tasks.probes import FrozenSettings
+from pipelines.evaluation.tasks.probes import ProbeSettings
 from pipelines.pretrain import config as learning
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.tracking import registry
@@ -160,7 +160,7 @@ def test_what_cannot_be_measured_is_refused_before_any_training(
     for tasks, changes in (
         (("inpainting", "detection"), {}),
         (("segmentation",), {}),
-        (("linear",), {"frozen": FrozenSettings(side=128)}),
+        (("linear",), {"frozen": ProbeSettings(side=128)}),
     ):
         with pytest.raises(UserError, match=r"preset alexnet.*'central-0' is of preset inpaint"):
             run_sweep(replace(wanted, tasks=tasks, **changes))
@@ -191,7 +191,7 @@ def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
     training = PretrainConfig(store=str(tmp_path))
     late = train({}, config=training, data="d")
-    assert not graph.delivered(late)
+    assert not graph.is_delivered(late)
 
     measured: list[Any] = []
 
@@ -201,8 +201,8 @@ def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ablation.evaluation, "run", evaluate)
     cell = Cell(Arm("central", 0.0), 0, 6)
-    asked = evaluation_config(config("d", tmp_path), cell, "d")
-    assert not graph.delivered(measure({"t": late}, config=asked, trained="t"))
+    requested = evaluation_config(config("d", tmp_path), cell, "d")
+    assert not graph.is_delivered(measure({"t": late}, config=requested, trained="t"))
     assert measured == [("central-0=folder",)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.ablation.schedule import Tick, once_per_period
+from pipelines.ablation.schedule import ScheduledStart, once_per_period
 from pipelines.errors import UserError
 from pipelines.storage import lease
 
@@ -26,7 +26,7 @@ class Clock:
         self.now += seconds
 
 
-def start(store: Path, clock: Clock, sweep: Any, period_s: float = DAY_S) -> Tick:
+def start(store: Path, clock: Clock, sweep: Any, period_s: float = DAY_S) -> ScheduledStart:
     return once_per_period(
         sweep, store=str(store), name="nightly", period_s=period_s, clock=clock, sleep=clock.sleep
     )
@@ -65,7 +65,7 @@ def test_an_incomplete_sweep_is_tried_again_within_its_period(tmp_path: Path) ->
 
 def test_a_tick_while_the_last_still_runs_does_not_overlap(tmp_path: Path) -> None:
     inside, go_on = threading.Event(), threading.Event()
-    ends: list[Tick] = []
+    ends: list[ScheduledStart] = []
     options: dict[str, Any] = {"store": str(tmp_path), "name": "nightly", "lease_s": 1.0}
 
     def long_sweep() -> bool:

@@ -1,4 +1,4 @@
-"""The sample pictures: what is validated on was never trained on."""
+"""The sample images: what is validated on was never trained on."""
 
 from pathlib import Path
 

@@ -110,7 +110,7 @@ def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
     uri = str(shutil.copytree(dataset_uri, tmp_path / "damaged"))
     for shard in Path(uri, "train").glob("*.parquet"):
         data = shard.read_bytes()
-        shard.write_bytes(data.replace(b"\xff\xda", b"\xff\xd9"))  # no scan in any picture
+        shard.write_bytes(data.replace(b"\xff\xda", b"\xff\xd9"))  # no scan in any image
     with pytest.raises(UserError, match=r"damaged' does not hold what its manifest says \(a pict"):
         next(stream.read_window(make_plan(uri), stream_plan.window(make_plan(uri), 0)))
 
@@ -151,7 +151,7 @@ def test_a_page_that_cannot_be_read_is_damage_unless_the_file_is_as_it_was(
 
 
 def test_each_number_is_a_task_and_all_share_one_object(ray_cluster: None) -> None:
-    found = ray_internals.numbers(3, 40)
+    found = ray_internals.number_dataset(3, 40)
     (refs,) = {tuple(bundle.block_refs) for bundle in found.iter_internal_ref_bundles()}
     assert len(refs) == 1
     seen = found.map_batches(lambda block: {"of_a_task": [block[ray_internals.COLUMN].tolist()]})
@@ -171,7 +171,7 @@ def test_every_picture_comes_at_most_once_per_epoch_and_less_than_a_batch_is_lef
         assert len(set(rows)) == len(rows)
         left_out.append(set(range(plan.rows)) - set(rows))
         assert len(left_out[-1]) == plan.rows % BATCH < BATCH
-    assert left_out[0] != left_out[1]  # a picture left out once is not left out for ever
+    assert left_out[0] != left_out[1]  # an image left out once is not left out for ever
 
 
 def test_neighbours_in_a_file_are_no_neighbours_in_the_stream(
@@ -262,10 +262,10 @@ def test_pictures_masks_and_labels_of_a_row_belong_together(dataset_uri: str) ->
 
 def test_validation_pictures_are_the_same_however_they_are_shared(dataset_uri: str) -> None:
     plan = make_plan(dataset_uri)
-    image, mask = stream.fixed_pictures(plan, "val", 15)
+    image, mask = stream.read_fixed_images(plan, "val", 15)
     assert len(image) == len(mask) == 15
     for part in range(4):
-        some_images, some_masks = stream.fixed_pictures(plan, "val", 15, (part, 4))
+        some_images, some_masks = stream.read_fixed_images(plan, "val", 15, (part, 4))
         np.testing.assert_array_equal(some_images, image[part::4])
         np.testing.assert_array_equal(some_masks, mask[part::4])
 
@@ -277,7 +277,7 @@ def test_validation_sees_the_centre_of_the_first_pictures_and_their_first_hole(
     spec = plan.manifest.mask_spec("random_block", 128)
     group = row_groups(plan.manifest, "val")[0]
     records = read_row_group(plan.uri, group, ["image", spec.column]).to_pylist()
-    pictures = stream.fixed_pictures(plan, "val", 3)
+    pictures = stream.read_fixed_images(plan, "val", 3)
     for image, mask, record in zip(*pictures, records[:3], strict=True):
         assert mask.tobytes() == record[spec.column][: spec.bytes_per_mask]
         centre = stream.images.square(stream.images.decode(record["image"]), 128, 0, 0.5, 0.5)
@@ -287,7 +287,7 @@ def test_validation_sees_the_centre_of_the_first_pictures_and_their_first_hole(
 def test_a_batch_that_cannot_be_filled_or_shared_is_refused(dataset_uri: str) -> None:
     with pytest.raises(UserError, match="multiple of num_workers 3"):
         make_plan(dataset_uri, num_workers=3)
-    with pytest.raises(UserError, match="only 150 training pictures"):
+    with pytest.raises(UserError, match="only 150 training images"):
         make_plan(dataset_uri, batch_size=200)
     with pytest.raises(UserError, match="no column mask_central_64"):
         stream.stream(make_plan(dataset_uri, side=64, strategy="central"))

@@ -38,7 +38,7 @@ from pipelines.tracking.client import client, global_server, tracking_uri
 from pipelines.tracking.models import log_model
 
 
-def named(ref: str, folder: Path) -> resolve.Subject:
+def named(ref: str, folder: Path) -> resolve.ModelRef:
     store = str(folder / "store")
     return resolve_model(ref, store=store, tracking_uri=tracking_uri(None, store))
 
@@ -148,7 +148,9 @@ def test_one_name_for_two_models_is_refused_unless_it_is_their_label(tmp_path: P
     def check(*refs: str) -> None:
         encoders.require_distinct(
             {
-                ref: None if ref.endswith("random") else resolve.trained(*resolve.named(ref))
+                ref: None
+                if ref.endswith("random")
+                else resolve.trained_ref(*resolve.resolve_named(ref))
                 for ref in refs
             }
         )
@@ -177,14 +179,14 @@ def test_kmeans_filters_are_drawn_from_pictures_of_all_batches(
     monkeypatch.setattr(initialisation, "initialise", initialise)
     monkeypatch.setattr(encoders, "KMEANS_PICTURES", 2)
     dark, light = (torch.full((2, 3, 128, 128), shade) for shade in (-1.0, 1.0))
-    encoders.encoder_of(resolve.untrained("k", "random-kmeans", SMALL), 0, [dark, light])
+    encoders.encoder_of(resolve.untrained_ref("k", "random-kmeans", SMALL), 0, [dark, light])
     assert seen[0].tolist() == [-1.0, 1.0]
 
 
 def test_random_weights_follow_the_seed_and_kmeans_the_pictures() -> None:
     network = NetworkConfig(preset="alexnet", output="full")
-    gaussian = resolve.untrained("r", "random", network)
-    kmeans = resolve.untrained("k", "random-kmeans", network)
+    gaussian = resolve.untrained_ref("r", "random", network)
+    kmeans = resolve.untrained_ref("k", "random-kmeans", network)
     x = torch.rand(2, 3, 227, 227, generator=torch.Generator().manual_seed(0)) * 2 - 1
     first, again, other = (
         encoders.encoder_of(gaussian, seed, [x]).conv1.weight for seed in (0, 0, 1)
@@ -222,32 +224,34 @@ def test_baselines_show_their_steps_while_they_train(
     config = EvaluateConfig(model=("autoencoder",), data=(dataset_uri,), baseline=settings)
     out = io.StringIO()
     uri = str(tmp_path / "model")
-    asked = ("autoencoder", SMALL, dataset_uri, settings, 0, "fp32")
-    evaluation = executor.Room(config, cluster.resources(), Console(file=out))
-    evaluation.train({uri: asked})
+    requested = ("autoencoder", SMALL, dataset_uri, settings, 0, "fp32")
+    evaluation = executor.Executor(config, cluster.resources(), Console(file=out))
+    evaluation.train({uri: requested})
     assert storage.exists(storage.join(uri, files.MODEL))
     shown = [int(line.split()[4].split("/")[0]) for line in out.getvalue().splitlines()]
     assert shown == sorted(shown) and {10, 20, 25} & set(shown)
     assert "training baselines (1), step" in out.getvalue() and "/25" in out.getvalue()
-    evaluation.train({uri: asked})  # it is there: nothing is trained and nothing is said
+    evaluation.train({uri: requested})  # it is there: nothing is trained and nothing is said
     assert len(out.getvalue().splitlines()) == len(shown)
 
 
 def test_a_row_of_several_trainings_gives_each_of_them_one_seed() -> None:
     network = NetworkConfig(preset="alexnet", output="full")
     alone, *others = (
-        resolve.Subject(
+        resolve.ModelRef(
             name=name, kind="model", uri=name, sha256="", identity=number, network=network
         )
         for name, number in (("alone", "0"), ("row", "1"), ("row", "2"), ("row", "3"))
     )
-    found = executor.paired([alone, *others], (7, 8, 9))
+    found = executor.pair_with_baselines([alone, *others], (7, 8, 9))
     assert [(s.identity, seed) for s, seed in found] == [
         ("0", 7), ("0", 8), ("0", 9), ("1", 7), ("2", 8), ("3", 9),
     ]  # fmt: skip
-    assert [seed for _, seed in executor.paired(others, (7,))] == [7, 7, 7]
+    assert [seed for _, seed in executor.pair_with_baselines(others, (7,))] == [7, 7, 7]
     twin = replace(alone, uri="the same by another reference")
-    assert [(s.identity, seed) for s, seed in executor.paired([alone, twin], (7,))] == [("0", 7)]
+    assert [
+        (s.identity, seed) for s, seed in executor.pair_with_baselines([alone, twin], (7,))
+    ] == [("0", 7)]
 
 
 def test_an_autoencoder_ends_with_statistics_without_dropout(

@@ -25,7 +25,7 @@ from pipelines.evaluation.run import _gather, _publish, _table, cluster, evaluat
 from pipelines.evaluation.tasks import probes
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.inpainting import METRICS, InpaintingSettings
-from pipelines.evaluation.tasks.probes import FrozenSettings
+from pipelines.evaluation.tasks.probes import ProbeSettings
 from pipelines.evaluation.tasks.retrieval import RetrievalSettings
 from pipelines.evaluation.tasks.segmentation import SegmentationSettings
 from pipelines.models import resolve
@@ -43,7 +43,7 @@ def config(tmp_path: Path, **changes: Any) -> EvaluateConfig:
         "seeds": (0, 1),
         "network": SMALL,
         "inpainting": InpaintingSettings(strategies=("central", "random_block"), panel=2),
-        "frozen": FrozenSettings(k=3, values=64, label_shares=(1.0,)),
+        "frozen": ProbeSettings(k=3, values=64, label_shares=(1.0,)),
         "retrieval": RetrievalSettings(shown=2),
         "report": str(tmp_path / "report"),
     }
@@ -120,7 +120,7 @@ def test_a_machine_without_the_precision_of_the_others_says_so(
     evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computes_in_bf16(monkeypatch, False)
-    subject = resolve.untrained("random", "random", SMALL)
+    subject = resolve.untrained_ref("random", "random", SMALL)
     job = Job(
         task="knn", subject=subject, holes=(), data_uri=str(evaluated / "data"),
         database_uri=None, seed=0, uri="",
@@ -160,22 +160,22 @@ def test_what_a_task_cannot_use_is_refused_before_anything_is_measured(
     class_folders(tmp_path / "data", per_class=2)
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "data" / split / "dog")
-    asked = config(tmp_path, model=("random",), tasks=("inpainting", "knn"))
+    requested = config(tmp_path, model=("random",), tasks=("inpainting", "knn"))
     with pytest.raises(UserError, match=r"task 'knn' needs labels of at least 2 classes.*has 1 an"):
-        evaluate_models(asked)
-    asked = config(tmp_path, model=("random",), tasks=("knn",), frozen=FrozenSettings(side=67))
+        evaluate_models(requested)
+    requested = config(tmp_path, model=("random",), tasks=("knn",), frozen=ProbeSettings(side=67))
     with pytest.raises(UserError, match=r"knn at frozen\.side 67' needs an encoder of preset alex"):
-        evaluate_models(asked)
+        evaluate_models(requested)
     voc_folder(tmp_path)
     data, parts = str(tmp_path / "VOCdevkit"), VocSettings(train="train", test="train")
     for task in ("detection", "segmentation"):
         segmented = SegmentationSettings(train="train", test="train")
-        asked = config(
+        requested = config(
             tmp_path, model=("autoencoder",), data=(data,), tasks=(task,), voc=parts,
             segmentation=segmented,
         )  # fmt: skip
         with pytest.raises(UserError, match=f"'{task}' needs.*'autoencoder' is of preset inpaint"):
-            evaluate_models(asked)
+            evaluate_models(requested)
 
 
 def test_a_baseline_that_is_trained_wants_a_prepared_dataset(evaluated: Path) -> None:
@@ -199,10 +199,13 @@ def test_weights_whose_keys_do_not_fit_are_refused(evaluated: Path, tmp_path: Pa
 
 
 def test_names_of_rows() -> None:
-    assert resolve.named("central=s3://bucket/run") == ("central", "s3://bucket/run")
-    assert resolve.named("random") == ("random", "random")
-    assert resolve.named("store/pretrain/0123/model") == ("0123", "store/pretrain/0123/model")
-    assert resolve.named("models:/ce@champion")[1] == "models:/ce@champion"
+    assert resolve.resolve_named("central=s3://bucket/run") == ("central", "s3://bucket/run")
+    assert resolve.resolve_named("random") == ("random", "random")
+    assert resolve.resolve_named("store/pretrain/0123/model") == (
+        "0123",
+        "store/pretrain/0123/model",
+    )
+    assert resolve.resolve_named("models:/ce@champion")[1] == "models:/ce@champion"
 
 
 def test_an_overview_stands_only_where_there_is_something_to_compare() -> None:
@@ -232,7 +235,7 @@ def test_data_are_called_by_as_much_of_the_path_as_tells_them_apart() -> None:
 
 
 def test_data_of_one_name_keep_their_sections_and_metrics_apart(tmp_path: Path) -> None:
-    subject = resolve.untrained("random", "random", SMALL)
+    subject = resolve.untrained_ref("random", "random", SMALL)
     jobs = []
     for score, name in enumerate(("a", "b")):
         uri = str(tmp_path / name)
@@ -263,13 +266,13 @@ def test_a_report_that_mlflow_does_not_have_is_not_called_delivered(
 ) -> None:
     monkeypatch.setattr(recorder.Recorder, "_work", lambda self: None)
     monkeypatch.setattr(
-        recorder.Recorder, "finish", lambda self, status: recorder.Outcome(None, problem)
+        recorder.Recorder, "finish", lambda self, status: recorder.Delivery(None, problem)
     )
-    asked = config(tmp_path)
-    uri = tracking_uri(None, asked.store)
-    unknown = resolve.trained("ours", save_small_model(tmp_path / "model"), run_id="0" * 32)
-    found = _gather([], [(unknown, 0)], asked, {})
-    assert not _publish(found, {}, asked, uri, [(unknown, 0)], plain_console())
+    requested = config(tmp_path)
+    uri = tracking_uri(None, requested.store)
+    unknown = resolve.trained_ref("ours", save_small_model(tmp_path / "model"), run_id="0" * 32)
+    found = _gather([], [(unknown, 0)], requested, {})
+    assert not _publish(found, {}, requested, uri, [(unknown, 0)], plain_console())
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
     assert "MLflow does not have it yet" in line
     assert (problem or "0" * 32) in line
@@ -278,7 +281,7 @@ def test_a_report_that_mlflow_does_not_have_is_not_called_delivered(
 def test_shares_of_the_labels_have_names_of_their_own() -> None:
     shares = (1.0, 0.1, 0.07, 0.01, 0.014, 0.006)
     assert [probes.percent(s) for s in shares] == ["100%", "10%", "7%", "1%", "1.4%", "0.6%"]
-    for settings in (FrozenSettings, FinetuneSettings):
+    for settings in (ProbeSettings, FinetuneSettings):
         with pytest.raises(ValueError, match=r"label_shares is \(0.5, 0.5\); each must occur once"):
             settings(label_shares=(0.5, 0.5))
 
@@ -305,7 +308,7 @@ def test_the_largest_share_of_the_labels_counts_in_whatever_order_they_are_given
 def test_probes_with_few_labels_keep_their_shares_apart() -> None:
     rng = np.random.default_rng(0)
     split = probes.Split({"e6": rng.random((400, 4), np.float32)}, np.arange(400) % 2)
-    settings = FrozenSettings(label_shares=(0.014, 0.006))
+    settings = ProbeSettings(label_shares=(0.014, 0.006))
     measured = probes.linear(split, split, 2, settings, seed=0)
     assert [row["labels"] for row in measured.rows] == ["1.4%", "0.6%"]
     assert len(measured.notes["penalty"]) == 2
@@ -347,14 +350,14 @@ def test_a_result_that_was_cut_is_named_with_what_to_do(left: bytes, tmp_path: P
     results.commit(str(tmp_path), results.Measured([], {}, {}))
     (tmp_path / "commit.json").write_bytes(left)
     with pytest.raises(UserError, match=r"commit\.json is no JSON: .* or delete it and give"):
-        results.committed(str(tmp_path))
+        results.find_committed(str(tmp_path))
 
 
 def test_the_second_of_two_equal_commits_changes_nothing(tmp_path: Path) -> None:
     first = results.Measured([{"x": float("nan")}], {}, {"title": b"png"})
     results.commit(str(tmp_path), first)
     results.commit(str(tmp_path), results.Measured([{"x": 2.0}], {}, {}))
-    kept = results.committed(str(tmp_path))
+    kept = results.find_committed(str(tmp_path))
     assert kept is not None and kept.rows == [{"x": None}]
     assert results.read_figures(str(tmp_path)) == {"title": b"png"}
 
@@ -396,13 +399,15 @@ ALEXNET = NetworkConfig(preset="alexnet", output="full")
 
 
 def probe(data: Path, network: NetworkConfig, **changes: Any) -> list[results.Row]:
-    settings = FrozenSettings(k=1, values=256, label_shares=(1.0,), **changes)
-    asked = EvaluateConfig(model=("random",), data=(str(data),), tasks=("knn",), frozen=settings)
-    subject = resolve.untrained("random", "random", network)
+    settings = ProbeSettings(k=1, values=256, label_shares=(1.0,), **changes)
+    requested = EvaluateConfig(
+        model=("random",), data=(str(data),), tasks=("knn",), frozen=settings
+    )
+    subject = resolve.untrained_ref("random", "random", network)
     job = Job(
         task="knn", subject=subject, holes=(), data_uri=str(data), database_uri=None, seed=0, uri=""
     )
-    return measure(job, asked).rows
+    return measure(job, requested).rows
 
 
 def test_a_probe_reads_pictures_at_the_side_and_with_the_statistics_it_is_told(
@@ -427,6 +432,6 @@ def test_a_probe_reads_pictures_at_the_side_and_with_the_statistics_it_is_told(
 
 def test_a_side_is_refused_where_nothing_would_be_left(evaluated: Path) -> None:
     with pytest.raises(ValueError, match=r"frozen\.side is 66 px; it must be 67 or more"):
-        FrozenSettings(side=probes.SMALLEST_SIDE - 1)
+        ProbeSettings(side=probes.SMALLEST_SIDE - 1)
     with pytest.raises(UserError, match=r"knn at frozen\.side 128.*needs an encoder of preset ale"):
         probe(evaluated / "data", SMALL, side=128)

@@ -17,8 +17,8 @@ from ce_model.training import Objective
 from pipelines.errors import UserError
 from pipelines.inpaint import run
 from pipelines.inpaint.config import InpaintConfig
-from pipelines.inpaint.fill import fill_pictures
-from pipelines.inpaint.read import BadPicture, Holes, read_picture, touched
+from pipelines.inpaint.fill import fill_images
+from pipelines.inpaint.read import HoleSource, UnreadableImage, read_image, touched_pixels
 from pipelines.inpaint.run import find_sources, inpaint_images
 from pipelines.models import files
 from pipelines.models.files import LoadedModel
@@ -54,7 +54,7 @@ def test_pixels_outside_the_hole_are_unchanged_at_any_size(
     model: LoadedModel = files.load_model(full)
     image = picture(0, *size)
     hole = np.random.default_rng(1).random(size) < 0.2
-    (filled,) = fill_pictures(model, [image], [hole], torch.device("cpu"))
+    (filled,) = fill_images(model, [image], [hole], torch.device("cpu"))
     assert (filled[~hole] == image[~hole]).all()
     assert (filled[hole] != image[hole]).mean() > 0.9
 
@@ -68,7 +68,7 @@ def test_what_is_hidden_does_not_show_through(name: str, request: pytest.Fixture
     hole[101:140, 99:151] = True
     altered = image.copy()
     altered[hole] = 255 - altered[hole]
-    one, other = fill_pictures(model, [image, altered], [hole, hole], torch.device("cpu"))
+    one, other = fill_images(model, [image, altered], [hole, hole], torch.device("cpu"))
     assert (one == other).all()
 
 
@@ -81,7 +81,7 @@ def test_a_mask_at_another_size_covers_all_that_it_touches(size: tuple[int, int]
         for new_row in range(row * 128 // size[0], -(-(row + 1) * 128 // size[0])):
             for new_column in range(column * 128 // size[1], -(-(column + 1) * 128 // size[1])):
                 expected[new_row, new_column] = True
-    assert (touched(hole, 128, 128) == expected).all()
+    assert (touched_pixels(hole, 128, 128) == expected).all()
 
 
 @pytest.fixture
@@ -122,10 +122,10 @@ def test_masks_are_taken_by_name_and_faults_are_named(
     hole = np.zeros((130, 150), np.uint8)
     hole[10:30, 20:50] = 255
     Image.fromarray(hole).save(masks / "0.png")
-    Image.fromarray(hole).save(masks / "1.png")  # the picture has 131 rows
-    (images / "sub" / "2.png").write_bytes(b"not a picture")
+    Image.fromarray(hole).save(masks / "1.png")  # the image has 131 rows
+    (images / "sub" / "2.png").write_bytes(b"not an image")
     options = {"strategy": None, "masks": str(masks.parent)}
-    with pytest.raises(UserError, match="4 of 5 pictures could not be filled"):
+    with pytest.raises(UserError, match="4 of 5 images could not be filled"):
         inpaint_images(config(full, images, **options))
     assert not (images.parent / "out" / "commit.json").exists()
     found = inpaint_images(config(full, images, **options, max_bad_share=0.8))
@@ -153,13 +153,13 @@ def test_bad_input_is_refused_before_any_work(center: str, tmp_path: Path, image
     with pytest.raises(ValueError, match="exactly one of them"):
         config(center, images, strategy=None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no \.jpg or \.png picture"):
+    with pytest.raises(UserError, match=r"no \.jpg or \.png image"):
         inpaint_images(config(center, tmp_path / "empty"))
 
 
 def read(folder: Path, name: str, model: str, masks: Path | None = None) -> tuple[np.ndarray, ...]:
-    holes = Holes(masks and str(masks), None if masks else "central", 0)  # type: ignore[arg-type]
-    return read_picture(name, images_uri=str(folder), holes=holes, model=files.load_model(model))
+    holes = HoleSource(masks and str(masks), None if masks else "central", 0)  # type: ignore[arg-type]
+    return read_image(name, images_uri=str(folder), holes=holes, model=files.load_model(model))
 
 
 def test_a_16_bit_picture_keeps_its_greys(full: str, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_noise_of_a_jpeg_mask_hides_nothing(full: str, tmp_path: Path, quali
     white.save(tmp_path / "masks" / "a.jpg", quality=quality)
     assert (read(tmp_path, "a.jpg", full, tmp_path / "masks")[1] == hole).all()
     white.point(lambda value: value // 4).save(tmp_path / "masks" / "a.jpg", quality=quality)
-    with pytest.raises(BadPicture, match="dark JPEG"):
+    with pytest.raises(UnreadableImage, match="dark JPEG"):
         read(tmp_path, "a.jpg", full, tmp_path / "masks")
 
 
@@ -207,10 +207,10 @@ def test_whatever_broken_bytes_do_to_the_decoder_is_a_fault_of_the_picture(
     body = b"IHDR" + struct.pack(">II", 4, 4)  # the header ends early
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
-    with pytest.raises(BadPicture, match="Truncated IHDR"):
+    with pytest.raises(UnreadableImage, match="Truncated IHDR"):
         read(tmp_path, "a.png", full)
     Image.fromarray(picture(0, 1, 1)).save(tmp_path / "tiny.png")
-    with pytest.raises(BadPicture, match="1 x 1 px; too small for a drawn hole"):
+    with pytest.raises(UnreadableImage, match="1 x 1 px; too small for a drawn hole"):
         read(tmp_path, "tiny.png", full)
 
 
@@ -230,10 +230,10 @@ def test_an_output_among_the_pictures_or_masks_is_refused(
     center: str, images: Path, inside: str
 ) -> None:
     (images.parent / "masks").mkdir()
-    asked = {"strategy": None, "masks": str(images.parent / "masks")}
+    requested = {"strategy": None, "masks": str(images.parent / "masks")}
     before = sorted(images.parent.rglob("*"))
     with pytest.raises(UserError, match=f"which lies in {inside.partition('/')[0]} "):
-        inpaint_images(config(center, images, output=str(images.parent / inside), **asked))
+        inpaint_images(config(center, images, output=str(images.parent / inside), **requested))
     assert sorted(images.parent.rglob("*")) == before
 
 
@@ -255,7 +255,7 @@ def test_files_of_others_are_neither_taken_for_results_nor_overwritten(
         with pytest.raises(UserError, match="another job"):
             inpaint_images(config(center, images))
     (images.parent / "out" / "job.json").unlink()
-    monkeypatch.setattr(cluster, "connected", nullcontext)
+    monkeypatch.setattr(cluster, "connect", nullcontext)
     monkeypatch.setattr(run, "_fill_all", lambda *_: {})
     inpaint_images(config(center, images))
     twin = shutil.copytree(images, images.parent / "day 2" / "images")
@@ -272,24 +272,24 @@ def test_a_changed_picture_is_not_taken_for_filled(
         hole = np.zeros((130 + number, 150), np.uint8)
         hole[10:30, 20:50] = 255
         Image.fromarray(hole).save(masks / "sub" / f"{number}.png")
-    asked = config(full, images, strategy=None, masks=str(masks), max_bad_share=0.2)
-    assert list(inpaint_images(asked)["faults"]) == ["sub/4.png"]
+    requested = config(full, images, strategy=None, masks=str(masks), max_bad_share=0.2)
+    assert list(inpaint_images(requested)["faults"]) == ["sub/4.png"]
     Image.fromarray(picture(0, 134, 150)[..., 0]).save(masks / "sub" / "4.png")  # it was lacking
-    assert inpaint_images(asked)["filled"] == 5
+    assert inpaint_images(requested)["filled"] == 5
     Image.fromarray(picture(9, 133, 150) // 2).save(images / "sub" / "3.png")
-    with pytest.raises(UserError, match=r"holds sub/3\.png made from another picture"):
-        inpaint_images(asked)
+    with pytest.raises(UserError, match=r"holds sub/3\.png made from another image"):
+        inpaint_images(requested)
     (images.parent / "out" / "sub" / "3.png").unlink()
-    assert inpaint_images(asked)["filled"] == 5
+    assert inpaint_images(requested)["filled"] == 5
     filled = np.asarray(Image.open(images.parent / "out" / "sub" / "3.png"))
     assert (filled[40:] == picture(9, 133, 150)[40:] // 2).all()
     (images.parent / "out" / "sub" / "3.png").unlink()  # of a finished job
-    assert inpaint_images(asked)["filled"] == 5
+    assert inpaint_images(requested)["filled"] == 5
     assert (np.asarray(Image.open(images.parent / "out" / "sub" / "3.png")) == filled).all()
     shutil.rmtree(images.parent / "out" / "sub")
     (images.parent / "out" / "sub").write_bytes(b"a file where a folder has to be")
     with pytest.raises(OSError, match="File exists"):
-        inpaint_images(asked)
+        inpaint_images(requested)
     assert not (images.parent / "out" / "commit.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""One picture: what is stored, what is converted, what is set aside and as what."""
+"""One image: what is stored, what is converted, what is quarantined and as what."""
 
 import io
 import random
@@ -16,7 +16,7 @@ from pipelines.prepare.normalise import Fault, Limits, Stored, normalise, shrink
 
 
 def draw_picture(number: int, height: int, width: int) -> np.ndarray:
-    """A smooth, coloured picture: uint8 (H, W, 3) RGB."""
+    """A smooth, coloured image: uint8 (H, W, 3) RGB."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -146,9 +146,9 @@ CONVERTED: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
         ("odd_jpeg",),
     ),
     "JPEG with restart markers": (encoded(image(), restart_marker_blocks=2), "a.jpg", ()),
-    "wide picture": (encoded(image(size=(640, 20))), "a.jpg", ()),
-    "tall picture": (encoded(image(size=(20, 640))), "a.jpg", ()),
-    "smallest picture": (encoded(image(size=(16, 16))), "a.jpg", ()),
+    "wide image": (encoded(image(size=(640, 20))), "a.jpg", ()),
+    "tall image": (encoded(image(size=(20, 640))), "a.jpg", ()),
+    "smallest image": (encoded(image(size=(16, 16))), "a.jpg", ()),
 }
 
 

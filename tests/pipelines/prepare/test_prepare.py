@@ -225,7 +225,7 @@ def test_files_that_were_not_there_are_tried_again(
     names = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jpg"))
     (pictures / "list.txt").write_text("".join(f"{name}\n" for name in names))
     (pictures / "apple").rename(tmp_path / "away")
-    with pytest.raises(UserError, match=r"30 of 70 pictures are bad.*30 unreadable"):
+    with pytest.raises(UserError, match=r"30 of 70 images are bad.*30 unreadable"):
         prepare_dataset(prepare_config(pictures / "list.txt", tmp_path / "d"))
     (tmp_path / "away").rename(pictures / "apple")
     assert prepared(pictures / "list.txt", tmp_path / "d").written == 70
@@ -248,7 +248,7 @@ def test_finished_units_and_shards_are_not_done_again(
 ) -> None:
     monkeypatch.setattr(plan, "UNIT_PIECES", 10)
     done: list[str] = []
-    gather, write_shard = gather_module.gather, shards.write_shard
+    gather, write_shard = gather_module.ingest_unit, shards.write_shard
 
     def counted(row: dict[str, Any], **fixed: Any) -> dict[str, int]:
         if len(done) == 4:
@@ -260,7 +260,7 @@ def test_finished_units_and_shards_are_not_done_again(
         done.append(f"shard {row['split']} {row['shard']}")
         return write_shard(row, **fixed)
 
-    monkeypatch.setattr(gather_module, "gather", counted)
+    monkeypatch.setattr(gather_module, "ingest_unit", counted)
     monkeypatch.setattr(shards, "write_shard", counted_shard)
     with pytest.raises(UserError, match="the network is away"):
         prepare_dataset(prepare_config(pictures, tmp_path / "d"))
@@ -288,7 +288,7 @@ def test_bad_pictures_are_set_aside_with_a_reason_and_every_one_is_counted(
     assert (manifest.quarantined, manifest.duplicates) == (4, 1)
     assert manifest.quarantine == {"truncated": 1, "unidentified": 3}
     page = (tmp_path / "d" / "card.html").read_text()
-    assert "<td>set aside</td><td>unidentified</td><td>3</td>" in page
+    assert "<td>quarantined</td><td>unidentified</td><td>3</td>" in page
     assert manifest.converted == {"grey": 1}
     assert quarantine_of(tmp_path / "d") == {
         **{f"apple/bad{number}.jpg": "unidentified" for number in range(3)},
@@ -363,7 +363,7 @@ def test_the_error_budget_holds_to_the_picture(
     if passes:
         assert prepared(pictures, tmp_path / "d", **limits).quarantined == bad
         return
-    with pytest.raises(UserError, match=r"8 of 78 pictures are bad.*8 unidentified"):
+    with pytest.raises(UserError, match=r"8 of 78 images are bad.*8 unidentified"):
         prepare_dataset(prepare_config(pictures, tmp_path / "d", **limits))
     assert not is_dataset(str(tmp_path / "d"))
     assert set(quarantine_of(tmp_path / "d").values()) == {"unidentified"}
@@ -444,7 +444,7 @@ def test_an_archive_without_pictures_is_refused(serially: None, tmp_path: Path) 
 
     (tmp_path / "a.tar").write_bytes(tar_of({"readme.txt": b"nothing to see"}))
     for dry_run in (False, True):
-        with pytest.raises(UserError, match=r"a.tar'; there is no picture in"):
+        with pytest.raises(UserError, match=r"a.tar'; there is no image in"):
             prepare_dataset(prepare_config(tmp_path / "a.tar", tmp_path / "d", dry_run=dry_run))
 
 
@@ -525,7 +525,7 @@ def test_pictures_with_other_settings_are_not_mixed_in(
     prepare_dataset(prepare_config(pictures, tmp_path / "d"))
     with pytest.raises(UserError, match=r"prepare.seed is 1; .* was made with 0"):
         prepare_dataset(prepare_config(pictures, tmp_path / "d", seed=1))
-    with pytest.raises(UserError, match=r"masks asked for differ.*mask_central_64 x 1") as told:
+    with pytest.raises(UserError, match=r"masks requested for differ.*mask_central_64 x 1") as told:
         prepare_dataset(prepare_config(pictures, tmp_path / "d", sides=(32,)))
     assert str(told.value).endswith(f"--source {tmp_path}/d --sides 32")
 
@@ -572,7 +572,7 @@ def test_one_of_two_jobs_commits_and_the_other_says_so(
     other = replace(manifest, jobs=("another",), seed=1)
     commit = run_module.commit
     assert commit(str(tmp_path / "d"), manifest, None) is False
-    with pytest.raises(UserError, match="another job with other pictures or settings"):
+    with pytest.raises(UserError, match="another job with other images or settings"):
         commit(str(tmp_path / "d"), other, None)
     assert read_manifest(str(tmp_path / "d")) == manifest
 
@@ -766,7 +766,7 @@ def test_the_closing_word_is_the_card_in_the_dataset(
 ) -> None:
     manifest = prepared(pictures, tmp_path / "d")
     shown = capsys.readouterr().err
-    assert "70 written + 0 set aside + 0 duplicates" in " ".join(shown.split())
+    assert "70 written + 0 quarantined + 0 duplicates" in " ".join(shown.split())
     assert f"fingerprint {manifest.fingerprint}\n" in shown  # whole, so that it can be copied
     facts = json.loads((tmp_path / "d" / "card.json").read_text())
     classes = facts["pictures_per_class"]
@@ -843,12 +843,12 @@ def test_a_dry_run_predicts_what_the_job_makes_of_an_archive_of_small_pictures(
 
     monkeypatch.setattr(plan, "BUCKETS", (4, 4))
     (tmp_path / "a.tar").write_bytes(tar_of({f"{n}.jpg": jpeg(n) for n in range(300)}))
-    asked = {"validation_share": 0.0, "rows_per_shard": 10}
-    prepare_dataset(prepare_config(tmp_path / "a.tar", tmp_path / "d", dry_run=True, **asked))
+    requested = {"validation_share": 0.0, "rows_per_shard": 10}
+    prepare_dataset(prepare_config(tmp_path / "a.tar", tmp_path / "d", dry_run=True, **requested))
     shown = " ".join(capsys.readouterr().err.split())
-    pictures = int(re.search(r"pictures │ about ([\d,]+) in", shown)[1])  # type: ignore[index]
+    pictures = int(re.search(r"images │ about ([\d,]+) in", shown)[1])  # type: ignore[index]
     assert 290 <= pictures <= 330  # 442 without the headers of the archive
-    manifest = prepared(tmp_path / "a.tar", tmp_path / "d", **asked)
+    manifest = prepared(tmp_path / "a.tar", tmp_path / "d", **requested)
     assert len(manifest.splits["train"]) == 4
     assert "shards │ about 4 " in shown
 
@@ -904,14 +904,18 @@ def test_a_dataset_whose_manifest_was_cut_is_not_taken_for_a_folder_of_parquet_f
     assert not (tmp_path / "e").exists()
 
 
-@pytest.mark.parametrize("asked", [{"seed": 9}, {"stored_side": 64}, {"labels": "labels.csv"}])
+@pytest.mark.parametrize("requested", [{"seed": 9}, {"stored_side": 64}, {"labels": "labels.csv"}])
 def test_masks_are_not_added_with_settings_that_would_be_ignored(
-    serially: None, pictures: Path, tmp_path: Path, asked: dict[str, Any]
+    serially: None, pictures: Path, tmp_path: Path, requested: dict[str, Any]
 ) -> None:
     before = prepared(pictures, tmp_path / "d", seed=5)
     for sides in ((64,), (96,)):  # held already, and lacking
-        with pytest.raises(UserError, match=rf"prepare\.{next(iter(asked))} is .*; adding masks"):
-            prepare_dataset(prepare_config(tmp_path / "d", tmp_path / "d", sides=sides, **asked))
+        with pytest.raises(
+            UserError, match=rf"prepare\.{next(iter(requested))} is .*; adding masks"
+        ):
+            prepare_dataset(
+                prepare_config(tmp_path / "d", tmp_path / "d", sides=sides, **requested)
+            )
     assert read_manifest(str(tmp_path / "d")) == before
     prepare_dataset(prepare_config(tmp_path / "d", tmp_path / "d", sides=(96,)))
 
@@ -941,7 +945,7 @@ def test_a_manifest_that_is_not_as_it_was_written_is_told_so(
         (
             OSError(errno.ENOSPC, "No space left on device", "/d/train/0.parquet"),
             "reading failed: [Errno 28] No space left on device: '/d/train/0.parquet'. Nothing is "
-            "committed; what is finished is kept, and the same command goes on from there",
+            "committed; what is finished is kept, and rerun the same command to resume there",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_folder_of_pictures_beside_split_folders_is_refused_and_others_are_lef
     others: Counter[str] = Counter()
     found(folder, others)
     assert others == {
-        "picture beside 'Val', 'train'": 1,
+        "image beside 'Val', 'train'": 1,
         **{
             f"folder '{name}'": 1
             for name in ("test", "test2017", "notes", "__MACOSX", "lost+found")
@@ -464,7 +464,7 @@ def test_a_binary_column_of_any_name_will_do_and_a_null_is_reported(folder: Path
 
 def test_parquet_without_pictures_or_damaged_is_refused_by_name(folder: Path) -> None:
     pq.write_table(pa.table({"n": [1]}), folder / "a.parquet")
-    with pytest.raises(UserError, match=r"no column of pictures.*n \(int64\)"):
+    with pytest.raises(UserError, match=r"no column of images.*n \(int64\)"):
         found(folder)
     put(folder / "a.parquet", b"PAR1" + b"junk" * 20)
     with pytest.raises(UserError, match="cannot be read as Parquet"):
@@ -797,7 +797,7 @@ def test_an_empty_file_is_no_archive(folder: Path) -> None:
 
 def test_a_cut_inner_archive_ends_alone(folder: Path) -> None:
     whole = tar_of({"1.jpg": jpeg(1)})
-    cut = tar_of({"2.jpg": jpeg(2), "3.jpg": jpeg(3)})[: 1024 + tars.padded(len(jpeg(2))) + 99]
+    cut = tar_of({"2.jpg": jpeg(2), "3.jpg": jpeg(3)})[: 1024 + tars.padded_size(len(jpeg(2))) + 99]
     for name, data in (
         ("a.tar", tar_of({"x.tar": cut, "y.tar": whole})),
         ("b.tar.gz", gzip.compress(tar_of({"x.tar": cut, "y.tar": whole}))),

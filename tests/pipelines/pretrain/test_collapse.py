@@ -32,7 +32,7 @@ def test_the_last_variance_counts() -> None:
     early = {"step": 10, "values": {"validation/variance_ratio": 0.001}}
     late = {"step": 20, "values": {"validation/variance_ratio": 0.4}}
     assert collapse([early, late]) is None
-    assert collapse([late, early]) == "variance of the fillings is 0.10% of that of the pictures"
+    assert collapse([late, early]) == "variance of the fillings is 0.10% of that of the images"
 
 
 class Constant(torch.nn.Module):
@@ -53,6 +53,6 @@ def test_variance_ratio_of_known_fillings(follows: bool, expected: float) -> Non
     image = torch.from_numpy(np.broadcast_to(colours, (12, 128, 128, 3)).copy())
     hidden = torch.zeros(12, 128, 128, dtype=torch.bool)
     hidden[:, 32:96, 32:96] = True
-    look = validation.Look(NetworkConfig(), Objective(adversarial=0.0), torch.float32)
-    measured = validation.measure(Constant(follows), validation.Pictures(image, hidden), look)
+    look = validation.EvalSettings(NetworkConfig(), Objective(adversarial=0.0), torch.float32)
+    measured = validation.measure(Constant(follows), validation.FixedImages(image, hidden), look)
     assert measured["variance_ratio"] == pytest.approx(expected, abs=0.01)

@@ -476,7 +476,7 @@ def test_without_an_adversarial_weight_there_is_no_discriminator(
     [
         ({"preset": "alexnet", "bottleneck": None}, "no column mask_random_region_227"),
         ({"num_workers": 8, "batch_size": 16}, "num_workers is 8; the cluster has 4 CPUs"),
-        ({"batch_size": 160}, "only 150 training pictures"),
+        ({"batch_size": 160}, "only 150 training images"),
         ({"store": "s3://bucket/store"}, "name the tracking server"),
     ],
 )
@@ -500,7 +500,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
         ({"steps": 0}, "steps is 0; it must be 1 or more"),
         ({"norm": "lrn"}, "network.norm is lrn"),
         ({"adversarial": 2.0}, "objective.adversarial is 2.0"),
-        ({"batch_size": 2, "num_workers": 2}, "at least 2 pictures per worker"),
+        ({"batch_size": 2, "num_workers": 2}, "at least 2 images per worker"),
         ({"learning_rate": np.nan}, "learning_rate is nan; it must be a finite number above 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a finite number above 0"),
         ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate is 0.0; it must be"),

@@ -1,4 +1,4 @@
-"""Validation: what counts in the means, however the pictures are shared out."""
+"""Validation: what counts in the means, however the images are shared out."""
 
 import math
 
@@ -9,21 +9,21 @@ import torch
 from ce_model.networks import NetworkConfig
 from ce_model.training import Objective
 from pipelines.pretrain import validation
-from pipelines.pretrain.validation import Look, Pictures
+from pipelines.pretrain.validation import EvalSettings, FixedImages
 
-LOOK = Look(NetworkConfig(), Objective(adversarial=0.0), torch.float32)
+LOOK = EvalSettings(NetworkConfig(), Objective(adversarial=0.0), torch.float32)
 
 
-def pictures(count: int) -> Pictures:
+def pictures(count: int) -> FixedImages:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (count, 128, 128, 3), generator=generator, dtype=torch.uint8)
     hidden = torch.zeros(count, 128, 128, dtype=torch.bool)
     hidden[:, 32:96, 32:96] = True
-    return Pictures(image, hidden)
+    return FixedImages(image, hidden)
 
 
 class Grey(torch.nn.Module):
-    """Fills every hole with grey, those of the first `broken` pictures with NaN."""
+    """Fills every hole with grey, those of the first `broken` images with NaN."""
 
     def __init__(self, broken: int = 0) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ def test_a_picture_without_a_hidden_pixel_is_left_out() -> None:
     some = pictures(3)
     hidden = some.hidden.clone()
     hidden[2] = False
-    expected = validation.measure(Grey(), Pictures(some.image[:2], some.hidden[:2]), LOOK)
-    assert validation.measure(Grey(), Pictures(some.image, hidden), LOOK) == expected
+    expected = validation.measure(Grey(), FixedImages(some.image[:2], some.hidden[:2]), LOOK)
+    assert validation.measure(Grey(), FixedImages(some.image, hidden), LOOK) == expected
 
 
 class Copy(torch.nn.Module):
@@ -68,7 +68,9 @@ class Copy(torch.nn.Module):
 
 def test_only_the_hole_varies_in_the_variance_ratio() -> None:
     some = pictures(3)
-    look = Look(NetworkConfig(output="full"), Objective(adversarial=0.0, overlap=0), torch.float32)
+    look = EvalSettings(
+        NetworkConfig(output="full"), Objective(adversarial=0.0, overlap=0), torch.float32
+    )
     measured = validation.measure(Copy(), some, look)
     assert measured["variance_ratio"] == pytest.approx(0, abs=1e-9)  # one colour in every hole
 

@@ -17,21 +17,21 @@ from ce_model.training import Networks, Objective, estimate_statistics
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain import device_feed, validation, worker
-from pipelines.pretrain.data_wait import Idle
+from pipelines.pretrain.data_wait import DataWaitClock
 from pipelines.pretrain.reporter import Reporter
 from pipelines.pretrain.task import Task
-from pipelines.pretrain.validation import Pictures
+from pipelines.pretrain.validation import FixedImages
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
 PIXELS = Objective(adversarial=0.0, overlap=0)
 
 
-def pictures(count: int, seed: int = 0) -> Pictures:
+def pictures(count: int, seed: int = 0) -> FixedImages:
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (count, 227, 227, 3), generator=generator, dtype=torch.uint8)
     hidden = torch.zeros(count, 227, 227, dtype=torch.bool)
     hidden[:, 60:120, 60:120] = True
-    return Pictures(image, hidden)
+    return FixedImages(image, hidden)
 
 
 def make_task(steps: int, **changes: Any) -> Task:
@@ -56,7 +56,7 @@ def make_task(steps: int, **changes: Any) -> Task:
 def make_reporter(
     posted: list[dict[str, Any]],
     steps: int = 100,
-    typical: Pictures | None = None,
+    typical: FixedImages | None = None,
     task: Task | None = None,
 ) -> Reporter:
     mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
@@ -272,7 +272,7 @@ def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
     assert torch.equal(torch.get_rng_state(), random)
     for name, value in generator.state_dict().items():
         assert torch.equal(value, before[name]), name
-    look = validation.Look(ALEXNET, PIXELS, torch.float32)
+    look = validation.EvalSettings(ALEXNET, PIXELS, torch.float32)
     estimate_statistics(generator, typical.image, typical.hidden, **look._asdict())
     assert measured == measure(generator, pictures(2), look)
     shown = validation.panel(generator, pictures(2), look)
@@ -289,7 +289,7 @@ def test_a_processor_without_bf16_is_a_mistake_of_the_user(
 
 
 def test_the_device_is_idle_from_the_end_of_a_step_to_the_next_batch() -> None:
-    idle = Idle(torch.device("cpu"))
+    idle = DataWaitClock(torch.device("cpu"))
     for gap in (0.02, 0.04):
         idle.begin()
         time.sleep(gap)

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.promotion.gates import Dossier, Gates, Verdict, quality
+from pipelines.promotion.gates import Candidate, Gates, Verdict, quality
 from pipelines.tracking import scores
 
 PSNR = "inpainting/central/hole/128/PSNR"
 LINEAR = "linear/conv5/accuracy"
 
 
-def dossier(run_id: str, psnr: dict[str, float], **more: Any) -> Dossier:
-    base = Dossier(
+def dossier(run_id: str, psnr: dict[str, float], **more: Any) -> Candidate:
+    base = Candidate(
         run_id=run_id,
         status="FINISHED",
         logged_sha256="a",
@@ -64,7 +64,7 @@ def test_the_model_that_would_be_served_keeps_the_margin_itself(
 @pytest.mark.parametrize("right", range(20))
 def test_worse_by_exactly_the_margin_is_allowed_and_by_one_picture_more_is_not(right: int) -> None:
     champion, gates = dossier("c", {"c": (right + 1) / 20}), Gates(margins={PSNR: 0.05})
-    for lost, passed in ((0, True), (1, False)):  # of 2,000 pictures
+    for lost, passed in ((0, True), (1, False)):  # of 2,000 images
         model = dossier("m", {"m": right / 20 - lost / 2000})
         assert verdict(quality(model, champion, gates), "not worse").passed is passed
 

@@ -157,7 +157,7 @@ def test_whoever_lost_the_lease_changes_no_champion(
     home: Home, good: str, better: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "lost"
-    held = lease.held
+    held = lease.hold
 
     @contextmanager
     def lost(claim: Claim, *, lease_s: float) -> Iterator[Callable[[], bool]]:
@@ -165,13 +165,13 @@ def test_whoever_lost_the_lease_changes_no_champion(
             yield lambda: True
 
     assert ask(home, good, name).promoted
-    monkeypatch.setattr(lease, "held", lost)
+    monkeypatch.setattr(lease, "hold", lost)
     with pytest.raises(UserError, match="give the command again"):
         ask(home, better, name)
     assert aliases(home, name)["champion"] == "1"
-    monkeypatch.setattr(lease, "held", held)
+    monkeypatch.setattr(lease, "hold", held)
     assert ask(home, better, name).promoted
-    monkeypatch.setattr(lease, "held", lost)
+    monkeypatch.setattr(lease, "hold", lost)
     with pytest.raises(UserError, match="give the command again"):
         roll_back(home.uri, name, str(home.store))
     assert aliases(home, name) == {"champion": "2", "previous": "1"}
@@ -319,14 +319,14 @@ def failing(fault: Fault, *run_ids: str) -> Iterator[None]:
     client = recorder.MlflowClient
     usual = getattr(client, fault.method)
 
-    def asked(self: Any, *arguments: Any, **more: Any) -> Any:
+    def requested(self: Any, *arguments: Any, **more: Any) -> Any:
         about = not run_ids or arguments[0] in run_ids
         if about and (not fault.of or str(arguments[1]).endswith(fault.of)):
             raise fault.error
         return usual(self, *arguments, **more)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(client, fault.method, asked)
+        patched.setattr(client, fault.method, requested)
         yield
 
 
@@ -462,10 +462,10 @@ def test_the_gates_of_the_project_are_well_formed() -> None:
     "asked", [{"rollback": True}, {"explain": "models:/m@champion"}, {"run": "f" * 32}]
 )
 def test_a_store_without_records_is_told_and_not_made(
-    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    requested: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = tmp_path / "empty"
     with pytest.raises(FileNotFoundError, match="nothing was recorded in that store"):
-        run_promotion(PromoteConfig(store=str(store), **asked))
+        run_promotion(PromoteConfig(store=str(store), **requested))
     assert not store.exists()

@@ -17,7 +17,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with (
         pytest.raises(UserError, match=r"RAY_ADDRESS is .* where no cluster answers .*ray start"),
-        cluster.connected(),
+        cluster.connect(),
     ):
         pass
 
@@ -31,7 +31,7 @@ def test_a_cluster_that_does_not_start_is_one_message(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "init", fail)
     with (
         pytest.raises(UserError, match=r"starting Ray here failed: The current.*startup\. Look"),
-        cluster.connected(),
+        cluster.connect(),
     ):
         pass
 
@@ -40,10 +40,10 @@ def test_a_cluster_that_does_not_start_is_one_message(monkeypatch: pytest.Monkey
 def test_without_an_address_no_cluster_of_somebody_else_is_joined(
     address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, object] = {}
+    requested: dict[str, object] = {}
 
     def init(**options: object) -> None:
-        asked.update(options)
+        requested.update(options)
         raise Exception("enough")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -51,9 +51,9 @@ def test_without_an_address_no_cluster_of_somebody_else_is_joined(
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(UserError, match="starting Ray here failed"), cluster.connected():
+    with pytest.raises(UserError, match="starting Ray here failed"), cluster.connect():
         pass
-    assert asked["address"] == "local"
+    assert requested["address"] == "local"
 
 
 @pytest.mark.parametrize(

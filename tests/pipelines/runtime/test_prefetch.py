@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.runtime.prefetch import ahead
+from pipelines.runtime.prefetch import prefetch
 
 
 def test_a_thread_takes_the_items_in_order_and_only_so_far_ahead() -> None:
@@ -19,7 +19,7 @@ def test_a_thread_takes_the_items_in_order_and_only_so_far_ahead() -> None:
             yield number
 
     found = []
-    for number in ahead(items(), 2):
+    for number in prefetch(items(), 2):
         time.sleep(0.01)
         # two wait, one more is in the thread's hand and one in ours
         assert len(taken) <= number + 4
@@ -32,7 +32,7 @@ def test_what_a_thread_meets_is_raised_where_its_items_are_used() -> None:
         yield 1
         raise OSError("the store is away")
 
-    taken = ahead(items(), 2)
+    taken = prefetch(items(), 2)
     assert next(taken) == 1
     with pytest.raises(OSError, match="the store is away"):
         next(taken)
@@ -47,7 +47,7 @@ def test_a_thread_ends_when_nobody_wants_its_items_any_more() -> None:
         finally:
             ended.set()
 
-    taken = ahead(items(), 1)
+    taken = prefetch(items(), 1)
     assert next(taken) == 0
     taken.close()
     assert ended.wait(5)

@@ -89,12 +89,12 @@ def test_where_nobody_knows_the_total_the_count_is_shown(clock: Clock) -> None:
 def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)
-    with ProgressDisplay(console, "reading pictures", 4) as display:
-        assert "reading pictures" in out.getvalue() and "0/4" in out.getvalue()
+    with ProgressDisplay(console, "reading images", 4) as display:
+        assert "reading images" in out.getvalue() and "0/4" in out.getvalue()
         clock.now = 30.0
         display.update(1, "812 images/s")
     last = out.getvalue()
-    assert "reading pictures" in last and "1/4" in last and "812 images/s" in last
+    assert "reading images" in last and "1/4" in last and "812 images/s" in last
     assert "90 s left" in last
 
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.data import ExecutionResources
 
-from pipelines.runtime.ray_internals import Prompt
+from pipelines.runtime.ray_internals import RefreshLimits
 
 
 class Manager:
@@ -26,7 +26,7 @@ class Manager:
 def fresh_look(limits: ExecutionResources, patience_s: float) -> bool:
     """Whether one step makes the scheduler ask again."""
     executor = SimpleNamespace(_resource_manager=Manager(limits))
-    prompt = Prompt()
+    prompt = RefreshLimits()
     prompt.PATIENCE_S = patience_s
     prompt.before_execution_starts(executor)
     prompt.on_execution_step(executor)
@@ -42,17 +42,17 @@ def fresh_look(limits: ExecutionResources, patience_s: float) -> bool:
     ],
 )
 def test_prompt_asks_until_answered(
-    limits: ExecutionResources, patience_s: float, asked: bool
+    limits: ExecutionResources, patience_s: float, requested: bool
 ) -> None:
     """Nothing known: asked again; known, or waited for too long: left alone."""
-    assert fresh_look(limits, patience_s) is asked
+    assert fresh_look(limits, patience_s) is requested
 
 
 def test_ray_knows_its_cluster_soon(ray_cluster: None) -> None:
     """The real scheduler gets its answer within a few steps, not a second later."""
     known: list[bool] = []
 
-    class Watching(Prompt):
+    class Watching(RefreshLimits):
         """Notes at each step whether the scheduler knows what it may use."""
 
         def on_execution_step(self, executor: Any) -> None:

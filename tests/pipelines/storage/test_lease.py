@@ -101,7 +101,7 @@ def test_a_number_long_past_cannot_be_claimed_again(
 def test_a_held_lease_is_renewed_until_the_block_ends(tmp_path: Path) -> None:
     uri = str(tmp_path)
     claim = lease.acquire_patiently(uri, "holder", lease_s=1.0, wait_s=0)
-    with lease.held(claim, lease_s=1.0) as lost:
+    with lease.hold(claim, lease_s=1.0) as lost:
         with pytest.raises(LeaseBusyError):
             lease.acquire_patiently(uri, "other", lease_s=1.0, wait_s=1.5)
         assert not lost()
@@ -117,10 +117,10 @@ def test_a_lease_that_cannot_be_given_back_undoes_no_work_and_hides_no_error(
 
     claim = lease.acquire(str(tmp_path), "holder", lease_s=LEASE_S, now=100)
     monkeypatch.setattr(storage, "publish_json", refused)
-    with lease.held(claim, lease_s=LEASE_S, clock=lambda: 100):
+    with lease.hold(claim, lease_s=LEASE_S, clock=lambda: 100):
         done = True
     assert done
-    with pytest.raises(ZeroDivisionError), lease.held(claim, lease_s=LEASE_S, clock=lambda: 100):
+    with pytest.raises(ZeroDivisionError), lease.hold(claim, lease_s=LEASE_S, clock=lambda: 100):
         raise ZeroDivisionError
 
 
@@ -138,7 +138,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_over(
     claim = lease.acquire(str(tmp_path), "holder", lease_s=0.1, now=now)
     renew = lease.renew
     monkeypatch.setattr(lease, "renew", refused)
-    with lease.held(claim, lease_s=0.1, clock=lambda: now) as lost:
+    with lease.hold(claim, lease_s=0.1, clock=lambda: now) as lost:
         for _ in range(2):  # the fault does not end the thread
             assert tries.acquire(timeout=30)
         assert not lost()
@@ -159,7 +159,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost_when_its_time_is_over(
 
 def test_a_lease_that_another_holder_took_is_lost(tmp_path: Path) -> None:
     claim = lease.acquire(str(tmp_path), "holder", lease_s=0.1, now=100)
-    with lease.held(claim, lease_s=0.1, clock=lambda: 100) as lost:
+    with lease.hold(claim, lease_s=0.1, clock=lambda: 100) as lost:
         lease.acquire(str(tmp_path), "heir", lease_s=0.1, now=101)
         deadline = time.monotonic() + 30
         while not lost():

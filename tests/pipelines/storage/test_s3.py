@@ -152,7 +152,7 @@ def without_keys(code: str, **more: str) -> subprocess.CompletedProcess[str]:
 def test_without_credentials_the_message_says_where_they_are_read(s3: FaultyServer) -> None:
     ended = without_keys(f"storage.exists({place('photos')!r})")
     message = ended.stderr.splitlines()[-1]
-    assert "UserError: looking for s3://pictures/t/photos: Unable to locate" in message
+    assert "UserError: looking for s3://images/t/photos: Unable to locate" in message
     assert "AWS_ACCESS_KEY_ID" in message and "FSSPEC_S3_ANON=true" in message
 
 

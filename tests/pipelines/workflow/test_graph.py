@@ -20,7 +20,7 @@ from pipelines.errors import UserError
 from pipelines.runtime.cluster import Resources
 from pipelines.workflow import graph
 from pipelines.workflow.execute import _run_and_commit, execute, seconds_left
-from pipelines.workflow.graph import Outcome, Stage
+from pipelines.workflow.graph import Stage, StageOutcome
 
 TWO_CPUS = Resources(2, 0)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
@@ -58,7 +58,7 @@ def log(tmp_path: Path) -> Path:
     return folder
 
 
-def run(stages: list[Stage], store: Path, **options: Any) -> dict[str, Outcome]:
+def run(stages: list[Stage], store: Path, **options: Any) -> dict[str, StageOutcome]:
     options = {"concurrency": 2, "console": Console(file=io.StringIO()), **options}
     return execute(stages, str(store), TWO_CPUS, **options)
 
@@ -111,7 +111,7 @@ def test_what_mlflow_lacks_is_not_final_and_runs_again(
     late = run(stages, tmp_path)
     assert {outcome.status for outcome in late.values()} == {"done"}
     assert [name for name, outcome in late.items() if outcome.final] == ["alone"]
-    assert late["last"].line.endswith("MLflow was away; the same command delivers the rest")
+    assert late["last"].line.endswith("MLflow was away; rerun the same command to deliver the rest")
     assert [p.name for p in graph.plan(stages, str(tmp_path)) if p.runs] == ["first", "last"]
     again = run(stages, tmp_path)
     assert all(outcome.final for outcome in again.values())
@@ -223,8 +223,8 @@ def slow(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def test_the_time_left_follows_from_what_ran_of_each_kind(log: Path) -> None:
     stages = [replace(stage(log, f"{kind} {n}"), kind=kind) for n in range(3) for kind in "ab"]
 
-    def ended(name: str, seconds: float, status: graph.Status = "done") -> Outcome:
-        return Outcome(name=name, key="", status=status, seconds=seconds)
+    def ended(name: str, seconds: float, status: graph.Status = "done") -> StageOutcome:
+        return StageOutcome(name=name, key="", status=status, seconds=seconds)
 
     outcomes = {"a 0": ended("a 0", 100.0)}
     assert seconds_left(stages, outcomes, 100.0) == float("inf")  # b was never run

@@ -63,18 +63,18 @@ def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) 
 
 
 def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) -> None:
-    asked = config(pictures, tracking_uri="localhost:5000")
-    common = {name: getattr(asked, name) for name in ("source", "store", "tracking_uri")}
-    pretraining = replace(asked.pretrain, **common)
-    comparing = AblateConfig(**common, pretrain=asked.pretrain, tasks=("inpainting",))
+    requested = config(pictures, tracking_uri="localhost:5000")
+    common = {name: getattr(requested, name) for name in ("source", "store", "tracking_uri")}
+    pretraining = replace(requested.pretrain, **common)
+    comparing = AblateConfig(**common, pretrain=requested.pretrain, tasks=("inpainting",))
     for start in (
-        partial(run_workflow, asked),
+        partial(run_workflow, requested),
         partial(ensure_dataset.pretrain_on_source, pretraining),
         partial(run_sweep, comparing),
     ):
         with pytest.raises(UserError, match=r"^tracking_uri is 'localhost:5000'"):
             start()
-        assert not Path(asked.store).exists()
+        assert not Path(requested.store).exists()
 
 
 def test_a_training_that_would_differ_has_another_key(
@@ -99,9 +99,9 @@ def test_a_training_is_final_when_it_is_committed(
     monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
     inputs = {"prepare": {"dataset": "d"}}
     training = PretrainConfig(store=str(tmp_path))
-    assert not graph.delivered(run.train(inputs, config=training))
+    assert not graph.is_delivered(run.train(inputs, config=training))
     storage.publish_json(str(tmp_path / "pretrain" / ("k" * 16) / "commit.json"), summary)
-    assert graph.delivered(run.train(inputs, config=training))
+    assert graph.is_delivered(run.train(inputs, config=training))
 
 
 def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
@@ -110,13 +110,13 @@ def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
     monkeypatch.setattr(run.evaluation, "run", lambda config: {"model": config.model})
     summary = {"tracking_run_id": "1" * 32, "model": "folder", "delivered": False}
     inputs = {"prepare": {"dataset": "d"}, "pretrain": summary}
-    asked = config(pictures)
-    late = run.evaluate(inputs, config=asked, task="inpainting")
+    requested = config(pictures)
+    late = run.evaluate(inputs, config=requested, task="inpainting")
     assert late["model"] == ("model=folder",)
-    with pytest.raises(UserError, match="the same command delivers the rest"):
-        run.promote({"pretrain": summary}, config=asked, demanded=Gates())
+    with pytest.raises(UserError, match="rerun the same command to deliver the rest"):
+        run.promote({"pretrain": summary}, config=requested, demanded=Gates())
     inputs["pretrain"] = summary | {"delivered": True}
-    found = run.evaluate(inputs, config=asked, task="inpainting")
+    found = run.evaluate(inputs, config=requested, task="inpainting")
     assert found["model"] == (f"model={'1' * 32}",)
 
 
@@ -158,8 +158,8 @@ def test_a_new_picture_changes_every_key(pictures: Path) -> None:
 
 def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match="there is no picture in it"):
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match="there is no image in it"):
         source_key(str(tmp_path / "empty"))
 
 

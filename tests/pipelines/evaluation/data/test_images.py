@@ -1,4 +1,4 @@
-"""Which pictures an evaluation reads, and what it says about folders it cannot use."""
+"""Which images an evaluation reads, and what it says about folders it cannot use."""
 
 import io
 from pathlib import Path
@@ -10,11 +10,11 @@ from PIL import Image
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation.data import images
-from pipelines.evaluation.data.images import layout_of, read_labels, read_pictures
+from pipelines.evaluation.data.images import layout_of, read_images, read_labels
 
 
 def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
-    found = read_pictures(str(class_folders(tmp_path)), "val", 0)
+    found = read_images(str(class_folders(tmp_path)), "val", 0)
     assert found.classes == ("cat", "dog")
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.squares(16).shape == (6, 16, 16, 3)
@@ -26,7 +26,7 @@ def test_a_class_may_have_a_dot_in_its_name_and_a_file_is_none(tmp_path: Path) -
         noise_picture(tmp_path / "train" / name / "0.png")
     (tmp_path / "train" / "README").write_text("not a class")
     assert layout_of(str(tmp_path)) == "classes"
-    found = read_pictures(str(tmp_path), "train", 0)
+    found = read_images(str(tmp_path), "train", 0)
     assert found.classes == names and found.labels.tolist() == [0, 1, 2]
 
 
@@ -37,18 +37,18 @@ def test_a_bucket_is_not_asked_whether_pictures_are_folders(
     data = (tmp_path / "0.png").read_bytes()
     for name in ("st.bernard/0.png", "0.png", "1.JPG"):
         storage.publish(f"memory://dogs/train/{name}", data)
-    asked = []
+    requested = []
 
     def spied(uri: str) -> bool:
-        asked.append(uri)
+        requested.append(uri)
         return uri.endswith("st.bernard")
 
     monkeypatch.setattr(storage, "is_folder", spied)
-    assert images._class_names("memory://dogs/train") == ["st.bernard"] and len(asked) == 1
+    assert images._class_names("memory://dogs/train") == ["st.bernard"] and len(requested) == 1
 
 
 def test_a_limit_spreads_over_the_whole_split(tmp_path: Path) -> None:
-    found = read_pictures(str(class_folders(tmp_path)), "train", 2)
+    found = read_images(str(class_folders(tmp_path)), "train", 2)
     assert found.labels.tolist() == [0, 1]
 
 
@@ -56,15 +56,15 @@ def test_labels_are_those_of_the_pictures_that_are_read(tmp_path: Path, dataset_
     for uri in (str(class_folders(tmp_path, per_class=4)), dataset_uri):
         for split, limit in (("train", 0), ("val", 5)):
             found = read_labels(uri, split, limit)
-            assert found.tolist() == read_pictures(uri, split, limit).labels.tolist()
+            assert found.tolist() == read_images(uri, split, limit).labels.tolist()
             assert len(set(found)) == 2
 
 
 def test_a_flat_folder_has_no_labels_and_reads_grey_and_palette_pictures(tmp_path: Path) -> None:
     for number, mode in enumerate(("RGB", "L", "P", "RGBA")):
         noise_picture(tmp_path / f"{number}.png", mode=mode)
-    (tmp_path / "notes.txt").write_text("not a picture")
-    found = read_pictures(str(tmp_path), "val", 0)
+    (tmp_path / "notes.txt").write_text("not an image")
+    found = read_images(str(tmp_path), "val", 0)
     assert layout_of(str(tmp_path)) == "pictures"
     assert found.labels.tolist() == [-1] * 4 and found.squares(8).shape == (4, 8, 8, 3)
 
@@ -79,16 +79,16 @@ def test_an_upright_reading_of_a_rotated_photo(tmp_path: Path) -> None:
 
 def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     folder = class_folders(tmp_path)
-    before = read_pictures(str(folder), "train", 0).fingerprint
-    assert read_pictures(str(folder), "train", 0).fingerprint == before
+    before = read_images(str(folder), "train", 0).fingerprint
+    assert read_images(str(folder), "train", 0).fingerprint == before
     noise_picture(folder / "train" / "cat" / "0.png", seed=99)
-    assert read_pictures(str(folder), "train", 0).fingerprint != before
+    assert read_images(str(folder), "train", 0).fingerprint != before
 
 
 def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
-    with pytest.raises(UserError, match=r"picture 'broken.jpg' cannot be decoded"):
-        read_pictures(str(tmp_path), "val", 0).squares(8)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
+    with pytest.raises(UserError, match=r"image 'broken.jpg' cannot be decoded"):
+        read_images(str(tmp_path), "val", 0).squares(8)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: object) -> None:
@@ -96,14 +96,14 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: obj
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     noise_picture(tmp_path / "large.png", size=(40, 30))
     with pytest.raises(UserError, match=r"'large.png' is 40 x 30; it must have at most 1000"):
-        read_pictures(str(tmp_path), "val", 0).squares(8)
+        read_images(str(tmp_path), "val", 0).squares(8)
 
 
 def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
     folder = class_folders(tmp_path)
     noise_picture(folder / "val" / "emu" / "0.png")
     with pytest.raises(UserError, match="emu"):
-        read_pictures(str(folder), "val", 0)
+        read_images(str(folder), "val", 0)
 
 
 def test_an_empty_split_and_a_useless_folder_are_refused(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_empty_split_and_a_useless_folder_are_refused(tmp_path: Path) -> None
         for file in (folder / "val" / name).iterdir():
             file.unlink()
     with pytest.raises(UserError, match=r"split 'val' of .* is empty"):
-        read_pictures(str(folder), "val", 0)
+        read_images(str(folder), "val", 0)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "data.csv").write_text("1,2")
     with pytest.raises(UserError, match=r"holds data.csv; it must be a prepared dataset"):

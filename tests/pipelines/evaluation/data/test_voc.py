@@ -88,8 +88,8 @@ def test_a_picture_without_its_annotation_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "reason"),
     [
-        ((1, 1, 41, 30), r"outside its picture of 40 x 30 px"),
-        ((0, 1, 40, 30), r"outside its picture"),
+        ((1, 1, 41, 30), r"outside its image of 40 x 30 px"),
+        ((0, 1, 40, 30), r"outside its image"),
         ((10, 10, 10, 20), r"has no area"),
         ((20, 10, 10, 20), r"has no area"),
     ],
@@ -121,7 +121,7 @@ def test_a_label_map_of_another_size_or_with_an_unknown_label_is_refused(tmp_pat
     folder = voc_folder(tmp_path)
     target = folder / "SegmentationClass" / "b.png"
     Image.fromarray(np.zeros((30, 41), np.uint8)).save(target)
-    with pytest.raises(UserError, match="is 41 x 30 px; its picture is 40 x 30"):
+    with pytest.raises(UserError, match="is 41 x 30 px; its image is 40 x 30"):
         voc.read_mapped(str(tmp_path), "train")
     Image.fromarray(np.full((30, 40), 21, np.uint8)).save(target)
     with pytest.raises(UserError, match="holds the label 21; labels are 0 to 20"):

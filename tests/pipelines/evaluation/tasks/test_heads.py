@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from ce_model.networks import NetworkConfig
 from pipelines.evaluation.data import proposals, voc
-from pipelines.evaluation.data.images import Pictures
-from pipelines.evaluation.data.targets import IGNORED, Task, single_label
+from pipelines.evaluation.data.images import ImageSet
+from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.data.voc import Annotated, Mapped, Objects
 from pipelines.evaluation.results import png
 from pipelines.evaluation.tasks import detection, finetune, head_training, segmentation
 from pipelines.evaluation.tasks.detection import DetectionSettings
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.head_training import (
-    TuningSettings,
+    HeadTrainingSettings,
     choose_rate,
     optimise,
     split_off,
@@ -29,10 +29,10 @@ from pipelines.evaluation.tasks.segmentation import SegmentationSettings
 from pipelines.models import resolve
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
-RANDOM = resolve.untrained("random", "random", ALEXNET)
+RANDOM = resolve.untrained_ref("random", "random", ALEXNET)
 VOC_MINI = ROOT / "data" / "voc_mini"
 needs_voc = pytest.mark.skipif(
-    not VOC_MINI.is_dir(), reason="data/voc_mini is not there (real VOC pictures, not ours to ship)"
+    not VOC_MINI.is_dir(), reason="data/voc_mini is not there (real VOC images, not ours to ship)"
 )
 
 
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def scenes(count: int, side: int = 128) -> tuple[Pictures, list[NDArray[np.uint8]], list[Objects]]:
+def scenes(count: int, side: int = 128) -> tuple[ImageSet, list[NDArray[np.uint8]], list[Objects]]:
     """A red or a blue block on noise: its label map (1 red, 2 blue) and its box."""
     rng = np.random.default_rng(0)
     encoded, maps, objects = [], [], []
@@ -64,18 +64,18 @@ def scenes(count: int, side: int = 128) -> tuple[Pictures, list[NDArray[np.uint8
         objects.append(Objects(box, np.array([kind]), np.array([False])))
     none = np.full(count, -1, np.int64)
     names = tuple(map(str, range(count)))
-    return Pictures(names, none, tuple(encoded), ("red", "blue"), 0), maps, objects
+    return ImageSet(names, none, tuple(encoded), ("red", "blue"), 0), maps, objects
 
 
-def short(**changes: object) -> TuningSettings:
+def short(**changes: object) -> HeadTrainingSettings:
     usual = {"steps": 20, "batch_size": 4, "learning_rates": (3e-4,), "width": 32, "dropout": 0.0}
-    return TuningSettings(**{**usual, **changes})  # type: ignore[arg-type]
+    return HeadTrainingSettings(**{**usual, **changes})  # type: ignore[arg-type]
 
 
 def test_fine_tuning_learns_labels_and_repeats_itself() -> None:
     pictures, _, objects = scenes(8)
     labels = np.array([o.classes[0] for o in objects])
-    task = Task(pictures, np.eye(2, dtype=np.float32)[labels], several=False)
+    task = TargetKind(pictures, np.eye(2, dtype=np.float32)[labels], several=False)
     settings = FinetuneSettings(tuning=short(steps=10), label_shares=(1.0,), scale=(1.0, 1.0))
     first, second = (
         finetune.measure(RANDOM, 0, task, task, 227, settings, torch.float32) for _ in range(2)
@@ -95,7 +95,7 @@ def test_fine_tuning_begins_with_pictures_of_all_classes(monkeypatch: pytest.Mon
     monkeypatch.setattr(finetune, "BEGIN_PICTURES", 2)
     monkeypatch.setattr(finetune, "optimise", lambda *_, **__: False)
     shades = [png(np.full((64, 64, 3), shade, np.uint8)) for shade in (0, 0, 255, 255)]
-    pictures = Pictures(tuple("abcd"), np.array([0, 0, 1, 1]), tuple(shades), ("dark", "light"), 0)
+    pictures = ImageSet(tuple("abcd"), np.array([0, 0, 1, 1]), tuple(shades), ("dark", "light"), 0)
     task = single_label(pictures, 2)
     finetune._fit(RANDOM, 0, task, 227, FinetuneSettings(tuning=short()), 1e-3, torch.float32)
     assert seen[0].tolist() == [-1.0, 1.0]
@@ -110,7 +110,7 @@ def test_several_labels_are_scored_by_mean_average_precision_over_crops() -> Non
         tuning=short(steps=10, optimizer="sgd", learning_rates=(1e-2,), decay_every=8),
         label_shares=(1.0,), scale=(0.9, 1.2), crops=2,
     )  # fmt: skip
-    task = Task(pictures, targets, several=True)
+    task = TargetKind(pictures, targets, several=True)
     (row,) = finetune.measure(RANDOM, 0, task, task, 227, settings, torch.float32).rows
     assert isinstance(row["mAP"], float) and 0.5 < row["mAP"] <= 1.0
 
@@ -185,14 +185,14 @@ def test_training_leaves_the_global_random_state_alone() -> None:
 def test_segmentation_learns_two_blocks() -> None:
     pictures, maps, _ = scenes(4)
     split = Mapped(
-        Pictures(pictures.keys, pictures.labels, pictures.encoded, ("none", "red", "blue"), 0),
+        ImageSet(pictures.keys, pictures.labels, pictures.encoded, ("none", "red", "blue"), 0),
         tuple(maps),
     )
     settings = SegmentationSettings(tuning=short(steps=30), shown=1)
     measured = segmentation.measure(RANDOM, 0, split, split, settings, torch.float32)
     (row,) = measured.rows
     assert isinstance(row["mIoU"], float) and row["mIoU"] > 0.6
-    assert list(measured.figures) == ["picture, truth, prediction: 0"]
+    assert list(measured.figures) == ["image, truth, prediction: 0"]
 
 
 def test_void_pixels_do_not_move_the_segmentation_loss() -> None:
@@ -261,7 +261,9 @@ def test_perfect_detections_have_an_average_precision_of_one() -> None:
 
 def test_the_inpaint_preset_is_refused_where_convolutions_are_needed() -> None:
     pictures, maps, _ = scenes(2)
-    subject = resolve.untrained("small", "random", NetworkConfig(preset="inpaint", bottleneck=8))
+    subject = resolve.untrained_ref(
+        "small", "random", NetworkConfig(preset="inpaint", bottleneck=8)
+    )
     split = Mapped(pictures, tuple(np.minimum(m, 1) for m in maps))
     with pytest.raises(ValueError, match="task 'segmentation' needs an encoder of preset alexnet"):
         settings = SegmentationSettings(tuning=short())
@@ -275,7 +277,7 @@ def test_segmentation_overfits_twenty_voc_pictures() -> None:
     whole = voc.read_mapped(str(VOC_MINI), "train")
     split = Mapped(whole.pictures.take(range(20)), whole.maps[:20])
     settings = SegmentationSettings(
-        tuning=head_training.TuningSettings(
+        tuning=head_training.HeadTrainingSettings(
             steps=500, batch_size=4, learning_rates=(1e-3,), width=512, dropout=0.0
         ),
         side=500, flip=False,  # their full size: thin objects vanish between cells of 32 px in less
@@ -293,7 +295,7 @@ def test_detection_overfits_twenty_voc_pictures(tmp_path: Path) -> None:
     files = [proposals.ensure(str(tmp_path), c) for c in proposals.chunks(split.pictures)]
     regions = proposals.read(files)
     settings = DetectionSettings(
-        tuning=head_training.TuningSettings(
+        tuning=head_training.HeadTrainingSettings(
             steps=1200, batch_size=2, learning_rates=(1e-3,), width=512, dropout=0.0
         ),
         shorter=400, longer=667, flip=False,

@@ -10,9 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from ce_model.masks import STRATEGIES, central
 from ce_model.networks import NetworkConfig, Output, build_generator
 from ce_model.training import Objective
-from pipelines.evaluation.data.images import Pictures
+from pipelines.evaluation.data.images import ImageSet
 from pipelines.evaluation.tasks import classical, inpainting
-from pipelines.evaluation.tasks.inpainting import Holes, InpaintingSettings
+from pipelines.evaluation.tasks.inpainting import HoleSet, InpaintingSettings
 from pipelines.models.files import LoadedModel
 
 
@@ -87,7 +87,7 @@ def test_the_rim_is_the_outer_ring_of_the_hole() -> None:
 def test_a_hole_that_nobody_covers_is_not_available_and_never_infinite() -> None:
     target = photographs(2)
     hole = np.zeros((2, 64, 64), bool)
-    rows = inpainting.scored("m", Holes(64, "random_block", 0), target, target, hole)
+    rows = inpainting.score_predictions("m", HoleSet(64, "random_block", 0), target, target, hole)
     by_region = {str(r["region"]): r for r in rows if r["hidden"] == "any"}
     assert by_region["hole"]["L1"] is None and by_region["hole"]["PSNR"] is None
     assert by_region["hole"]["pictures"] == 0
@@ -100,7 +100,7 @@ def test_scores_are_grouped_by_hidden_share() -> None:
     hole[1, :32, :32] = True  # 25 %
     filled = target.copy()
     filled[1] = 255 - filled[1]
-    rows = inpainting.scored("m", Holes(64, "random_block", 0), filled, target, hole)
+    rows = inpainting.score_predictions("m", HoleSet(64, "random_block", 0), filled, target, hole)
     share = {str(r["hidden"]): r for r in rows if r["region"] == "hole"}
     assert share["0% to 10%"]["L1"] == 0 and share["0% to 10%"]["pictures"] == 1
     assert share["10% to 20%"]["L1"] is None
@@ -110,9 +110,9 @@ def test_scores_are_grouped_by_hidden_share() -> None:
 
 def test_only_the_baselines_asked_for_are_measured() -> None:
     encoded = tuple(cv2.imencode(".png", p)[1].tobytes() for p in photographs(2))
-    pictures = Pictures(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
+    pictures = ImageSet(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
     settings = InpaintingSettings(baselines=("Telea", "mean colour"), panel=1)
-    kinds = [Holes(64, "central", 0)]
+    kinds = [HoleSet(64, "central", 0)]
     measured = inpainting.measure_classical(kinds, pictures, None, settings)
     assert {row["method"] for row in measured.rows} == {"Telea", "mean colour"}
 
@@ -120,12 +120,12 @@ def test_only_the_baselines_asked_for_are_measured() -> None:
 @pytest.mark.parametrize(("output", "overlap"), [("center", 4), ("center", 0), ("full", 0)])
 def test_every_model_fills_the_same_central_hole(output: Output, overlap: int) -> None:
     network = NetworkConfig(output=output, bottleneck=2)
-    assert inpainting.holes_of(network, overlap, STRATEGIES)[0] == Holes(128, "central", 4)
+    assert inpainting.holes_of(network, overlap, STRATEGIES)[0] == HoleSet(128, "central", 4)
     generator = build_generator(network).eval()
     objective = Objective(overlap=overlap, region="hole" if output == "center" else "image")
     model = LoadedModel(generator, network, objective, {})
     encoded = tuple(cv2.imencode(".png", p)[1].tobytes() for p in photographs(2, side=128))
-    pictures = Pictures(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
+    pictures = ImageSet(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
     settings = InpaintingSettings(strategies=("central",), panel=2)
     measured = inpainting.measure_model(model, pictures, None, settings, torch.float32)
     strip = cv2.imdecode(
@@ -139,5 +139,5 @@ def test_every_model_fills_the_same_central_hole(output: Output, overlap: int) -
 def test_a_hole_in_another_ring_is_another_row() -> None:
     (holes,) = inpainting.holes_of(NetworkConfig(), 16, ("central",))
     target = photographs(1, side=128)
-    rows = inpainting.scored("m", holes, target, target, central(128)[None])
+    rows = inpainting.score_predictions("m", holes, target, target, central(128)[None])
     assert {row["holes"] for row in rows} == {"central in a ring of 16 px"}

@@ -9,27 +9,27 @@ import torch
 from ce_model.networks import NetworkConfig
 from ce_model.transfer import metrics
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import Pictures
+from pipelines.evaluation.data.images import ImageSet
 from pipelines.evaluation.results import png
 from pipelines.evaluation.tasks import retrieval
 from pipelines.evaluation.tasks.retrieval import RetrievalSettings
 from pipelines.models import resolve
 
-RANDOM = resolve.untrained("random", "random", NetworkConfig(preset="inpaint", bottleneck=8))
+RANDOM = resolve.untrained_ref("random", "random", NetworkConfig(preset="inpaint", bottleneck=8))
 
 
-def noise(count: int, seed: int) -> Pictures:
+def noise(count: int, seed: int) -> ImageSet:
     values = np.random.default_rng(seed).integers(0, 256, (count, 128, 128, 3)).astype(np.uint8)
     return of(list(values))
 
 
-def of(values: list[Any]) -> Pictures:
+def of(values: list[Any]) -> ImageSet:
     none = np.full(len(values), -1, np.int64)
-    return Pictures(tuple(map(str, none)), none, tuple(map(png, values)), (), 0)
+    return ImageSet(tuple(map(str, none)), none, tuple(map(png, values)), (), 0)
 
 
 def compared(
-    queries: Pictures, database: Pictures, monkeypatch: pytest.MonkeyPatch
+    queries: ImageSet, database: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, Any]:
     """Features of queries and database as they are compared."""
     seen = []
@@ -59,7 +59,7 @@ def test_the_encoder_is_calibrated_on_the_whole_database(monkeypatch: pytest.Mon
     seen: list[float] = []
     encoder_of = encoders.encoder_of
 
-    def spied(subject: resolve.Subject, seed: int, batches: Any) -> torch.nn.Sequential:
+    def spied(subject: resolve.ModelRef, seed: int, batches: Any) -> torch.nn.Sequential:
         kept = list(batches)
         seen.extend(float(picture[0, 0, 0]) for batch in kept for picture in batch)
         return encoder_of(subject, seed, kept)
