@@ -14,79 +14,30 @@ weights of `alexnet`) the choice is marked below.
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ce_model.layers import BilinearResize, ChannelwiseLinear
 
-Preset = Literal["alexnet", "inpaint"]
-Output = Literal["center", "full"]
+# A network and its settings are asked for together; the settings alone need no torch.
+from ce_model.network_config import ALEXNET_SIDE as ALEXNET_SIDE
+from ce_model.network_config import BOTTLENECK as BOTTLENECK
+from ce_model.network_config import CENTER_SIDE as CENTER_SIDE
+from ce_model.network_config import DROPOUT as DROPOUT
+from ce_model.network_config import INPAINT_SIDE as INPAINT_SIDE
+from ce_model.network_config import NetworkConfig as NetworkConfig
+from ce_model.network_config import Output as Output
+from ce_model.network_config import Preset as Preset
+from ce_model.network_config import input_side as input_side
+from ce_model.network_config import output_side as output_side
+
 Network = TypeVar("Network", bound=nn.Module)
 
-ALEXNET_SIDE = 227
-INPAINT_SIDE = 128
-CENTER_SIDE = 64
 POOL5_CHANNELS, POOL5_SIDE = 256, 6
-DROPOUT = 0.5
-BOTTLENECK = 4000
 DCGAN_STD = 0.02  # standard deviation of initial weights, train.lua
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """Which context encoder is trained."""
-
-    preset: Preset = "inpaint"
-    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images."""
-    output: Output = "center"
-    """What is predicted: the 64 px centre or the full image; alexnet predicts the full image."""
-    norm: Literal["batch", "lrn", "none"] = "batch"
-    """Normalisation of alexnet; lrn is the layout of the reference CaffeNet."""
-    groups: Literal[1, 2] = 1
-    """Groups of conv2, conv4 and conv5 of alexnet; 2 in the reference CaffeNet."""
-    dropout: float = DROPOUT
-    """Dropout after the channel-wise layer of alexnet."""
-    bottleneck: int = BOTTLENECK
-    """Units of the bottleneck of inpaint."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range and settings that the preset would ignore."""
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"network.dropout is {self.dropout}; it must be 0 or more, below 1")
-        if self.bottleneck < 1:
-            raise ValueError(f"network.bottleneck is {self.bottleneck}; it must be 1 or more")
-        if self.preset == "alexnet":
-            if self.output != "full":
-                raise ValueError(
-                    f"network.output is {self.output}; it must be full with network.preset "
-                    "alexnet, which reconstructs the whole 227 px image"
-                )
-            self._refuse_unused("bottleneck", self.bottleneck, BOTTLENECK)
-        else:
-            self._refuse_unused("norm", self.norm, "batch")
-            self._refuse_unused("groups", self.groups, 1)
-            self._refuse_unused("dropout", self.dropout, DROPOUT)
-
-    def _refuse_unused(self, name: str, value: object, default: object) -> None:
-        if value != default:
-            raise ValueError(
-                f"network.{name} is {value}; it must stay {default} with network.preset "
-                f"{self.preset}, which does not use it"
-            )
-
-
-def input_side(config: NetworkConfig) -> int:
-    """Side of the square image the encoder reads, pixels."""
-    return ALEXNET_SIDE if config.preset == "alexnet" else INPAINT_SIDE
-
-
-def output_side(config: NetworkConfig) -> int:
-    """Side of the square the decoder predicts, pixels."""
-    return CENTER_SIDE if config.output == "center" else input_side(config)
 
 
 class ContextEncoder(nn.Module):

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from ce_model.networks import NetworkConfig
+from ce_model.network_config import NetworkConfig
 from pipelines.evaluation.baselines import BaselineSettings
 from pipelines.evaluation.data import proposals
 from pipelines.evaluation.data.images import Layout
