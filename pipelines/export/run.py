@@ -1,30 +1,39 @@
 """The encoder alone, for use without this project: safetensors, ONNX and torch.export.
 
     encoder.safetensors   weights with batch norm folded into the layers before it
+    encoder.py            loads them with torch alone: `standalone.py` of this package, as it is
     encoder.onnx          image float (N, 3, S, S), RGB in [-1, 1] -> features; any N
     encoder.pt2           the same as a torch.export program
-    encoder.json          network, sizes and sha256 of each file; written last
+    README.md             the model card
+    encoder.json          network, layers, sizes and sha256 of each file; written last
 
 Every form is compared with the original, batch norm and all, before anything is published.
 """
 
+import importlib.util
+import json
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.transfer.initialisation import fold
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.export import standalone
+from pipelines.export.config import ExportConfig
+from pipelines.export.layers import UndescribedLayerError, describe_layers
+from pipelines.export.model_card import model_card
 from pipelines.models import files
 from pipelines.models.resolve import resolve_model
 from pipelines.runtime.progress import plain_console
@@ -33,30 +42,21 @@ from pipelines.tracking import client
 FORMAT_VERSION = 1
 TOLERANCE = 1e-4  # absolute and relative
 CHECKED_PICTURES = 3
-WEIGHTS, ONNX, PROGRAM, DESCRIPTION = (
+WEIGHTS, ONNX, PROGRAM, SCRIPT, CARD, DESCRIPTION = (
     "encoder.safetensors",
     "encoder.onnx",
     "encoder.pt2",
+    "encoder.py",
+    "README.md",
     "encoder.json",
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write the encoder of a model for use elsewhere."""
-
-    model: str
-    """Model folder, pretraining stage, MLflow run id or models:/name@alias."""
-    output: str
-    """Folder to write to."""
-    store: str = "store"
-    """Where registered models are kept; with SQLite also the tracking."""
-    tracking_uri: str | None = None
-    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
+Features = NDArray[np.float32]
 
 
 def export_encoder(config: ExportConfig) -> dict[str, Any]:
     """Fold, write, compare, publish; returns the description."""
+    console = plain_console(soft_wrap=True)
     output = storage.absolute(config.output)
     storage.filesystem(output)  # refuses what names no bucket
     done = storage.join(output, DESCRIPTION)
@@ -73,23 +73,30 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         errors = _write(encoder, folder, x, expected)
-        for name in errors:
-            storage.publish(storage.join(output, name), (folder / name).read_bytes())
-        description = {
+        description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "network": asdict(model.network),
+            "side": model.side,
             "input": f"float32 (N, 3, {model.side}, {model.side}), RGB, pixel / 127.5 - 1",
             "output": ["N", *expected.shape[1:]],
             "weights_sha256": subject.sha256,
             "files": {name: storage.sha256_of(folder / name) for name in errors},
+            "checked_images": CHECKED_PICTURES,
             "largest_difference": errors,
         }
+        try:
+            description["layers"] = describe_layers(encoder)
+        except UndescribedLayerError as error:
+            console.print(f"warning: {SCRIPT} is left out: {error}; use {PROGRAM} or {ONNX}")
+        else:
+            errors[SCRIPT] = _write_script(description, folder, x, expected)
+            description["files"][SCRIPT] = storage.sha256_of(folder / SCRIPT)
+        (folder / CARD).write_text(model_card(description, model.info), "utf-8")
+        for name in (*errors, CARD):
+            storage.publish(storage.join(output, name), (folder / name).read_bytes())
     storage.publish_json(done, description, exclusive=True)
     worst = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    plain_console().print(
-        f"exported {config.output}: largest difference to the original {worst}",
-        soft_wrap=True,
-    )
+    console.print(f"exported {config.output}: largest difference to the original {worst}")
     return description
 
 
@@ -127,9 +134,7 @@ def load_encoder(uri: str) -> nn.Sequential:
     return encoder
 
 
-def _write(
-    encoder: nn.Sequential, folder: Path, x: Tensor, expected: np.ndarray[Any, np.dtype[np.float32]]
-) -> dict[str, float]:
+def _write(encoder: nn.Sequential, folder: Path, x: Tensor, expected: Features) -> dict[str, float]:
     """Write every form; returns the largest difference of each to the original."""
     runs: dict[str, Callable[[], Any]] = {}
     files.write_tensors(encoder.state_dict(), folder / WEIGHTS)
@@ -149,14 +154,38 @@ def _write(
     errors = {}
     with torch.inference_mode():
         for name, action in runs.items():
-            found = action()
-            errors[name] = float(np.abs(found - expected).max())
-            if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-                raise UserError(
-                    f"{name} differs from the model by {errors[name]:.2e}, more than {TOLERANCE}; "
-                    "nothing was exported"
-                )
+            errors[name] = _difference(name, action(), expected)
     return errors
+
+
+def _difference(name: str, found: Features, expected: Features) -> float:
+    """The largest difference of a form to the model.
+
+    Raises:
+        UserError: it is more than rounding.
+    """
+    largest = float(np.abs(found - expected).max())
+    if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        raise UserError(
+            f"{name} differs from the model by {largest:.2e}, more than {TOLERANCE}; nothing was "
+            "exported"
+        )
+    return largest
+
+
+def _write_script(
+    description: dict[str, Any], folder: Path, x: Tensor, expected: Features
+) -> float:
+    """Copy `standalone.py`, and run the copy on what lies beside it; returns its difference."""
+    (folder / SCRIPT).write_bytes(Path(standalone.__file__).read_bytes())
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    spec = importlib.util.spec_from_file_location("exported_encoder", folder / SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with torch.inference_mode():
+        found = script.load(folder)(x).numpy()
+    return _difference(SCRIPT, found, expected)
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -184,5 +213,5 @@ def _run_onnx(path: Path, x: Tensor) -> Any:
 def _no_onnx(error: ImportError) -> UserError:
     return UserError(
         f"ONNX export needs further packages ({error}); install them with "
-        "pip install 'context-encoder-pipeline[export]'"
+        "python -m pip install onnx onnxscript onnxruntime"
     )

@@ -1,5 +1,8 @@
 """The exported encoder: three forms that agree with the model, and a loader that refuses."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import default_objective
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.export import run
-from pipelines.export.run import ExportConfig, export_encoder, load_encoder
+from pipelines.export import run, standalone
+from pipelines.export.config import ExportConfig
+from pipelines.export.layers import UndescribedLayerError, describe_layers
+from pipelines.export.run import export_encoder, fold_encoder, load_encoder
 from pipelines.models import files
 
 SMALL = NetworkConfig(preset="inpaint", bottleneck=8)
@@ -59,6 +64,94 @@ def test_every_form_gives_the_features_of_the_model(small: tuple[torch.nn.Module
         program(x).numpy(),
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# What a stranger has: torch, and nothing of ours or of what we use to write and read the files.
+STRANGER = """
+import sys
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"ce_model", "pipelines", "safetensors", "ray", "mlflow"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refusing())
+sys.path.insert(0, ".")
+"""
+
+
+def as_a_stranger(program: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER + program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_stranger_runs_the_program_of_the_card_with_torch_alone(
+    small: tuple[torch.nn.Module, Path], tmp_path: Path
+) -> None:
+    encoder, out = small
+    card = (out / "README.md").read_text()
+    program = card.split("```python\n")[1].split("```")[0]
+    pixels = torch.randint(256, (2, 128, 128, 3), generator=seeded(5), dtype=torch.uint8)
+    torch.save(pixels, tmp_path / "pixels.pt")
+    program += (
+        f"images = torch.load({str(tmp_path / 'pixels.pt')!r})\n"
+        "x = encoder.preprocess(images)\n"
+        "found = [network(x), encoder.features(network, x)['e5']]\n"
+        f"torch.save(found, {str(tmp_path / 'f.pt')!r})\n"
+        "print(tuple(features.shape), network.training)\n"
+    )
+    assert as_a_stranger(program, out) == "(2, 8) False\n"
+    found, of_e5 = torch.load(tmp_path / "f.pt")
+    x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        expected = encoder(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(of_e5, encoder[:5](x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_script_for_strangers_refuses_altered_weights(
+    small: tuple[torch.nn.Module, Path], tmp_path: Path
+) -> None:
+    for name in ("encoder.py", "encoder.json", "encoder.safetensors"):
+        (tmp_path / name).write_bytes((small[1] / name).read_bytes())
+    with (tmp_path / "encoder.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    with pytest.raises(ValueError, match=r"is not the one of encoder.json"):
+        standalone.load(tmp_path)
+
+
+def test_the_script_for_strangers_is_short() -> None:
+    assert len(Path(standalone.__file__).read_text().splitlines()) <= 80
+
+
+def test_the_card_lists_every_file_by_its_digest(small: tuple[torch.nn.Module, Path]) -> None:
+    card = (small[1] / "README.md").read_text()
+    for name in ("encoder.safetensors", "encoder.onnx", "encoder.pt2", "encoder.py"):
+        assert f"| `{name}` | `{storage.sha256_of(small[1] / name)}` |" in card
+
+
+@pytest.mark.parametrize("norm", ["batch", "lrn", "none"])
+def test_described_layers_are_built_again_as_they_were(norm: str) -> None:
+    network = NetworkConfig(preset="alexnet", output="full", norm=norm, groups=2)
+    folded = fold_encoder(build_generator(network, generator=seeded(1)).encoder)
+    described = json.loads(json.dumps(describe_layers(folded)))
+    again = standalone.build(described)
+    again.load_state_dict(folded.state_dict())
+    x = torch.rand(1, 3, 227, 227, generator=seeded(2)) * 2 - 1
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(x), folded(x))
+
+
+def test_a_layer_that_cannot_be_described_is_named() -> None:
+    with pytest.raises(UndescribedLayerError, match="layer 1 is a Sigmoid"):
+        describe_layers(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sigmoid()))
+    with pytest.raises(ValueError, match="layer 0 is a 'Sigmoid'; known are Conv2d"):
+        standalone.build([{"name": "0", "kind": "Sigmoid", "arguments": {}}])
 
 
 def test_no_batch_norm_is_left(small: tuple[torch.nn.Module, Path]) -> None:

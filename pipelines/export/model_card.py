@@ -1,0 +1,115 @@
+"""The model card beside an exported encoder: what it is, how a stranger loads it, its limits."""
+
+from typing import Any
+
+from ce_model.network_config import NetworkConfig
+
+INTRODUCTIONS = {
+    "alexnet": "AlexNet to pool5, pretrained by inpainting to learn features of whole images.",
+    "inpaint": "The encoder of an inpainting network: a bottleneck that describes the context.",
+}
+PAPER = (
+    "Pathak et al., *Context Encoders: Feature Learning by Inpainting*, CVPR 2016, arXiv:1604.07379"
+)
+TRAINED = {  # entries of model.json, and how the card calls them
+    "strategy": "holes it was trained with",
+    "steps": "training steps",
+    "seed": "seed",
+    "dataset_fingerprint": "fingerprint of the dataset",
+    "code": "commit of the code",
+    "key": "key of the training",
+}
+MEASURED = {
+    "psnr_hole": "PSNR in the hole, dB",
+    "psnr_mean_fill": "PSNR of the dataset's mean colour in the hole, dB",
+    "l1_hole": "L1 in the hole, share of the range",
+    "l2_hole": "L2 in the hole, share of the range",
+}
+
+
+def model_card(description: dict[str, Any], info: dict[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        description: what `encoder.json` holds.
+        info: where the model comes from, of `model.json`.
+    """
+    network = NetworkConfig(**description["network"])
+    introduction = INTRODUCTIONS.get(network.preset, f"An encoder of preset {network.preset}.")
+    width = " x ".join(map(str, description["output"][1:]))
+    return f"""---
+tags: [feature-extraction, self-supervised-learning, inpainting, context-encoder, pytorch]
+---
+
+# Context encoder: {network.preset}
+
+{introduction} Method: {PAPER}.
+
+## Use
+
+`encoder.py` needs torch and nothing else. In the folder of this file:
+
+```python
+import torch
+import encoder
+
+network = encoder.load()
+images = torch.zeros(2, {description["side"]}, {description["side"]}, 3, dtype=torch.uint8)  # RGB
+with torch.no_grad():
+    features = network(encoder.preprocess(images))  # (2, {width.replace(" x ", ", ")})
+```
+
+- Input: {description["input"]}. Bring the shorter side of an image to {description["side"]} px and
+  take the centre square.
+- Output: {width} values per image. `encoder.features(network, x)` gives every layer by its name.
+- Batch norm is folded into the layers before it: fine-tuning trains plain convolutions and biases.
+
+## Files
+
+| file | sha256 |
+|---|---|
+{_rows(description["files"])}
+
+The largest difference of each form to the trained model, on {description["checked_images"]} images
+of noise: {_differences(description["largest_difference"])}.
+
+## Training
+
+| | |
+|---|---|
+{_known(TRAINED, info) or "| origin | the model folder does not say |"}
+
+Measured by the training on its first validation images, at the end:
+
+| | |
+|---|---|
+{_known(MEASURED, info.get("validation") or {}) or "| | the model folder does not say |"}
+
+## Limits
+
+- It was trained on images with holes; its batch-norm statistics are those of such images. Where
+  whole images are what counts, compare with statistics of your own images before relying on it.
+- It knows what its training images show, with their biases. Licences and consent of those images
+  are not recorded here: ask whoever trained it before you publish results or the weights.
+- The figures above are of inpainting. How good the features are for your task is for you to
+  measure.
+"""
+
+
+def _rows(files: dict[str, str]) -> str:
+    return "\n".join(f"| `{name}` | `{digest}` |" for name, digest in sorted(files.items()))
+
+
+def _differences(found: dict[str, float]) -> str:
+    return ", ".join(f"`{name}` {error:.1e}" for name, error in found.items())
+
+
+def _known(names: dict[str, str], values: dict[str, Any]) -> str:
+    """Rows of a table for the values that are there."""
+    rows = []
+    for name, title in names.items():
+        value = values.get(name)
+        if value is not None:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            rows.append(f"| {title} | {shown.replace('|', '&#124;')} |")
+    return "\n".join(rows)
