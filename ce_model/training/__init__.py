@@ -16,28 +16,50 @@ from ce_model.training.objective import (
     Objective,
     default_learning_rates,
     default_objective,
+    default_optimization,
     discriminator_rate,
+)
+from ce_model.training.optimization import (
+    ADAM_BETAS,
+    ADAPTIVE,
+    Optimization,
+    Optimizer,
+    Schedule,
+    WeightAverage,
+    rate_factor,
 )
 from ce_model.training.precision import Precision, resolve_precision
 from ce_model.training.state import load_state_tensors, state_tensors
-from ce_model.training.step import ADAM_BETAS, Networks, Optimizers, make_optimizers, train_step
+from ce_model.training.step import (
+    Networks,
+    Optimizers,
+    make_optimizers,
+    set_learning_rates,
+    train_step,
+)
 from ce_model.training.views import Views, make_views
 
 __all__ = [
     "ADAM_BETAS",
+    "ADAPTIVE",
     "IMAGENET_MEAN",
     "STATISTICS_BATCH",
     "STATISTICS_PICTURES",
     "LearningRates",
     "Networks",
     "Objective",
+    "Optimization",
+    "Optimizer",
     "Optimizers",
     "Precision",
     "Prediction",
+    "Schedule",
     "Views",
+    "WeightAverage",
     "ddp_settings",
     "default_learning_rates",
     "default_objective",
+    "default_optimization",
     "discriminator_rate",
     "dropout_shifts_statistics",
     "estimate_statistics",
@@ -47,7 +69,9 @@ __all__ = [
     "make_views",
     "num_ranks",
     "predict",
+    "rate_factor",
     "resolve_precision",
+    "set_learning_rates",
     "state_tensors",
     "train_step",
     "unwrap",

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from ce_model.losses import Reconstruction
 from ce_model.masks import Strategy
 from ce_model.networks import NetworkConfig
+from ce_model.training.optimization import Optimization
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
 
@@ -62,6 +63,11 @@ def default_objective(network: NetworkConfig) -> Objective:
     if network.output == "full":
         return Objective(overlap=0, region="image")
     return Objective()
+
+
+def default_optimization(network: NetworkConfig) -> Optimization:
+    """Adam at a constant rate for the paper's networks, as in train.lua."""
+    return Optimization()
 
 
 def default_learning_rates(

@@ -49,5 +49,9 @@ def _named_state(networks: Networks, optimizers: Optimizers) -> dict[str, Tensor
             state[f"{part}.{name}"] = tensor
         for name, parameter in unwrap(network).named_parameters():
             for key, tensor in optimizer.state[parameter].items():
-                state[f"{part}_optimizer.{key}.{name}"] = tensor
+                if tensor is not None:  # of SGD without momentum
+                    state[f"{part}_optimizer.{key}.{name}"] = tensor
+    if optimizers.average is not None:
+        for name, tensor in optimizers.average.tensors().items():
+            state[f"average.{name}"] = tensor
     return state

@@ -20,16 +20,21 @@ from typing import NamedTuple
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ce_model.losses import adversarial_loss, discriminator_loss, joint_loss, reconstruction_loss
 from ce_model.networks import NetworkConfig
 from ce_model.training.distributed import count_hidden, unwrap
 from ce_model.training.objective import Objective
+from ce_model.training.optimization import (
+    Optimization,
+    WeightAverage,
+    make_optimizer,
+    rate_factor,
+    set_learning_rate,
+)
 from ce_model.training.precision import autocast
 from ce_model.training.views import make_views
-
-ADAM_BETAS = (0.5, 0.999)
 
 
 class Networks(NamedTuple):
@@ -40,20 +45,59 @@ class Networks(NamedTuple):
 
 
 class Optimizers(NamedTuple):
-    """Fused Adam for each of the networks."""
+    """What moves the weights of each of the networks, and what follows them."""
 
-    generator: torch.optim.Adam
-    discriminator: torch.optim.Adam | None
+    generator: torch.optim.Optimizer
+    discriminator: torch.optim.Optimizer | None
+    average: WeightAverage | None = None
+    """Moving average of the generator; None without one."""
+    clip_norm: float = 0.0
+    """Largest norm of all gradients of one network; 0 clips nothing."""
 
 
 def make_optimizers(
-    networks: Networks, learning_rate: float, discriminator_learning_rate: float
+    networks: Networks,
+    learning_rate: float,
+    discriminator_learning_rate: float,
+    optimization: Optimization | None = None,
 ) -> Optimizers:
-    """Adam as in train.lua, fused: its state exists from the start, on the networks' devices."""
-    generator = _adam(networks.generator, learning_rate)
-    if networks.discriminator is None:
-        return Optimizers(generator, None)
-    return Optimizers(generator, _adam(networks.discriminator, discriminator_learning_rate))
+    """Fused optimizers: their state exists from the start, on the networks' devices.
+
+    Without `optimization` they are Adam as in train.lua.
+    """
+    wanted = optimization or Optimization()
+    generator = make_optimizer(networks.generator, learning_rate, wanted)
+    discriminator = None
+    if networks.discriminator is not None:
+        discriminator = make_optimizer(networks.discriminator, discriminator_learning_rate, wanted)
+    average = WeightAverage(networks.generator, wanted.ema) if wanted.ema else None
+    return Optimizers(generator, discriminator, average, wanted.clip_norm)
+
+
+def set_learning_rates(
+    optimizers: Optimizers,
+    rates: tuple[float, float],
+    optimization: Optimization,
+    step: int,
+    steps: int,
+) -> tuple[float, float]:
+    """Those of a step, counted from 0, in a run of `steps`; returns them.
+
+    Args:
+        optimizers: from `make_optimizers`, with the same `optimization`.
+        rates: full learning rates of the generator and of the discriminator.
+        optimization: schedule and warm-up.
+        step: number of the step that follows.
+        steps: length of the run.
+    """
+    if not optimization.is_moving:
+        return rates
+    factor = rate_factor(optimization, step, steps)
+    now = (rates[0] * factor, rates[1] * factor)
+    for optimizer, rate in zip(optimizers[:2], now, strict=True):
+        if optimizer is not None:
+            set_learning_rate(optimizer, rate)
+    return now
 
 
 def train_step(
@@ -68,9 +112,9 @@ def train_step(
 ) -> dict[str, Tensor]:
     """Update the discriminator, if there is one, then the generator.
 
-    Where a total gradient norm is not finite, nothing is updated that depends on it: weights, Adam
-    state and BatchNorm statistics stay as they were, bit for bit. DistributedDataParallel averages
-    the gradients before the check, so all ranks decide alike.
+    Where a total gradient norm is not finite, nothing is updated that depends on it: weights, the
+    optimizer's state, the moving average and BatchNorm statistics stay as they were, bit for bit.
+    DistributedDataParallel averages the gradients before the check, so all ranks decide alike.
 
     Args:
         networks: in training mode; plain or wrapped.
@@ -96,7 +140,12 @@ def train_step(
     if networks.discriminator is not None:
         assert optimizers.discriminator is not None
         metrics |= _discriminator_step(
-            networks.discriminator, optimizers.discriminator, views.target, prediction, dtype
+            networks.discriminator,
+            optimizers.discriminator,
+            views.target,
+            prediction,
+            dtype,
+            optimizers.clip_norm,
         )
         skip = _not_finite(metrics["grad_norm/discriminator"])
 
@@ -110,8 +159,11 @@ def train_step(
         metrics["loss/adversarial"] = adversarial.detach()
     norm = _backward(joint, optimizers.generator, networks.generator)
     skip = torch.maximum(skip, _not_finite(norm))
+    _clip(networks.generator, norm, optimizers.clip_norm)
     _step_unless(skip, optimizers.generator)
     _restore_if(skip, statistics, before)
+    if optimizers.average is not None:
+        optimizers.average.update(networks.generator, skip)
     return metrics | {
         "loss/reconstruction": reconstruction.detach(),
         "loss/joint": joint.detach(),
@@ -120,31 +172,13 @@ def train_step(
     }
 
 
-def _adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    parameters = list(network.parameters())
-    optimizer = torch.optim.Adam(
-        parameters,
-        lr=learning_rate,
-        betas=ADAM_BETAS,
-        fused=True,
-        capturable=parameters[0].is_cuda,  # into the CUDA graph of a step
-    )
-    # Adam makes its state at the first step; made here, a state can be loaded before it.
-    for parameter in parameters:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter.detach()),
-            "exp_avg_sq": torch.zeros_like(parameter.detach()),
-        }
-    return optimizer
-
-
 def _discriminator_step(
     discriminator: nn.Module,
-    optimizer: torch.optim.Adam,
+    optimizer: torch.optim.Optimizer,
     target: Tensor,
     prediction: Tensor,
     dtype: torch.dtype,
+    clip_norm: float,
 ) -> dict[str, Tensor]:
     # Real and predicted patches go through apart, each with its own batch statistics.
     with autocast(target.device, dtype):
@@ -152,6 +186,7 @@ def _discriminator_step(
         fake = discriminator(prediction.detach())
     loss = discriminator_loss(real, fake)
     norm = _backward(loss, optimizer, discriminator)
+    _clip(discriminator, norm, clip_norm)
     _step_unless(_not_finite(norm), optimizer)
     real, fake = real.detach().float(), fake.detach().float()
     return {
@@ -172,19 +207,25 @@ def _adversarial(discriminator: nn.Module, prediction: Tensor, dtype: torch.dtyp
     return adversarial_loss(logits)
 
 
-def _backward(loss: Tensor, optimizer: torch.optim.Adam, network: nn.Module) -> Tensor:
+def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensor:
     """Fresh gradients of the network, and their total norm."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     return get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
 
 
+def _clip(network: nn.Module, norm: Tensor, largest: float) -> None:
+    """Scale the gradients down to the largest norm, decided on the device."""
+    if largest:
+        clip_grads_with_norm_(network.parameters(), largest, norm)
+
+
 def _not_finite(norm: Tensor) -> Tensor:
     return norm.isfinite().logical_not().float()
 
 
-def _step_unless(skip: Tensor, optimizer: torch.optim.Adam) -> None:
-    """Step where skip is 0, decided on the device: the protocol between GradScaler and Adam."""
+def _step_unless(skip: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step where skip is 0, decided on the device: GradScaler's protocol with fused optimizers."""
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = skip  # type: ignore[attr-defined]
     optimizer.step()

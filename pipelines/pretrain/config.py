@@ -1,12 +1,22 @@
 """What a training run is asked to do, and the key that names its result."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from ce_model.masks import Strategy
 from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
-from ce_model.training import Objective, Precision, default_learning_rates, discriminator_rate
+from ce_model.training import (
+    ADAPTIVE,
+    Objective,
+    Optimization,
+    Optimizer,
+    Precision,
+    Schedule,
+    default_learning_rates,
+    default_optimization,
+    discriminator_rate,
+)
 from pipelines import storage
 from pipelines.data.manifest import Manifest
 from pipelines.data.stream_plan import WINDOW_ROWS
@@ -28,6 +38,7 @@ NOT_IN_KEY = {
     "tracking_uri",
     "experiment",
 }
+OPTIMIZATION = {field.name for field in fields(Optimization)}
 LEAST = {  # what a setting must be at the least
     "steps": 1,
     "batch_size": 1,
@@ -90,6 +101,24 @@ class PretrainConfig:
     discriminator_learning_rate: float | None = None
     """None: a tenth of the generator's; without a reconstruction loss (--adversarial 1) the same,
     as in train.lua."""
+    optimizer: Optimizer | None = None
+    """Rule of an update of both networks; None: adam, as in the paper."""
+    weight_decay: float | None = None
+    """Decoupled with adamw, else added to the gradient; biases and norms are never decayed.
+    None: 0."""
+    betas: tuple[float, float] | None = None
+    """Of adam and adamw; None: 0.5 0.999."""
+    momentum: float | None = None
+    """Of sgd and lars; None: 0.9."""
+    schedule: Schedule | None = None
+    """Learning rate over the steps: constant, half a cosine down to 0, or a tenth at each of
+    the milestones. None: constant."""
+    milestones: tuple[int, ...] | None = None
+    """Steps of schedule step; None: at a third and at two thirds of the steps."""
+    warmup_steps: int | None = None
+    """Steps in which the learning rate rises in a straight line to its full value; None: 0."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients of a network; None or 0: not clipped."""
     seed: int = 0
     """Seed of the weights, the order, the crops, the choice of holes and dropout."""
     precision: Precision = "auto"
@@ -157,6 +186,27 @@ class PretrainConfig:
                 f"the images that {self.preset} reads"
             )
         objective(self, mean_rgb=(0.0, 0.0, 0.0))  # checks of the network and the losses
+        self._check_optimization()
+
+    def _check_optimization(self) -> None:
+        """Refuse settings of the optimizer that would be ignored or cannot work."""
+        wanted = optimization(self)
+        adaptive = wanted.optimizer in ADAPTIVE
+        for name, of in (("betas", adaptive), ("momentum", not adaptive)):
+            if getattr(self, name) is not None and not of:
+                raise UserError(
+                    f"{name} is {getattr(self, name)} with optimizer {wanted.optimizer}, which "
+                    "has none: betas belong to adam and adamw, momentum to sgd and lars"
+                )
+        if wanted.warmup_steps > self.steps:
+            raise UserError(
+                f"warmup_steps is {wanted.warmup_steps}; it must be at most steps {self.steps}, or "
+                "the learning rate would never reach its full value"
+            )
+        if wanted.milestones and wanted.milestones[-1] >= self.steps:
+            raise UserError(
+                f"milestones is {wanted.milestones}; the last must be below steps {self.steps}"
+            )
 
     @property
     def holes(self) -> Strategy:
@@ -203,6 +253,20 @@ def learning_rates(config: PretrainConfig, adversarial: float) -> tuple[float, f
     return generator, discriminator
 
 
+def optimization(config: PretrainConfig) -> Optimization:
+    """How the weights are updated: what is given, else the preset's own."""
+    names = ("optimizer", "weight_decay", "betas", "momentum", "schedule", "milestones",
+             "warmup_steps", "clip_norm")  # fmt: skip
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    usual = default_optimization(network(config))
+    schedule = given.get("schedule", usual.schedule)
+    if schedule != "step":
+        given = {"milestones": (), **given}
+    elif not given.get("milestones", usual.milestones):
+        given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
+    return replace(usual, **given)
+
+
 def side(config: PretrainConfig) -> int:
     """Side of the images the network reads, px."""
     return input_side(network(config))
@@ -221,7 +285,7 @@ def settings_in_key(config: PretrainConfig, mean_rgb: tuple[float, float, float]
     are named as those of the config, and stand in their place. The number of workers is left out
     because the stream does not depend on it.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY}
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | OPTIMIZATION}
     losses = objective(config, mean_rgb)
     generator, discriminator = learning_rates(config, losses.adversarial)
     return {
@@ -233,7 +297,14 @@ def settings_in_key(config: PretrainConfig, mean_rgb: tuple[float, float, float]
         "learning_rate": generator,
         "discriminator_learning_rate": discriminator if losses.adversarial else None,
         "shorter": shorter(config),
+        **_departures(optimization(config)),
     }
+
+
+def _departures(wanted: Optimization) -> dict[str, Any]:
+    """The fields that differ from the paper's: what came later than a key must not change it."""
+    usual = asdict(Optimization())
+    return {name: value for name, value in asdict(wanted).items() if value != usual[name]}
 
 
 def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:

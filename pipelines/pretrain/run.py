@@ -107,6 +107,7 @@ def _task(config: PretrainConfig, plan: StreamPlan, stage: str) -> Task:
         network=settings.network(config),
         objective=objective,
         learning_rates=settings.learning_rates(config, objective.adversarial),
+        optimization=settings.optimization(config),
         precision=config.precision,
         compile=config.compile,
         threads=config.threads_per_worker,
@@ -132,6 +133,10 @@ def _run_spec(
         "resolved.strategy": config.holes,
         "resolved.shorter": settings.shorter(config),
         "resolved.learning_rates": settings.learning_rates(config, objective.adversarial),
+        **{
+            f"resolved.{name}": value
+            for name, value in asdict(settings.optimization(config)).items()
+        },
         "resolved.use_gpu": scaling.use_gpu,
     }
     return runs.RunSpec(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ce_model.networks import NetworkConfig
-from ce_model.training import Objective, Precision
+from ce_model.training import Objective, Optimization, Precision
 from pipelines.data.stream_plan import StreamPlan
 
 
@@ -16,6 +16,7 @@ class Task:
     network: NetworkConfig
     objective: Objective
     learning_rates: tuple[float, float]
+    optimization: Optimization
     precision: Precision
     compile: bool
     threads: int | None

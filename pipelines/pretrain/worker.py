@@ -105,7 +105,7 @@ def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
     if task.objective.adversarial > 0:
         discriminator = build_discriminator(task.network, generator=weights).to(device)
     networks = Networks(generator, discriminator)
-    return networks, training.make_optimizers(networks, *task.learning_rates)
+    return networks, training.make_optimizers(networks, *task.learning_rates, task.optimization)
 
 
 def read_fixed_images(
@@ -137,6 +137,9 @@ def run_steps(
     ):
         reporter.idle.end()
         seed_dropout(task.plan.seed, step, reporter.rank)
+        rates = training.set_learning_rates(
+            optimizers, task.learning_rates, task.optimization, step, task.plan.steps
+        )
         reporter.add(take(image, hidden))
         done = step + 1
         last = done == task.plan.steps
@@ -144,7 +147,7 @@ def run_steps(
         saving = last or done % task.checkpoint_every == 0
         # What goes on at a checkpoint knows of the steps before only what is in a point.
         logging = saving or done % task.log_every == 0
-        if logging and not reporter.log(done, task.learning_rates):
+        if logging and not reporter.log(done, rates):
             return  # the same on all ranks: gradients are averaged, so all saw the fault
         if validating or saving:
             reporter.settle(networks)

@@ -161,8 +161,15 @@ def test_a_step_is_a_discriminator_step_then_a_generator_step_on_the_same_predic
     gradients = [parameter.grad for parameter in generator.parameters()]
     for ours, reference, expected_gradients, optimizer, rate in (
         (networks.generator, generator, gradients, optimizers.generator, 2e-3),
-        (networks.discriminator, discriminator, discriminator_gradients, *optimizers[1:], 2e-4),
+        (
+            networks.discriminator,
+            discriminator,
+            discriminator_gradients,
+            optimizers.discriminator,
+            2e-4,
+        ),
     ):
+        assert ours is not None and optimizer is not None
         for mine, its, gradient in zip(
             ours.parameters(), reference.parameters(), expected_gradients, strict=True
         ):

@@ -36,12 +36,14 @@ from pipelines.models import checkpoint, files
 from pipelines.pretrain import config as settings
 from pipelines.pretrain import ddp, worker
 from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.driver import DriverWatch
+from pipelines.pretrain.fit import scaling_config
 from pipelines.pretrain.run import pretrain_model
 from pipelines.pretrain.task import Task
 from pipelines.promotion import run_files
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.mailbox import Failure, create_mailbox
-from pipelines.tracking import recorder, runs
+from pipelines.tracking import runs
 from pipelines.tracking.client import client, global_server, tracking_uri
 
 run_module = sys.modules[pretrain_model.__module__]
@@ -321,13 +323,13 @@ def test_a_server_that_goes_away_after_training_gets_model_summary_and_curve_lat
     points = [{"step": at, "time": 0.0, "values": {"discriminator/accuracy": 1.0}} for at in steps]
     trained = checkpoint.Checkpoint(stage, STEPS, {"history": points})
     monkeypatch.setattr(checkpoint, "latest", lambda stage_uri: trained)
-    monkeypatch.setattr(run_module, "_export", lambda *_: {"model": "m"})
+    monkeypatch.setattr(run_module, "export_model", lambda *_: {"model": "m"})
 
     def away(*_: Any) -> str:
         raise MlflowException("nobody answers")
 
     for log_model, status in ((away, "RUNNING"), (lambda *_: "models:/m-1", "FINISHED")):
-        monkeypatch.setattr(run_module, "_log_model", log_model)
+        monkeypatch.setattr(run_module, "log_trained_model", log_model)
         screen = io.StringIO()
         summary = run_module._train(
             PretrainConfig(), task, scaling=None, spec=spec, console=Console(file=screen)
@@ -335,7 +337,7 @@ def test_a_server_that_goes_away_after_training_gets_model_summary_and_curve_lat
         run_id = summary["tracking_run_id"]
         assert client(uri).get_run(run_id).info.status == status
         finished = status == "FINISHED"
-        assert ("give the same command again" in " ".join(screen.getvalue().split())) != finished
+        assert ("rerun the same command" in " ".join(screen.getvalue().split())) != finished
         assert Path(stage, run_module.COMMIT).exists() == finished
     assert run_files.summary(uri, run_id) == summary
     assert summary["model_uri"] == "models:/m-1"
@@ -387,8 +389,8 @@ def test_a_run_that_diverged_is_one_message_and_is_not_committed(
     def diverging(config: Any, task: Any, scaling: Any, mailbox: Any) -> None:
         mailbox.post.remote({"kind": "diverged", "step": 12, "updates": 10})
 
-    monkeypatch.setattr(recorder, "Recorder", lambda spec: SimpleNamespace(finish=finish))
-    monkeypatch.setattr(run_module, "_fit_or_tell", diverging)
+    monkeypatch.setattr(run_module, "Recorder", lambda spec: SimpleNamespace(finish=finish))
+    monkeypatch.setattr(run_module, "fit_or_raise", diverging)
     task: Any = SimpleNamespace(stage_uri=str(tmp_path), plan=SimpleNamespace(steps=STEPS))
     nothing: Any = None
     with pytest.raises(UserError, match="diverged: up to step 12, 10 updates in a row were not"):
@@ -408,7 +410,7 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
         stage_uri=str(tmp_path / "stage"), plan=SimpleNamespace(steps=STEPS)
     )
     screen = io.StringIO()
-    watch = run_module._Watch(PretrainConfig(), task, recorder, Console(file=screen))
+    watch = DriverWatch(PretrainConfig(), task, recorder, Console(file=screen))
     picture = np.zeros((1, 8, 8, 3), np.uint8)
     pictures = dict.fromkeys(("input", "output", "target"), picture)
     watch._take(
@@ -519,6 +521,13 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
             "overlap is 16 px; it must be 0 with random_block holes of inpaint",
         ),
         ({"preset": "alexnet", "strategy": "central", "overlap": 4}, "overlap is 4 px"),
+        ({"optimizer": "sgd", "betas": (0.9, 0.95)}, "with optimizer sgd, which has none"),
+        ({"momentum": 0.9}, "momentum is 0.9 with optimizer adam"),
+        ({"milestones": (5,)}, "schedule is constant with milestones"),
+        ({"schedule": "step", "milestones": (2000,)}, "the last must be below steps 2000"),
+        ({"warmup_steps": 2001}, "warmup_steps is 2001; it must be at most steps 2000"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be 0 or more"),
+        ({"clip_norm": np.nan}, "clip_norm is nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -548,15 +557,15 @@ def test_learning_rates_are_those_of_the_paper(
 
 
 def test_each_worker_takes_a_gpu_where_there_are_gpus() -> None:
-    scaling = run_module._scaling(PretrainConfig(num_workers=2), Resources(cpus=8, gpus=2))
+    scaling = scaling_config(PretrainConfig(num_workers=2), Resources(cpus=8, gpus=2))
     assert scaling.use_gpu and scaling.num_workers == 2
     with pytest.raises(UserError, match="num_workers is 4; the cluster has 2 GPUs"):
-        run_module._scaling(PretrainConfig(num_workers=4), Resources(cpus=8, gpus=2))
+        scaling_config(PretrainConfig(num_workers=4), Resources(cpus=8, gpus=2))
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 1), (2, 2), (16, 4), (64, 1)])
 def test_training_on_cpus_leaves_one_for_the_data(cpus: int, workers: int) -> None:
-    scaling = run_module._scaling(PretrainConfig(num_workers=workers), Resources(cpus, gpus=0))
+    scaling = scaling_config(PretrainConfig(num_workers=workers), Resources(cpus, gpus=0))
     assert not scaling.use_gpu
     assert workers * scaling.resources_per_worker["CPU"] <= cpus - 1
     assert any(scaling.resources_per_worker.values())  # what takes nothing is not placed
@@ -599,11 +608,21 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) ->
         "compile": True, "discriminator_learning_rate": 1.0, "precision": "fp32", "shorter": 0,
         "window_rows": 16, "validation_images": 9, "num_workers": 2, "threads_per_worker": 3,
         "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9, "validate_every": 9,
+        "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.95), "schedule": "cosine",
+        "warmup_steps": 5, "clip_norm": 1.0,
     }  # fmt: skip
+    of_others: dict[str, dict[str, Any]] = {
+        "momentum": {"optimizer": "sgd"},
+        "milestones": {"schedule": "step"},
+    }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures"}
     names = {field.name for field in fields(PretrainConfig)}
-    assert of_inpaint.keys() | of_alexnet.keys() == names - of_the_driver
+    assert of_inpaint.keys() | of_alexnet.keys() | of_others.keys() == names - of_the_driver
+    for name, needed in of_others.items():
+        value = {"momentum": 0.5, "milestones": (7,)}[name]
+        first, second = made(**needed), made(**needed, **{name: value})
+        assert first[0] != second[0] and first[1] != second[1], name
     for preset, changes in (("inpaint", of_inpaint), ("alexnet", of_alexnet)):
         task, key = made(preset=preset)
         for name, value in changes.items():
@@ -632,12 +651,26 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_of_one_arm(dataset_uri: st
 
     def arm(**changes: Any) -> str:
         config = PretrainConfig(**changes)
-        scaling = run_module._scaling(config, Resources(cpus=4, gpus=0))
+        scaling = scaling_config(config, Resources(cpus=4, gpus=0))
         spec = run_module._run_spec(config, manifest, dataset_uri, "key", "uri", scaling)
         return spec.tags["arm"]
 
     assert arm(seed=1) == arm(seed=2)
     assert len({arm(), arm(steps=3), arm(strategy="random_block")}) == 3
+
+
+def test_keys_are_those_of_the_first_release() -> None:
+    """Computed by the code of 2026-11-28 before optimizers could be chosen."""
+    manifest: Any = SimpleNamespace(mean_rgb=(120.5, 111.25, 99.0), fingerprint="0" * 64)
+    block: dict[str, Any] = {"strategy": "random_block", "steps": 300, "batch_size": 32, "seed": 3}
+    pixels: dict[str, Any] = {"adversarial": 0.0, "reconstruction": "l1", "learning_rate": 1e-3}
+    for changes, key in (
+        ({}, "8f8d20f60c734cc8a5afd139d8726ea9bcf5666e3da01ab95aacfb874ad9a95e"),
+        ({"preset": "alexnet"}, "a6efea694d9244fe6bdce1785fa585db7be77914c8f7f4119ae9e2b13e0c57ea"),
+        (block, "5a5854908d2b16f82c1a8795b57dea0fd2582d530972d3510ade4c155ac448d5"),
+        (pixels, "48aebf57bdfe1382ebb8827207395de6078ff558b84fd39c8fbbcc1fd8121728"),
+    ):
+        assert settings.pretrain_key(PretrainConfig(**changes), manifest) == key
 
 
 def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from ce_model import training
 from ce_model.mask_tensors import apply_symmetry
 from ce_model.networks import NetworkConfig, build_generator
-from ce_model.training import Networks, Objective, estimate_statistics
+from ce_model.training import Networks, Objective, Optimization, estimate_statistics
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain import device_feed, validation, worker
@@ -41,6 +41,7 @@ def make_task(steps: int, **changes: Any) -> Task:
         "network": ALEXNET,
         "objective": PIXELS,
         "learning_rates": (1e-3, 1e-4),
+        "optimization": Optimization(),
         "precision": "fp32",
         "compile": False,
         "threads": 1,
