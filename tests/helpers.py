@@ -1,12 +1,15 @@
 """Images, folders, servers and processes for the tests."""
 
+import io
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,3 +113,24 @@ def voc_folder(root: Path) -> Path:
         (folder / "ImageSets" / kind).mkdir(parents=True)
         (folder / "ImageSets" / kind / "train.txt").write_text("a\nb\n")
     return folder
+
+
+def jpeg(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+def add_member(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def tar_of(files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, data in files.items():
+            add_member(archive, name, data)
+    return out.getvalue()

@@ -70,9 +70,9 @@ def evaluation_settings_in_key(config: EvaluateConfig) -> dict[str, Any]:
         "precision": config.precision,
         **{
             task: {
-                "settings": measuring.settings_of(config, task),
+                "settings": measuring.TASKS[task].settings_of(config),
                 "data": [
-                    plan.fingerprint(task, uri, layouts[uri], config)
+                    measuring.TASKS[task].fingerprint(uri, layouts[uri], config)
                     for uri in plan.data_for(task, layouts)
                 ],
             }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ce_model.masks import Strategy
 from ce_model.training import Precision
-from pipelines.evaluation.config import TaskName
+from pipelines.evaluation.task import TaskName
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
 from pipelines.evaluation.tasks.probes import ProbeSettings

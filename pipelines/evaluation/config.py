@@ -1,13 +1,20 @@
 """What an evaluation is asked to do."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from ce_model.network_config import NetworkConfig
 from pipelines.evaluation.baselines import BaselineSettings
-from pipelines.evaluation.data import proposals
-from pipelines.evaluation.data.images import Layout
 from pipelines.evaluation.data.voc import VocSettings
+from pipelines.evaluation.task import EvaluationTask, TaskName
+from pipelines.evaluation.tasks import (
+    detection,
+    finetune,
+    inpainting,
+    probes,
+    retrieval,
+    segmentation,
+)
 from pipelines.evaluation.tasks.detection import DetectionSettings
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
@@ -15,19 +22,18 @@ from pipelines.evaluation.tasks.probes import ProbeSettings
 from pipelines.evaluation.tasks.retrieval import RetrievalSettings
 from pipelines.evaluation.tasks.segmentation import SegmentationSettings
 
-TaskName = Literal[
-    "inpainting", "linear", "knn", "finetune", "detection", "segmentation", "retrieval"
-]
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
 KEY_VERSION = 2  # part of every key: raise it when the same settings measure differently
-WANTED: dict[TaskName, tuple[Layout, ...]] = {
-    "inpainting": ("prepared", "classes", "pictures"),
-    "linear": ("prepared", "classes"),
-    "knn": ("prepared", "classes"),
-    "finetune": ("prepared", "classes", "voc"),
-    "detection": ("voc",),
-    "segmentation": ("voc", "camvid"),
-    "retrieval": ("prepared", "classes"),
+TASKS: dict[TaskName, EvaluationTask] = {
+    task.name: task
+    for task in (
+        inpainting.TASK,
+        probes.LINEAR,
+        probes.KNN,
+        finetune.TASK,
+        detection.TASK,
+        segmentation.TASK,
+        retrieval.TASK,
+    )
 }
 
 
@@ -92,10 +98,4 @@ class EvaluateConfig:
             raise ValueError(f"cpus_per_task is {self.cpus_per_task}; it must be 1 or more")
 
 
-def settings_of(config: EvaluateConfig, task: TaskName) -> dict[str, Any]:
-    """The settings that a task's result depends on."""
-    group = "frozen" if task in ("linear", "knn") else task
-    found: dict[str, Any] = asdict(getattr(config, group))
-    if task == "detection":
-        found["proposals"] = proposals.VERSION
-    return found
+assert tuple(TASKS) == get_args(TaskName)

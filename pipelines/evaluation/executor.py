@@ -17,8 +17,8 @@ from pipelines.evaluation import baselines, encoders, measure, results
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data import proposals
 from pipelines.evaluation.data.images import ImageSet, Layout
-from pipelines.evaluation.measure import Job
 from pipelines.evaluation.plan import title
+from pipelines.evaluation.task import Job
 from pipelines.models import files, resolve
 from pipelines.models.resolve import ModelRef
 from pipelines.runtime.cluster import Resources

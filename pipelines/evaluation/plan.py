@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 
 from pipelines import storage
-from pipelines.data import manifest
 from pipelines.errors import UserError
-from pipelines.evaluation import measure, results
-from pipelines.evaluation.config import KEY_VERSION, WANTED, EvaluateConfig, TaskName, settings_of
+from pipelines.evaluation import results
+from pipelines.evaluation.config import KEY_VERSION, TASKS, EvaluateConfig
 from pipelines.evaluation.data import proposals, voc
-from pipelines.evaluation.data.images import ImageSet, Layout, layout_of, read_images
-from pipelines.evaluation.measure import Job
-from pipelines.evaluation.tasks import finetune
+from pipelines.evaluation.data.images import ImageSet, Layout, layout_of
+from pipelines.evaluation.task import Job, TaskName
 from pipelines.evaluation.tasks import inpainting as filling
 from pipelines.evaluation.tasks.inpainting import HoleSet
 from pipelines.models import files
@@ -32,11 +30,11 @@ def layouts_of(config: EvaluateConfig) -> dict[str, Layout]:
 
 def data_for(task: TaskName, layouts: dict[str, Layout]) -> list[str]:
     """The data that a task can use; none is an error."""
-    suited = [uri for uri, layout in layouts.items() if layout in WANTED[task]]
+    suited = [uri for uri, layout in layouts.items() if layout in TASKS[task].layouts]
     if not suited:
         raise UserError(
-            f"task '{task}' has no data; it needs one of {', '.join(WANTED[task])}, and --data "
-            f"gives {', '.join(f'{uri} ({layout})' for uri, layout in layouts.items())}"
+            f"task '{task}' has no data; it needs one of {', '.join(TASKS[task].layouts)}, and "
+            f"--data gives {', '.join(f'{uri} ({layout})' for uri, layout in layouts.items())}"
         )
     return suited
 
@@ -52,14 +50,14 @@ def require_measurable(
     require_subjects(subjects, config)
     for task in config.tasks:
         for uri in data_for(task, layouts):
-            measure.require_data(task, uri, config)
+            TASKS[task].require_data(uri, config)
 
 
 def require_subjects(subjects: Iterable[ModelRef], config: EvaluateConfig) -> None:
     """The half of `require_measurable` that needs no data."""
     for subject in subjects:
         for task in config.tasks:
-            measure.require_subject(task, subject, config)
+            TASKS[task].require_subject(subject, config)
 
 
 Fingerprints = dict[tuple[TaskName, str], str]
@@ -68,7 +66,7 @@ Fingerprints = dict[tuple[TaskName, str], str]
 def fingerprints_of(config: EvaluateConfig, layouts: dict[str, Layout]) -> Fingerprints:
     """Fingerprint of the data of every task; also finds what is wrong with the data."""
     return {
-        (task, uri): fingerprint(task, uri, layouts[uri], config)
+        (task, uri): TASKS[task].fingerprint(uri, layouts[uri], config)
         for task in config.tasks
         for uri in data_for(task, layouts)
     }
@@ -85,7 +83,7 @@ def jobs_of(
     jobs: list[Job] = []
     for task in config.tasks:
         for data in data_for(task, layouts):
-            if task == "inpainting":
+            if not TASKS[task].seeded:
                 pairs = [(s, config.seeds[0]) for s, _ in subjects if s.uri]
                 pairs = list(dict.fromkeys(pairs))
                 own = data if layouts[data] != "pictures" else database
@@ -126,7 +124,7 @@ def _job(
             "stage": "evaluate",
             "version": KEY_VERSION,
             "task": task,
-            "settings": settings_of(config, task),
+            "settings": TASKS[task].settings_of(config),
             "subject": None if subject is None else [subject.kind, subject.identity],
             "holes": holes,
             "data": fingerprints[task, data],
@@ -144,22 +142,6 @@ def _job(
         seed=seed,
         uri=results.stage_uri(config.store, key),
     )
-
-
-def fingerprint(task: TaskName, uri: str, layout: Layout, config: EvaluateConfig) -> str:
-    """Content key of everything that a measurement could read there, and of how it is learned."""
-    if task == "segmentation":
-        parts = (config.segmentation.train, config.segmentation.test)
-        return storage.content_key([voc.read_mapped(uri, part).fingerprint for part in parts])
-    if layout == "voc":
-        parts, names = (config.voc.train, config.voc.test), config.voc.classes
-        found = [voc.read_annotated(uri, part, names).fingerprint for part in parts]
-        loss = [finetune.SEVERAL_VERSION] if task == "finetune" else []
-        return storage.content_key([names, found, *loss])
-    if layout == "prepared":
-        return manifest.read_manifest(uri).fingerprint
-    splits = ("val",) if layout == "pictures" else ("train", "val")
-    return storage.content_key([read_images(uri, split, 0).fingerprint for split in splits])
 
 
 def to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[ImageSet]:

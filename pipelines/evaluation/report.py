@@ -10,28 +10,11 @@ from matplotlib.figure import Figure
 
 from pipelines import html_page
 from pipelines.evaluation import paper_results
+from pipelines.evaluation.config import TASKS
 from pipelines.evaluation.tasks.inpainting import METRICS
 
-# How the rows of a task become tables: one table per value of `by`, one column per value of
-# `across`; without `across` the scores are the columns.
-LAYOUT: dict[str, dict[str, Any]] = {
-    "inpainting": {"by": ("holes", "side", "region", "hidden"), "across": None},
-    "linear": {"by": ("labels",), "across": "layer"},
-    "knn": {"by": (), "across": "layer"},
-    "finetune": {"by": (), "across": "labels"},
-    "retrieval": {"by": ("features",), "across": None},
-    "detection": {"by": (), "across": None},
-    "segmentation": {"by": (), "across": None},
-}
 PERCENT = {"accuracy", "mAP", "mAP 11_points", "mAP all_points", "L1", "L2", "mIoU"}
 PERCENT |= {"pixel accuracy", "precision at 1", "precision at 5"}
-MAIN = {
-    "linear": "accuracy of the best layer",
-    "knn": "accuracy of the best layer",
-    "finetune": "accuracy or mAP",
-    "detection": "mAP, all points",
-    "segmentation": "mIoU",
-}
 MAIN_SCORES = ("accuracy", "mAP", "mAP all_points", "mIoU")
 
 
@@ -75,9 +58,10 @@ def overview(sections: list[dict[str, Any]]) -> Grid:
     """Every model's main score on every task; of several layers the best, of shares the largest."""
     heads, columns = [], []
     for section in sections:
-        if section["task"] not in MAIN:
+        main = TASKS[section["task"]].main
+        if main is None:
             continue
-        heads.append(f"{section['title']}: {MAIN[section['task']]}")
+        heads.append(f"{section['title']}: {main}")
         columns.append(_main_scores(section))
     names = _distinct(name for column in columns for name in column)
     cells = [[name, *(column.get(name, "n/a") for column in columns)] for name in names]
@@ -125,7 +109,7 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
         f"<h2>{html_page.text(section['title'])}</h2>",
         f"<p class='note'>{html_page.text(section['about'])}</p>",
     ]
-    if LAYOUT[task]["across"] == "layer":
+    if TASKS[task].across == "layer":
         parts.append(html_page.chart("by layer", chart(rows)))
     if task == "inpainting":
         parts += _by_holes(section, figures)
@@ -164,20 +148,20 @@ def _by_holes(section: dict[str, Any], figures: dict[str, bytes]) -> Iterator[st
 
 def grids(section: dict[str, Any]) -> list[Grid]:
     """The tables of a section; none for a share of hidden pixels that no image had."""
-    layout = LAYOUT[section["task"]]
+    task = TASKS[section["task"]]
     rows = [row for row in section["rows"] if row.get("pictures", {}).get("mean") != 0]
     found = []
-    for group in _distinct(tuple(row.get(name, "") for name in layout["by"]) for row in rows):
-        chosen = [r for r in rows if tuple(r.get(n, "") for n in layout["by"]) == group]
-        named = zip(layout["by"], group, strict=True)
+    for group in _distinct(tuple(row.get(name, "") for name in task.tables) for row in rows):
+        chosen = [r for r in rows if tuple(r.get(n, "") for n in task.tables) == group]
+        named = zip(task.tables, group, strict=True)
         caption = ", ".join(f"{name} {value}" for name, value in named)
-        found.append(_grid(section["task"], caption, chosen, layout["across"]))
+        found.append(_grid(section["task"], caption, chosen, task.across))
     return found
 
 
 def main_grid(section: dict[str, Any]) -> Grid:
     """The table that stands for a section: the first, or that of the largest share of labels."""
-    if "labels" in LAYOUT[section["task"]]["by"]:
+    if "labels" in TASKS[section["task"]].tables:
         section = {**section, "rows": _most_labels(section["rows"])}
     return grids(section)[0]
 

@@ -13,7 +13,7 @@ from pipelines import storage
 from pipelines.evaluation import encoders, plan, report, results
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.executor import Executor, precision_of_workers, with_baselines
-from pipelines.evaluation.measure import Job
+from pipelines.evaluation.task import Job
 from pipelines.models.files import MODEL
 from pipelines.models.resolve import (
     BASELINES,

@@ -166,7 +166,7 @@ def _summary(facts: dict[str, Any]) -> list[list[str]]:
         for name in names
     ]
     words = [name.replace("_", " ") for name in names]
-    return [["pictures", sums], *([word, text] for word, text in zip(words, texts, strict=True))]
+    return [["images", sums], *([word, text] for word, text in zip(words, texts, strict=True))]
 
 
 def _splits(facts: dict[str, Any]) -> str:
@@ -174,7 +174,7 @@ def _splits(facts: dict[str, Any]) -> str:
         [split, f"{count:,}", f"{facts['shards'][split]:,}", f"{facts['bytes'][split] / 1e6:,.1f}"]
         for split, count in facts["pictures"].items()
     ]
-    return html_page.table("splits", ["split", "pictures", "shards", "MB"], rows)
+    return html_page.table("splits", ["split", "images", "shards", "MB"], rows)
 
 
 def _remarks(facts: dict[str, Any]) -> str:
@@ -185,9 +185,7 @@ def _remarks(facts: dict[str, Any]) -> str:
     ]
     if not rows:
         return "<p>No image was quarantined for a fault, none was converted.</p>"
-    return html_page.table(
-        "faults and conversions", ["what became of it", "class", "pictures"], rows
-    )
+    return html_page.table("faults and conversions", ["what became of it", "class", "images"], rows)
 
 
 def _columns(facts: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     console.print(f"would prepare {config.source}", soft_wrap=True)
     table = Table(show_header=False)
     about = "" if is_files else "about "
-    table.add_row("pictures", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
+    table.add_row("images", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
     kinds = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}" if classes else "no class"
     table.add_row("sampled", f"{pictures} images of {kinds}")
     bad = ", ".join(f"{count} {kind}" for kind, count in faults.items())

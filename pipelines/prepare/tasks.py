@@ -47,6 +47,6 @@ def _in_worker(item: dict[str, Any], what: str, task: Task) -> dict[str, int]:
         return task(item)
     except OSError as error:
         raise UserError(
-            f"{what} failed: {error}. Nothing is committed; what is finished is kept, and the "
-            "same command goes on from there"
+            f"{what} failed: {error}. Nothing is committed; what is finished is kept; "
+            "rerun the same command to resume there"
         ) from None

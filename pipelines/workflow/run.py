@@ -19,7 +19,8 @@ from pipelines.errors import UserError, first_line
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
 from pipelines.evaluation import run as evaluation
-from pipelines.evaluation.config import EvaluateConfig, TaskName
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.task import TaskName
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
 from pipelines.models import resolve
 from pipelines.prepare.plan import listing
@@ -81,10 +82,10 @@ class WorkflowConfig:
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks is {self.tasks}; give at least one, each once")
         for task in self.tasks:
-            if "prepared" not in measuring.WANTED[task]:
+            if "prepared" not in measuring.TASKS[task].layouts:
                 raise UserError(
                     f"tasks is {self.tasks}; {task} needs one of "
-                    f"{', '.join(measuring.WANTED[task])}, and the workflow measures on the "
+                    f"{', '.join(measuring.TASKS[task].layouts)}, and the workflow measures on the "
                     "prepared dataset of the training: use jobs/evaluate.py"
                 )
         if self.attempts < 1:
@@ -163,7 +164,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
                     "task": task,
                     "version": measuring.KEY_VERSION,
                     "precision": settings_of.precision,  # as asked: no cluster told yet
-                    **measuring.settings_of(settings_of, task),
+                    **measuring.TASKS[task].settings_of(settings_of),
                 },
                 needs=("prepare", "pretrain"),
             )

@@ -135,6 +135,13 @@ def read_several(uri: str, split: str, classes: tuple[str, ...]) -> TargetKind:
     return TargetKind(found.pictures, targets, several=True)
 
 
+def fingerprint_of_boxes(uri: str, settings: VocSettings, *versions: int) -> str:
+    """Content key of the images and boxes that are read of a folder, and of how they are used."""
+    parts = (settings.train, settings.test)
+    found = [read_annotated(uri, part, settings.classes).fingerprint for part in parts]
+    return storage.content_key([settings.classes, found, *versions])
+
+
 def _root(uri: str) -> str:
     root = voc_root(uri)
     if root is None:

@@ -1,8 +1,10 @@
 """Fast R-CNN on the encoder, scored by VOC's average precision."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,9 +17,11 @@ from ce_model.transfer.detection import Detections, FastRCNN, Targets
 from ce_model.transfer.heads import initialise_head
 from ce_model.transfer.metrics import Found, Truth
 from pipelines.evaluation import encoders
+from pipelines.evaluation.data import proposals
 from pipelines.evaluation.data.images import decode, to_network
-from pipelines.evaluation.data.voc import Annotated, Objects
+from pipelines.evaluation.data.voc import Annotated, Objects, fingerprint_of_boxes, read_annotated
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import (
     HeadTrainingSettings,
     choose_rate,
@@ -26,6 +30,9 @@ from pipelines.evaluation.tasks.head_training import (
 )
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.config import EvaluateConfig
 
 BEGIN_REGIONS = 128
 RULES: tuple[metrics.Rule, ...] = ("11_points", "all_points")
@@ -274,3 +281,27 @@ def _draw(
     if text:
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(picture, text, (x1 + 3, max(12, y1 + 14)), font, 0.5, colour, 1)
+
+
+def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    assert job.subject is not None
+    parts, regions = [], []
+    for split in (config.voc.train, config.voc.test):
+        part = read_annotated(job.data_uri, split, config.voc.classes)
+        parts.append(part)
+        files = [proposals.ensure(config.store, chunk) for chunk in proposals.chunks(part.pictures)]
+        regions.append(proposals.read(files))
+    return measure(
+        job.subject, job.seed, parts[0], regions[0], parts[1], regions[1], config.detection, dtype
+    )
+
+
+TASK = EvaluationTask(
+    name="detection",
+    settings="detection",
+    layouts=("voc",),
+    measure=_measure_job,
+    main="mAP, all points",
+    versions=(("proposals", proposals.VERSION),),
+    fingerprint=lambda uri, layout, config: fingerprint_of_boxes(uri, config.voc),
+)

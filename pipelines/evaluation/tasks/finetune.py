@@ -5,8 +5,11 @@ class that is only there as `difficult` is ignored for that image, as in the pro
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +17,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ce_model.networks import input_side
 from ce_model.transfer import metrics
 from ce_model.transfer.heads import Classifier, initialise_head
 from pipelines.data import images
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import decode, pick_evenly, to_network
-from pipelines.evaluation.data.targets import IGNORED, TargetKind
+from pipelines.evaluation.data import voc
+from pipelines.evaluation.data.images import Layout, decode, layout_of, pick_evenly, to_network
+from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.results import Measured, Row
+from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images
 from pipelines.evaluation.tasks.head_training import (
     Choice,
     HeadTrainingSettings,
@@ -28,8 +34,18 @@ from pipelines.evaluation.tasks.head_training import (
     optimise,
     split_off,
 )
-from pipelines.evaluation.tasks.probes import calibration, check_shares, percent, some_labels
+from pipelines.evaluation.tasks.probes import (
+    calibration,
+    check_shares,
+    percent,
+    read_labelled,
+    require_labelled,
+    some_labels,
+)
 from pipelines.models.resolve import ModelRef
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.config import EvaluateConfig
 
 BEGIN_PICTURES = 32
 
@@ -218,3 +234,45 @@ def predict(
                 rows.append(model(to_network(views).to(place)).double().cpu().numpy())
             total += np.concatenate(rows)
     return total / settings.crops
+
+
+def _limits(config: EvaluateConfig) -> tuple[int, int]:
+    return config.finetune.labels, config.finetune.test_pictures
+
+
+def _require_data(uri: str, config: EvaluateConfig) -> None:
+    if layout_of(uri) != "voc":  # VOC folders give several classes an image
+        require_labelled(uri, _limits(config), "finetune")
+
+
+def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    assert job.subject is not None
+    if layout_of(job.data_uri) == "voc":
+        train, test = (
+            voc.read_several(job.data_uri, split, config.voc.classes)
+            for split in (config.voc.train, config.voc.test)
+        )
+    else:
+        labelled = read_labelled(job.data_uri, _limits(config), job.task)
+        classes = len(labelled[0].classes)
+        train, test = (single_label(part, classes) for part in labelled)
+    side = input_side(job.subject.network)
+    return measure(job.subject, job.seed, train, test, side, config.finetune, dtype)
+
+
+def _fingerprint(uri: str, layout: Layout, config: EvaluateConfig) -> str:
+    if layout != "voc":
+        return fingerprint_of_images(uri, layout, config)
+    return voc.fingerprint_of_boxes(uri, config.voc, SEVERAL_VERSION)
+
+
+TASK = EvaluationTask(
+    name="finetune",
+    settings="finetune",
+    layouts=("prepared", "classes", "voc"),
+    measure=_measure_job,
+    across="labels",
+    main="accuracy or mAP",
+    require_data=_require_data,
+    fingerprint=_fingerprint,
+)

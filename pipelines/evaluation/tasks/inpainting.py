@@ -9,9 +9,11 @@ without images has no figure (n/a).
 Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,10 +26,14 @@ from ce_model.mask_tensors import shrink
 from ce_model.masks import STRATEGIES, Strategy, mask_for
 from ce_model.networks import NetworkConfig, input_side, output_side
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import ImageSet
+from pipelines.evaluation.data.images import ImageSet, read_images
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks import classical
-from pipelines.models.files import LoadedModel
+from pipelines.models.files import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.config import EvaluateConfig
 
 RING_PX = 4  # shown around the central hole of 64 px; README of the authors' code, 7 in the paper
 RIM_PX = 4  # hidden pixels this near to a visible one are the rim
@@ -290,3 +296,24 @@ def _strip(method: str, holes: HoleSet, filled: NDArray[np.uint8], count: int) -
         return {}
     strip = np.concatenate(list(filled[:count]), axis=1)
     return {f"{holes.name} {holes.side} px | {method}": png(strip)}
+
+
+def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    images = read_images(job.data_uri, "val", config.inpainting.pictures)
+    database = None
+    if job.database_uri is not None:
+        database = read_images(job.database_uri, "train", config.inpainting.database)
+    if job.subject is None:
+        return measure_classical(job.holes, images, database, config.inpainting)
+    model = load_model(job.subject.uri)
+    return measure_model(model, images, database, config.inpainting, dtype)
+
+
+TASK = EvaluationTask(
+    name="inpainting",
+    settings="inpainting",
+    layouts=("prepared", "classes", "pictures"),
+    measure=_measure_job,
+    tables=("holes", "side", "region", "hidden"),
+    seeded=False,
+)

@@ -5,22 +5,29 @@ standardised on the training images. The ridge penalty is chosen on a fifth of t
 labels; nothing is fitted to the test split.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ce_model.networks import layer_features
+from ce_model.networks import input_side, layer_features
 from ce_model.transfer import metrics
 from ce_model.transfer.heads import pool_features
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import ImageSet, pick_evenly
+from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, read_labels
 from pipelines.evaluation.results import Measured, Row
+from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import split_off
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.config import EvaluateConfig
 
 CALIBRATION_PICTURES = 256
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
@@ -114,6 +121,23 @@ def require_labels(labels: NDArray[np.int64], task: str, data: str) -> None:
         )
 
 
+def require_labelled(uri: str, limits: tuple[int, int], task: str) -> None:
+    """Refuse data whose first training and validation images have no labels."""
+    for split, limit in zip(("train", "val"), limits, strict=True):
+        require_labels(read_labels(uri, split, limit), task, uri)
+
+
+def read_labelled(uri: str, limits: tuple[int, int], task: str) -> tuple[ImageSet, ImageSet]:
+    """The first training and validation images, all with labels."""
+    train, test = (
+        read_images(uri, split, limit)
+        for split, limit in zip(("train", "val"), limits, strict=True)
+    )
+    for part in (train, test):
+        require_labels(part.labels, task, uri)
+    return train, test
+
+
 def linear(train: Split, test: Split, classes: int, settings: ProbeSettings, seed: int) -> Measured:
     """Accuracy of a ridge classifier for every layer and share of labels."""
     rows: list[Row] = []
@@ -172,3 +196,43 @@ def _choose_penalty(x: NDArray[np.float64], y: NDArray[np.float64], seed: int) -
     tried = metrics.ridge(x[fit], y[fit], PENALTIES)
     accuracy = [float((model(x[held]).argmax(1) == truth).mean()) for model in tried]
     return max(zip(accuracy, PENALTIES, strict=True))[1]
+
+
+def _limits(config: EvaluateConfig) -> tuple[int, int]:
+    return config.frozen.train_pictures, config.frozen.test_pictures
+
+
+def _require_data(task: str, uri: str, config: EvaluateConfig) -> None:
+    require_labelled(uri, _limits(config), task)
+
+
+def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    assert job.subject is not None
+    train, test = read_labelled(job.data_uri, _limits(config), job.task)
+    settings = config.frozen
+    side = settings.side or input_side(job.subject.network)
+    calibrated = settings.batch_norm == "calibrated"
+    encoder = encoders.encoder_of(
+        job.subject, job.seed, calibration(train, side), calibrated=calibrated
+    )
+    known, requested = (
+        Split(extract(encoder, part, side, settings.values, dtype), part.labels)
+        for part in (train, test)
+    )
+    if job.task == "knn":
+        return neighbours(known, requested, settings)
+    return linear(known, requested, len(train.classes), settings, job.seed)
+
+
+LINEAR = EvaluationTask(
+    name="linear",
+    settings="frozen",
+    layouts=("prepared", "classes"),
+    measure=_measure_job,
+    tables=("labels",),
+    across="layer",
+    main="accuracy of the best layer",
+    require_data=partial(_require_data, "linear"),
+    probe_side=lambda config: config.frozen.side,
+)
+KNN = replace(LINEAR, name="knn", tables=(), require_data=partial(_require_data, "knn"))

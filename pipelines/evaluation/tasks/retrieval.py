@@ -5,8 +5,11 @@ database is taken off both. Where images have labels, the score is the share of 
 neighbours with the query's label.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +17,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ce_model.masks import mask_for
+from ce_model.networks import input_side
 from ce_model.transfer import metrics
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import ImageSet, pick_evenly, to_network
+from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, to_network
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks import classical
 from pipelines.evaluation.tasks.probes import CALIBRATION_PICTURES
 from pipelines.models.resolve import ModelRef
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.config import EvaluateConfig
 
 CHUNK = 32
 DEPTHS = (1, 5)
@@ -122,3 +130,21 @@ def _sheet(
         for at in range(len(context))
     ]
     return np.concatenate(rows) if rows else np.zeros((1, 1, 3), np.uint8)
+
+
+def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    assert job.subject is not None
+    settings = config.retrieval
+    queries = read_images(job.data_uri, "val", settings.queries)
+    database = read_images(job.data_uri, "train", settings.database)
+    side = input_side(job.subject.network)
+    return measure(job.subject, job.seed, queries, database, side, settings, dtype)
+
+
+TASK = EvaluationTask(
+    name="retrieval",
+    settings="retrieval",
+    layouts=("prepared", "classes"),
+    measure=_measure_job,
+    tables=("features",),
+)

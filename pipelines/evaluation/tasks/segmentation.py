@@ -1,6 +1,9 @@
 """FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,10 +15,12 @@ from torch import Tensor
 from ce_model.transfer import metrics
 from ce_model.transfer.heads import Segmenter, initialise_head
 from ce_model.transfer.metrics import VOID
+from pipelines import storage
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import decode, to_network
-from pipelines.evaluation.data.voc import Mapped
+from pipelines.evaluation.data.images import Layout, decode, to_network
+from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import (
     HeadTrainingSettings,
     choose_rate,
@@ -24,6 +29,9 @@ from pipelines.evaluation.tasks.head_training import (
 )
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.config import EvaluateConfig
 
 BEGIN_PICTURES = 8
 COLOURS = np.random.default_rng(2).integers(40, 256, (256, 3)).astype(np.uint8)
@@ -199,3 +207,25 @@ def _shown(model: Segmenter, test: Mapped, settings: SegmentationSettings) -> di
         strip = np.concatenate([picture, COLOURS[truth], found], axis=1)
         figures[f"image, truth, prediction: {name}"] = png(strip)
     return figures
+
+
+def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
+    assert job.subject is not None
+    settings = config.segmentation
+    train, test = (read_mapped(job.data_uri, part) for part in (settings.train, settings.test))
+    return measure(job.subject, job.seed, train, test, settings, dtype)
+
+
+def _fingerprint(uri: str, layout: Layout, config: EvaluateConfig) -> str:
+    parts = (config.segmentation.train, config.segmentation.test)
+    return storage.content_key([read_mapped(uri, part).fingerprint for part in parts])
+
+
+TASK = EvaluationTask(
+    name="segmentation",
+    settings="segmentation",
+    layouts=("voc", "camvid"),
+    measure=_measure_job,
+    main="mIoU",
+    fingerprint=_fingerprint,
+)

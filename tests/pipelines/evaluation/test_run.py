@@ -18,10 +18,11 @@ from pipelines import storage
 from pipelines.cli import parse
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders, measure, plan, report, results
-from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.config import TASKS, EvaluateConfig
 from pipelines.evaluation.data.voc import VocSettings
-from pipelines.evaluation.measure import Job, perform
+from pipelines.evaluation.measure import perform
 from pipelines.evaluation.run import _gather, _publish, _table, cluster, evaluate_models, metrics_of
+from pipelines.evaluation.task import Job
 from pipelines.evaluation.tasks import probes
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
 from pipelines.evaluation.tasks.inpainting import METRICS, InpaintingSettings
@@ -68,8 +69,8 @@ def test_the_report_holds_every_row_with_its_spread_and_the_quoted_ones(evaluate
     methods = {r["method"] for r in sections["inpainting"]["rows"]}
     assert {"this model", "neighbour, these features", "Telea", "neighbour, HOG"} <= methods
     data = str(evaluated / "data")
-    assert sections["knn"]["data_key"] == plan.fingerprint(
-        "knn", data, "classes", config(evaluated)
+    assert sections["knn"]["data_key"] == TASKS["knn"].fingerprint(
+        data, "classes", config(evaluated)
     )
     page = (evaluated / "report" / "report.html").read_text()
     assert "18.58" in page and "quoted" in page and "data:image/png;base64," in page
@@ -156,7 +157,7 @@ def test_labels_are_required_for_probes_and_named_in_the_message(
 def test_what_a_task_cannot_use_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "connected", None)  # would fail here
+    monkeypatch.setattr(cluster, "connect", None)  # would fail here
     class_folders(tmp_path / "data", per_class=2)
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "data" / split / "dog")

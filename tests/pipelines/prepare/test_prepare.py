@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from dataset_helpers import files_of, prepare_config, prepared, quarantine_of, rows_of
-from helpers import draw_picture, write_pictures
+from helpers import draw_picture, jpeg, tar_of, write_pictures
 
 from ce_model import masks
 from pipelines import storage
@@ -40,6 +40,7 @@ from pipelines.prepare import ingest as gather_module
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.run import prepare_dataset
 from pipelines.prepare.verify import InspectConfig, inspect_dataset, verify
+from pipelines.storage import objects
 
 run_module = __import__("pipelines.prepare.run", fromlist=["run"])
 
@@ -137,7 +138,7 @@ def test_killed_between_any_two_writes_it_goes_on_and_ends_the_same(
     monkeypatch.setattr(plan, "UNIT_PIECES", 12)
     clean = prepared(pictures, tmp_path / "clean")
     writes = 0
-    rename = storage._rename
+    rename = objects._rename
 
     def dying(staged: Path, target: Path, exclusive: bool) -> None:
         nonlocal writes
@@ -147,12 +148,12 @@ def test_killed_between_any_two_writes_it_goes_on_and_ends_the_same(
             raise Killed
         rename(staged, target, exclusive)
 
-    monkeypatch.setattr(storage, "_rename", dying)
+    monkeypatch.setattr(objects, "_rename", dying)
     with pytest.raises(Killed):
         prepare_dataset(prepare_config(pictures, tmp_path / "d"))
     with pytest.raises(UserError, match="not a prepared dataset"):
         read_manifest(str(tmp_path / "d"))
-    monkeypatch.setattr(storage, "_rename", rename)
+    monkeypatch.setattr(objects, "_rename", rename)
     assert prepared(pictures, tmp_path / "d").fingerprint == clean.fingerprint
     assert files_of(tmp_path / "d") == files_of(tmp_path / "clean")
 
@@ -187,13 +188,13 @@ def test_a_job_leaves_the_work_of_others_alone(
 ) -> None:
     prepared(pictures, tmp_path / "d")
     write_pictures(tmp_path / "more", {"plum": 20}, first=200)
-    index_spills = run_module.totals.index_spills
+    index_spills = run_module.fault_budget.index_spills
 
     def meanwhile(*arguments: Any) -> None:
         prepare_dataset(prepare_config(pictures, tmp_path / "d"))
         index_spills(*arguments)
 
-    monkeypatch.setattr(run_module.totals, "index_spills", meanwhile)
+    monkeypatch.setattr(run_module.fault_budget, "index_spills", meanwhile)
     assert prepared(tmp_path / "more", tmp_path / "d").written == 90
     assert not (tmp_path / "d" / "_work").exists()
 
@@ -204,7 +205,7 @@ def test_what_was_done_for_another_state_of_the_dataset_is_not_used(
     prepared(pictures, tmp_path / "d")
     write_pictures(tmp_path / "one", {"plum": 20}, first=200)
     write_pictures(tmp_path / "both", {"plum": 20, "fig": 10}, first=200)
-    totals = run_module.totals
+    totals = run_module.fault_budget
     killed_before(monkeypatch, totals, "index_spills", tmp_path / "both", tmp_path / "d")
     killed_before(monkeypatch, card, "write", tmp_path / "one", tmp_path / "d")
     assert prepared(tmp_path / "both", tmp_path / "d").written == 100
@@ -214,7 +215,7 @@ def test_what_was_done_for_another_state_of_the_dataset_is_not_used(
 def test_a_source_that_moved_is_read_where_it_is(
     serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed_before(monkeypatch, gather_module, "gather", pictures, tmp_path / "d")
+    killed_before(monkeypatch, gather_module, "ingest_unit", pictures, tmp_path / "d")
     pictures.rename(tmp_path / "moved")
     assert prepared(tmp_path / "moved", tmp_path / "d").written == 70
 
@@ -342,8 +343,6 @@ def test_of_two_members_with_one_name_the_second_is_set_aside(
     import io
     import tarfile
 
-    from test_sources import jpeg
-
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for number in range(30):
             info = tarfile.TarInfo(f"{number % 29}.jpg")
@@ -379,7 +378,6 @@ def test_one_bad_class_fails_the_job_within_a_good_whole(
 
 
 def test_a_broken_archive_fails_the_job_unless_it_may(serially: None, tmp_path: Path) -> None:
-    from test_sources import jpeg, tar_of
 
     data = tar_of({f"{number}.jpg": jpeg(number) for number in range(30)})
     (tmp_path / "a.tar").write_bytes(data[: len(data) // 2])
@@ -440,7 +438,6 @@ def test_a_source_that_is_no_place_is_one_message(tmp_path: Path, source: str, s
 
 
 def test_an_archive_without_pictures_is_refused(serially: None, tmp_path: Path) -> None:
-    from test_sources import tar_of
 
     (tmp_path / "a.tar").write_bytes(tar_of({"readme.txt": b"nothing to see"}))
     for dry_run in (False, True):
@@ -525,7 +522,7 @@ def test_pictures_with_other_settings_are_not_mixed_in(
     prepare_dataset(prepare_config(pictures, tmp_path / "d"))
     with pytest.raises(UserError, match=r"prepare.seed is 1; .* was made with 0"):
         prepare_dataset(prepare_config(pictures, tmp_path / "d", seed=1))
-    with pytest.raises(UserError, match=r"masks requested for differ.*mask_central_64 x 1") as told:
+    with pytest.raises(UserError, match=r"masks asked for differ.*mask_central_64 x 1") as told:
         prepare_dataset(prepare_config(pictures, tmp_path / "d", sides=(32,)))
     assert str(told.value).endswith(f"--source {tmp_path}/d --sides 32")
 
@@ -749,7 +746,7 @@ def test_a_storage_that_is_away_for_20_s_costs_nothing_else(
             raise OSError("no route")
         return b"content"
 
-    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(objects, "time", SimpleNamespace(sleep=sleep))
     assert storage.retrying(read, "reading") == b"content"
 
 
@@ -839,7 +836,6 @@ def test_a_dry_run_predicts_what_the_job_makes_of_an_archive_of_small_pictures(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from test_sources import jpeg, tar_of
 
     monkeypatch.setattr(plan, "BUCKETS", (4, 4))
     (tmp_path / "a.tar").write_bytes(tar_of({f"{n}.jpg": jpeg(n) for n in range(300)}))
@@ -945,7 +941,7 @@ def test_a_manifest_that_is_not_as_it_was_written_is_told_so(
         (
             OSError(errno.ENOSPC, "No space left on device", "/d/train/0.parquet"),
             "reading failed: [Errno 28] No space left on device: '/d/train/0.parquet'. Nothing is "
-            "committed; what is finished is kept, and rerun the same command to resume there",
+            "committed; what is finished is kept; rerun the same command to resume there",
         ),
     ],
 )
@@ -1006,6 +1002,6 @@ def test_a_manifest_that_may_not_be_read_is_no_absent_one(
     def refused(uri: str) -> bytes:
         raise UserError(f"{uri}: access was refused; look at the credentials")
 
-    monkeypatch.setattr(storage, "read_bytes", refused)
+    monkeypatch.setattr(objects, "read_bytes", refused)
     with pytest.raises(UserError, match=r"manifest\.json: access was refused"):
         read_manifest(dataset_uri)

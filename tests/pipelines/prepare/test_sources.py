@@ -14,12 +14,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import cv2
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import add_member, jpeg, tar_of
 
 from pipelines import storage
 from pipelines.errors import UserError
@@ -28,27 +27,8 @@ from pipelines.prepare.sources import readers as members_module
 from pipelines.prepare.sources.labels import read_labels
 from pipelines.prepare.sources.listing import Piece
 from pipelines.prepare.sources.readers import Member, members
-
-
-def jpeg(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    return cv2.imencode(".jpg", pixels)[1].tobytes()
-
-
-def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    archive.addfile(info, io.BytesIO(data))
-
-
-def tar_of(files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
-        for name, data in files.items():
-            add(archive, name, data)
-    return out.getvalue()
+from pipelines.storage import listing as storage_listing
+from pipelines.storage import objects
 
 
 def found(source: Path | str, others: Counter[str] | None = None) -> list[Piece]:
@@ -177,7 +157,7 @@ def test_a_large_folder_is_sorted_in_runs_as_a_small_one_in_memory(
         (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"x")
     put(folder / "deep" / "1.jpg")
     small = found(folder)
-    monkeypatch.setattr(storage, "NAMES_AT_ONCE", 4)
+    monkeypatch.setattr(storage_listing, "NAMES_AT_ONCE", 4)
     assert found(folder) == small
     assert len(small) == len(names)
 
@@ -292,8 +272,8 @@ def test_an_inner_tar_that_is_hidden_a_link_or_outside_is_not_opened(
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         for name in ("../out.tar", "._n01.tar", "n01.tar"):
-            add(archive, name, tar_of({"1.jpg": jpeg(1)}))
-        add(archive, "link.tar", type=tarfile.SYMTYPE, linkname="n01.tar")
+            add_member(archive, name, tar_of({"1.jpg": jpeg(1)}))
+        add_member(archive, "link.tar", type=tarfile.SYMTYPE, linkname="n01.tar")
     outer = data.getvalue()
     put(folder / f"o{suffix}", outer if suffix == ".tar" else gzip.compress(outer))
     by_key = pictures(folder / f"o{suffix}")
@@ -630,7 +610,7 @@ def test_a_web_server_that_is_away_or_refuses_is_not_taken_for_one_without_the_f
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.01)
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as web:
         thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
@@ -661,7 +641,7 @@ def test_a_web_server_that_asks_for_patience_gets_it(monkeypatch: pytest.MonkeyP
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.01)
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as web:
         thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
@@ -734,10 +714,10 @@ def test_a_list_of_labels_that_lacks_some_is_refused(
 def special(**kinds: bytes) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        add(archive, "before.jpg", jpeg(1))
+        add_member(archive, "before.jpg", jpeg(1))
         for name, kind in kinds.items():
-            add(archive, name, type=kind, linkname="/etc/passwd")
-        add(archive, "after.jpg", jpeg(2))
+            add_member(archive, name, type=kind, linkname="/etc/passwd")
+        add_member(archive, "after.jpg", jpeg(2))
     return out.getvalue()
 
 
@@ -746,9 +726,9 @@ def test_links_devices_and_paths_that_lead_outside_are_refused_and_nothing_is_wr
 ) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
-        add(archive, "good.jpg", jpeg(1))
+        add_member(archive, "good.jpg", jpeg(1))
         for name in ("../../escape.jpg", "/tmp/absolute.jpg", "a/../../b.jpg"):
-            add(archive, name, jpeg(2))
+            add_member(archive, name, jpeg(2))
         for name, kind in (
             ("s.jpg", tarfile.SYMTYPE),
             ("h.jpg", tarfile.LNKTYPE),
@@ -756,7 +736,7 @@ def test_links_devices_and_paths_that_lead_outside_are_refused_and_nothing_is_wr
             ("b", tarfile.BLKTYPE),
             ("f", tarfile.FIFOTYPE),
         ):
-            add(archive, name, type=kind, linkname="/etc/passwd")
+            add_member(archive, name, type=kind, linkname="/etc/passwd")
     put(folder / "a.tar", data.getvalue())
     before = sorted(folder.parent.rglob("*"))
     by_key = pictures(folder / "a.tar")

@@ -459,7 +459,7 @@ def test_the_gates_of_the_project_are_well_formed() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"rollback": True}, {"explain": "models:/m@champion"}, {"run": "f" * 32}]
+    "requested", [{"rollback": True}, {"explain": "models:/m@champion"}, {"run": "f" * 32}]
 )
 def test_a_store_without_records_is_told_and_not_made(
     requested: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

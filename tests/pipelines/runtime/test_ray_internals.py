@@ -34,7 +34,7 @@ def fresh_look(limits: ExecutionResources, patience_s: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("limits", "patience_s", "asked"),
+    ("limits", "patience_s", "requested"),
     [
         (ExecutionResources.zero(), 60.0, True),
         (ExecutionResources(cpu=2), 60.0, False),

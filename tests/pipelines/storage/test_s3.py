@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import s3fs
 from dataset_helpers import prepare_config, quarantine_of, rows_of
-from helpers import write_pictures
+from helpers import jpeg, tar_of, write_pictures
 
 from pipelines import storage
 from pipelines.data.manifest import is_dataset, read_manifest
@@ -23,7 +23,8 @@ from pipelines.errors import UserError
 from pipelines.prepare.run import prepare_dataset
 from pipelines.prepare.sources import listing
 from pipelines.prepare.verify import verify
-from pipelines.storage import lease
+from pipelines.storage import lease, objects
+from pipelines.storage import listing as storage_listing
 from pipelines.storage.lease import LeaseBusyError
 
 pytestmark = pytest.mark.s3
@@ -125,7 +126,7 @@ def server() -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def s3(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.01)
     server.faults, server.requests = [], []
     yield server
     server.faults = []
@@ -193,7 +194,7 @@ def test_a_passing_fault_of_any_verb_is_outlasted(
 def test_a_listing_of_many_pages_names_everything_once(
     s3: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "S3_PAGE", 3)
+    monkeypatch.setattr(storage_listing, "S3_PAGE", 3)
     names = [f"flat {number}.jpg" for number in range(10)]
     names += ["a.jpg", "a/1.jpg", "a/b/2.jpg", "a//3.jpg", "ä/4.jpg", "z/5.jpg"]
     for name in names:
@@ -263,8 +264,8 @@ def test_a_server_that_never_answers_is_given_up(
     quick = {
         "config_kwargs": {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
     }
-    monkeypatch.setattr(storage, "S3_OPTIONS", quick)
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(objects, "S3_OPTIONS", quick)
+    monkeypatch.setattr(objects, "ATTEMPTS", 2)
     s3.faults = [Fault("silent", "GET", times=100)]
     began = time.monotonic()
     with pytest.raises(OSError, match="still failing after 2 tries"):
@@ -408,7 +409,6 @@ def test_an_archive_on_s3_is_read_as_a_stream(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from test_sources import jpeg, tar_of
 
     monkeypatch.setattr(storage.RangeReader, "PIECE_BYTES", 1 << 16)
     inner = {

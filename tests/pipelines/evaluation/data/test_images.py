@@ -11,6 +11,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation.data import images
 from pipelines.evaluation.data.images import layout_of, read_images, read_labels
+from pipelines.storage import listing
 
 
 def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_a_bucket_is_not_asked_whether_pictures_are_folders(
         requested.append(uri)
         return uri.endswith("st.bernard")
 
-    monkeypatch.setattr(storage, "is_folder", spied)
+    monkeypatch.setattr(listing, "is_folder", spied)
     assert images._class_names("memory://dogs/train") == ["st.bernard"] and len(requested) == 1
 
 

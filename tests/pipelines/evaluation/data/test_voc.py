@@ -8,11 +8,11 @@ from helpers import annotation, noise_picture, voc_folder
 from PIL import Image
 
 from pipelines.errors import UserError
-from pipelines.evaluation import plan
-from pipelines.evaluation.config import EvaluateConfig, TaskName
+from pipelines.evaluation.config import TASKS, EvaluateConfig
 from pipelines.evaluation.data import proposals, voc
 from pipelines.evaluation.data.images import layout_of
 from pipelines.evaluation.data.targets import IGNORED
+from pipelines.evaluation.task import TaskName
 from pipelines.evaluation.tasks import finetune
 
 CLASSES = ("cat", "dog")
@@ -46,7 +46,7 @@ def test_a_score_of_another_loss_for_several_labels_has_another_key(
 
     def keys() -> list[str]:
         tasks: tuple[TaskName, ...] = ("finetune", "detection")
-        return [plan.fingerprint(task, str(tmp_path), "voc", config) for task in tasks]
+        return [TASKS[task].fingerprint(str(tmp_path), "voc", config) for task in tasks]
 
     before = keys()
     monkeypatch.setattr(finetune, "SEVERAL_VERSION", finetune.SEVERAL_VERSION + 1)
