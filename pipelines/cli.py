@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, redact
 
 Config = TypeVar("Config")
 
@@ -24,12 +25,15 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     try:
         run(parse(config_type))
     except (UserError, OSError) as error:  # a full disk, a server that is away, no permission
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redact(str(error))}")
     except KeyboardInterrupt:
         sys.stderr.write(
             "interrupted: rerun the same command, and it resumes from what is finished\n"
         )
         sys.exit(130)
+    except Exception:  # a defect: the whole traceback, as Python prints it, but no password
+        sys.stderr.write(redact(traceback.format_exc()))
+        sys.exit(1)
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -146,5 +150,5 @@ def _values_of(flag: str, args: Sequence[str]) -> Iterator[str]:
 
 
 def _exit_2(message: str) -> Any:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {redact(message)}\n")
     raise SystemExit(2)

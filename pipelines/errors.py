@@ -1,4 +1,23 @@
-"""The one exception that is shown to a user as a message instead of a traceback."""
+"""The one exception that is shown to a user as a message instead of a traceback.
+
+No message tells a password: what a URI says of its user is left out of every text here.
+"""
+
+import re
+
+# `user:password@` after `://`; a password may hold a slash, unless it looks like a port.
+USER_INFORMATION = re.compile(r"(?<=://)(?:[^/\[\s:@'\"]*:(?!\d+/)[^\s'\"]*@|[^/\s'\"]*@)")
+# Values that let their holder in: of presigned URLs, and tokens.
+SIGNED = re.compile(
+    r"([?&](?:X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig|token"
+    r"|access_token|password)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """A text whose URIs name no user, password, signature or token."""
+    return SIGNED.sub(r"\1...", USER_INFORMATION.sub("", text)) if "://" in text else text
 
 
 class UserError(ValueError):
@@ -6,8 +25,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         """Keep the message beside the arguments, into which Ray Data writes advice of its own."""
-        super().__init__(message)
-        self.message = message
+        self.message = redact(message)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         """The message."""
@@ -16,4 +35,4 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """Of its text, to which servers and databases add much; its class where there is none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return redact(str(error)).strip().partition("\n")[0] or type(error).__name__

@@ -19,6 +19,8 @@ ALLOWED = {
 ONLY_IN = {
     "mlflow": {
         "pipelines/tracking/client.py",
+        "pipelines/tracking/mlflow_internals.py",
+        "pipelines/tracking/sqlite_file.py",
         "pipelines/tracking/runs.py",
         "pipelines/tracking/recorder.py",
         "pipelines/tracking/models.py",

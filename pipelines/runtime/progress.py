@@ -6,16 +6,31 @@ The work may be elsewhere in the cluster: it posts to a `Mailbox`, and the drive
 import math
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from pipelines.errors import redact
 
 LINE_EVERY_S = 15.0  # in a log
 
 
 def plain_console(*, stderr: bool = True, soft_wrap: bool = False) -> Console:
-    """A console that shows text as it is: paths and names may hold what rich takes for markup."""
-    return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+    """A console that shows text as it is: paths and names may hold what rich takes for markup.
+
+    Only a user's name and password in a URI are left out.
+    """
+    return _Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+
+
+class _Console(Console):
+    """A class because rich has no other place where all texts pass."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text of a line or of a table's cell."""
+        return super().render_str(redact(text), **options)
 
 
 class ProgressDisplay:

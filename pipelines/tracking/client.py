@@ -14,10 +14,10 @@ import mlflow.artifacts
 import mlflow.models
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 
 from pipelines import storage
-from pipelines.errors import UserError, first_line
+from pipelines.errors import UserError, first_line, redact
+from pipelines.tracking import mlflow_internals, sqlite_file
 
 UNKNOWN = "unknown"
 
@@ -44,10 +44,15 @@ CLIENT_SETTINGS = {
 GLOBAL_SERVER_LOCK = threading.RLock()
 
 
+_ADDRESSES: dict[str, str] = {}
+"""URI without its user's name and password -> as it was given; only requests see the latter."""
+
+
 def tracking_uri(requested: str | None, store: str) -> str:
     """The server to use: the flag, else MLFLOW_TRACKING_URI, else SQLite inside the store.
 
-    Nobody is asked, since a server may be away for a while.
+    Nobody is asked, since a server may be away for a while. What is returned names no user and no
+    password, so that it may be printed and stored; this process keeps them for its requests.
 
     Raises:
         UserError: MLflow can never speak to that, or no SQLite file can live in the store.
@@ -71,32 +76,33 @@ def tracking_uri(requested: str | None, store: str) -> str:
 
 def _one_line(uri: str) -> str:
     """The URI, if MLflow or a plug-in of it speaks its protocol; plain files it takes no longer."""
-    try:
-        _tracking_store_registry.get_store_builder(uri)
-        known = (":" in uri and not uri.startswith("file:")) or uri == "databricks"
-    except (MlflowException, ValueError):  # ValueError: no URI at all
-        known = False
-    if not known:
+    possible = (":" in uri and not uri.startswith("file:")) or uri == "databricks"
+    if not possible or not mlflow_internals.knows_protocol(uri):
         raise UserError(
             f"tracking_uri is '{uri}', which is no tracking server; --tracking-uri, or else "
             "MLFLOW_TRACKING_URI, must be http://HOST:PORT, https://HOST, or a database such as "
             "sqlite:///FOLDER/mlflow.db; without both the store has its own"
         )
-    return uri
+    shown = redact(uri)
+    if shown != uri:
+        _ADDRESSES[shown] = uri
+    return shown
 
 
 def client(uri: str) -> MlflowClient:
     """A client of a tracking server that is also the model registry.
 
     Raises:
-        MlflowException: its database is away, or is none; while connecting, MLflow itself would
-            let an error of the driver through.
+        MlflowException: its database is away; while connecting, MLflow itself would let an error
+            of the driver through.
+        UserError: its SQLite file is none, or of another schema.
     """
     silence_logging()
-    if uri.startswith(SQLITE):  # MLflow makes the file, but not its folder
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    if uri.startswith(SQLITE):
+        sqlite_file.ensure_database(Path(uri.removeprefix(SQLITE)))
+    address = _ADDRESSES.get(uri, uri)
     try:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return MlflowClient(tracking_uri=address, registry_uri=address)
     except MlflowException:
         raise
     except Exception as error:
@@ -157,7 +163,7 @@ def global_server(uri: str) -> Iterator[None]:
         before = {name: os.environ.get(name) for name in setters}
         try:
             for select in setters.values():
-                select(uri)
+                select(_ADDRESSES.get(uri, uri))
             yield
         finally:
             for name, select in setters.items():

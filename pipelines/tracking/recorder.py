@@ -13,6 +13,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
+from pipelines.errors import redact
 from pipelines.tracking.client import MAX_METRICS, client, describe_error
 from pipelines.tracking.runs import RunSpec, ensure_run, log_bytes
 
@@ -69,7 +70,7 @@ class Recorder:
     def tag(self, name: str, value: str) -> None:
         """Queue a tag."""
         with self._lock:
-            self._other[f"tag:{name}"] = value
+            self._other[f"tag:{name}"] = redact(value)
         self._wake.set()
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mlflow.exceptions import MlflowException
 
-from pipelines.errors import UserError, first_line
+from pipelines.errors import UserError, first_line, redact
 from pipelines.tracking.client import client, global_server
 from pipelines.tracking.runs import RunSpec, ensure_run
 
@@ -126,7 +126,7 @@ def runs_tagged(uri: str, experiment_id: str, name: str, value: str) -> list[Run
 
 def tag_run(uri: str, run_id: str, name: str, value: str) -> None:
     """Set a tag of a run."""
-    _asking(uri, lambda server: server.set_tag(run_id, name, value[:MAX_TAG]))
+    _asking(uri, lambda server: server.set_tag(run_id, name, redact(value)[:MAX_TAG]))
 
 
 def ensure_name(uri: str, name: str) -> None:
@@ -135,7 +135,7 @@ def ensure_name(uri: str, name: str) -> None:
         _asking(uri, lambda server: server.create_registered_model(name))
     except MlflowException as error:
         if error.error_code != THERE:
-            raise UserError(f"name is '{name}', which {uri} refuses: {error}") from None
+            raise UserError(f"name is '{name}', which {uri} refuses: {first_line(error)}") from None
 
 
 def versions_of_run(uri: str, name: str, run_id: str) -> list[Version]:
@@ -194,7 +194,7 @@ def tag_version(uri: str, version: Version, tags: Mapping[str, str]) -> None:
     """Set tags of a version."""
     where = (version.name, version.version)
     for name, value in tags.items():
-        _asking(uri, partial(_tag_version, where=where, name=name, value=value[:MAX_TAG]))
+        _asking(uri, partial(_tag_version, where=where, name=name, value=redact(value)[:MAX_TAG]))
 
 
 def _tag_version(server: Any, *, where: tuple[str, str], name: str, value: str) -> None:

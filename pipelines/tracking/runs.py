@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines import storage
-from pipelines.errors import UserError
+from pipelines.errors import UserError, redact
 from pipelines.tracking.client import MAX_DIGEST, MAX_PARAMS, SQLITE, UNKNOWN, client, is_there
 
 KEY_TAG = "pipeline_key"
@@ -80,7 +80,7 @@ def ensure_run(spec: RunSpec) -> str:
     run = find_run(server, experiment, spec.key)
     if run is None:
         # With who started it and by which command, as MLflow's own runs have it.
-        tags = resolve_tags({**spec.tags, KEY_TAG: spec.key, COMMIT_TAG: git_commit()})
+        tags = resolve_tags({**_shown(spec.tags), KEY_TAG: spec.key, COMMIT_TAG: git_commit()})
         run = server.create_run(experiment, run_name=spec.name, tags=tags)
     else:
         server.update_run(run.info.run_id, status="RUNNING")
@@ -89,7 +89,7 @@ def ensure_run(spec: RunSpec) -> str:
     run_id = str(run.info.run_id)
     # Of a run that was found, too: the server may have gone away between these requests.
     missing = sorted(spec.params.keys() - run.data.params.keys())
-    params = [Param(name, str(spec.params[name])[:6000]) for name in missing]
+    params = [Param(name, redact(str(spec.params[name]))[:6000]) for name in missing]
     for start in range(0, len(params), MAX_PARAMS):
         server.log_batch(run_id, params=params[start : start + MAX_PARAMS])
     if spec.dataset_fingerprint and not (run.inputs and run.inputs.dataset_inputs):
@@ -97,10 +97,16 @@ def ensure_run(spec: RunSpec) -> str:
     return run_id
 
 
+def _shown(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags that tell no password."""
+    return {name: redact(value) for name, value in tags.items()}
+
+
 def log_dataset(
     server: MlflowClient, run_id: str, uri: str, fingerprint: str, context: str
 ) -> None:
     """Log a prepared dataset as an input of a run."""
+    uri = redact(uri)
     kind = "local" if storage.is_local(uri) else uri.split("://")[0]
     logged = Dataset(
         name=uri.rstrip("/").rsplit("/", 1)[-1],

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.tracking import models, runs
-from pipelines.tracking.client import SQLITE, client, tracking_uri
+from pipelines.tracking.client import SQLITE, client, global_server, tracking_uri
 from pipelines.tracking.recorder import Recorder
 from pipelines.tracking.runs import RunSpec
 
@@ -268,9 +268,38 @@ def test_what_is_no_tracking_server_is_refused_before_anything_runs(
         tracking_uri(None, str(tmp_path))
 
 
-@pytest.mark.parametrize("server", ["https://host", "postgresql+psycopg2://u@h/db", "databricks"])
+@pytest.mark.parametrize("server", ["https://host", "postgresql+psycopg2://h/db", "databricks"])
 def test_every_server_that_mlflow_knows_may_be_named(server: str, tmp_path: Path) -> None:
     assert tracking_uri(server, str(tmp_path)) == server
+
+
+def test_only_requests_see_the_password_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    given = "http://alice:s3cr3t-PW@127.0.0.1:9/"
+    shown = tracking_uri(given, str(tmp_path))
+    assert shown == "http://127.0.0.1:9/"
+    assert client(shown).tracking_uri == given
+    monkeypatch.setattr("mlflow.set_tracking_uri", asked.append)
+    with global_server(shown):
+        assert asked == [given]
+
+
+def test_a_run_tells_no_password(sqlite: str, tmp_path: Path) -> None:
+    secret = "ftp://alice:s3cr3t-PW@host/x"
+    spec = replace(
+        make_spec(sqlite, tmp_path),
+        params={"source": secret, "many": (secret, 1)},
+        tags={"from": secret},
+        dataset_uri=secret,
+    )
+    recorder = Recorder(spec)
+    recorder.tag("later", secret)
+    run_id = recorder.finish("FINISHED").run_id
+    assert run_id is not None
+    assert client(sqlite).get_run(run_id).data.params["source"] == "ftp://host/x"
+    assert b"s3cr3t" not in (tmp_path / "mlflow.db").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["what?", "50%25", "%41"])

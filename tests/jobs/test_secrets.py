@@ -1,0 +1,144 @@
+"""A password in a tracking URI or in a source's URL: no job tells it. Slow."""
+
+import base64
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, free_port, mlflow_server_command, wait_until_serving, write_pictures
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+CANARY = "s3cr3t-PW"
+TRAINING = {"steps": "8", "batch-size": "8", "bottleneck": "16", "validation-images": "4"}
+
+
+@pytest.fixture
+def tracking_port(tmp_path: Path) -> Iterator[int]:
+    port, log = free_port(), tmp_path / "server.log"
+    (tmp_path / "server").mkdir()
+    command = mlflow_server_command(
+        tmp_path / "server", f"sqlite:///{tmp_path}/server/server.db", port
+    )
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        wait_until_serving(f"http://127.0.0.1:{port}/health", server, log)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.fixture
+def pictures_port(tmp_path: Path) -> Iterator[int]:
+    """Serves pictures.tar."""
+    write_pictures(tmp_path / "raw" / "train", {"apple": 12, "pear": 12})
+    write_pictures(tmp_path / "raw" / "val", {"apple": 4, "pear": 4}, first=100)
+    (tmp_path / "web").mkdir()
+    with tarfile.open(tmp_path / "web" / "pictures.tar", "w") as tar:
+        tar.add(tmp_path / "raw", arcname=".")
+    handler = type("_Handler", (_Tar,), {"tar": (tmp_path / "web" / "pictures.tar").read_bytes()})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Tar(http.server.BaseHTTPRequestHandler):
+    """Answers with parts of a tar, to whoever gives the password."""
+
+    tar = b""
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        token = base64.b64encode(f"alice:{CANARY}".encode()).decode()
+        known = self.headers.get("Authorization") == f"Basic {token}"
+        found = known and self.path == "/pictures.tar"
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(part[1]), int(part[2]) + 1) if part else (0, len(self.tar))
+        body = self.tar[first:last] if found else b""
+        self.send_response((206 if part else 200) if found else 404 if known else 401)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(body)))
+        if part:
+            self.send_header("Content-Range", f"bytes {first}-{last - 1}/{len(self.tar)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_port: int) -> None:
+    user = f"alice:{CANARY}@127.0.0.1"
+    store = tmp_path / "home"
+    told: list[str] = []
+    ray = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets lie in it, beside its logs
+
+    def give(job: str, *flags: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            [sys.executable, f"jobs/{job}.py", *flags],
+            cwd=ROOT,
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(ray),
+                 "MLFLOW_TRACKING_URI": f"http://{user}:{tracking_port}"},
+            capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        told.append(f"{job}: {done.stdout}{done.stderr}")
+        assert (done.returncode != 0) == fails, told[-1]
+        return done.stdout + done.stderr
+
+    inside = ("--store", str(store))
+    training = [part for name, value in TRAINING.items() for part in (f"--{name}", value)]
+    below = [part for name, value in TRAINING.items() for part in (f"--pretrain.{name}", value)]
+    measured = ("--inpainting.pictures", "8", "--inpainting.database", "8",
+                "--inpainting.strategies", "central", "--tasks", "inpainting")  # fmt: skip
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("required: [inpainting]\n")
+
+    web = f"http://{user}:{pictures_port}/pictures.tar"
+    give("prepare", "--source", web, *inside, "--output", str(tmp_path / "d"))
+    give("prepare", "--source", f"http://{user}:{pictures_port}/absent.tar", *inside, fails=True)
+    data = str(tmp_path / "d")
+    give("inspect_dataset", "--dataset", data)
+    give("pretrain", "--source", data, *inside, *training, "--summary", str(tmp_path / "s.json"))
+    (stage,) = (path.parent for path in store.glob("pretrain/*/commit.json"))
+    give("evaluate", "--model", str(stage), "--data", data, *inside, *measured)
+    give("workflow", "--source", data, *inside, "--gates", str(gates), *below, *measured)
+    give("promote", "--explain", "models:/context-encoder@champion", *inside)
+    give("promote", "--run", "f" * 32, "--gates", str(gates), *inside, fails=True)
+    give("ablate", "--source", data, *inside, "--strategies", "central", "--seeds", "1", *below,
+         *measured)  # fmt: skip
+    give("export", "--model", str(stage), "--output", str(tmp_path / "e"), *inside)
+    give("inpaint", "--model", "models:/context-encoder@champion", "--images",
+         str(tmp_path / "raw" / "val"), "--strategy", "central", "--output", str(tmp_path / "f"),
+         *inside)  # fmt: skip
+    wrong = f"http://{user}:{free_port()}"
+    give("promote", "--run", "f" * 32, "--gates", str(gates), *inside, "--tracking-uri", wrong,
+         fails=True)  # fmt: skip
+
+    assert [line for line in told if CANARY in line] == []
+    files = [path for home in (tmp_path, ray) for path in home.rglob("*") if path.is_file()]
+    assert any("server.db" in path.name for path in files)
+    leaks = [path for path in files if CANARY.encode() in path.read_bytes()]
+    assert leaks == []
+    shutil.rmtree(ray)
