@@ -17,6 +17,8 @@ from ce_model.training.objective import (
     default_learning_rates,
     default_objective,
     default_optimization,
+    default_shorter,
+    default_strategy,
     discriminator_rate,
 )
 from ce_model.training.optimization import (
@@ -60,6 +62,8 @@ __all__ = [
     "default_learning_rates",
     "default_objective",
     "default_optimization",
+    "default_shorter",
+    "default_strategy",
     "discriminator_rate",
     "dropout_shifts_statistics",
     "estimate_statistics",

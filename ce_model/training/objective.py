@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from ce_model.losses import Reconstruction
 from ce_model.masks import Strategy
-from ce_model.networks import NetworkConfig
+from ce_model.network_config import NetworkConfig, Preset
 from ce_model.training.optimization import Optimization
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
@@ -63,6 +63,16 @@ def default_objective(network: NetworkConfig) -> Objective:
     if network.output == "full":
         return Objective(overlap=0, region="image")
     return Objective()
+
+
+def default_strategy(preset: Preset) -> Strategy:
+    """Central holes for inpainting, random regions for features."""
+    return "random_region" if preset == "alexnet" else "central"
+
+
+def default_shorter(network: NetworkConfig) -> int:
+    """Shorter side to which an image is resized before the random crop, px; 0 keeps its size."""
+    return 0 if network.preset == "alexnet" else 144
 
 
 def default_optimization(network: NetworkConfig) -> Optimization:

@@ -13,8 +13,8 @@ from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.models import checkpoint, resolve
 from pipelines.models.resolve import ModelRef
-from pipelines.pretrain import config as learning
-from pipelines.pretrain.config import PretrainConfig, pretrain_key
+from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.key import pretrain_key
 from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
 from pipelines.tracking.scores import scores_of
 from pipelines.workflow import graph
@@ -35,7 +35,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 def model_of_cell(config: AblateConfig, cell: Cell) -> ModelRef:
     """What a cell will be measured as, before it is trained."""
     return resolve.untrained_ref(
-        str(cell.arm), "random", learning.network(pretraining(config, cell))
+        str(cell.arm), "random", resolve_recipe(pretraining(config, cell)).network
     )
 
 

@@ -21,7 +21,7 @@ from pipelines.data.manifest import is_dataset, read_manifest
 from pipelines.errors import UserError
 from pipelines.evaluation import plan
 from pipelines.evaluation.executor import precision_of_workers
-from pipelines.pretrain.config import pretrain_key
+from pipelines.pretrain.key import pretrain_key
 from pipelines.runtime import cluster
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import plain_console

@@ -1,44 +1,29 @@
-"""What a training run is asked to do, and the key that names its result."""
+"""What a training run is asked to do, and what that comes to with every default filled in."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ce_model.masks import Strategy
-from ce_model.networks import BOTTLENECK, DROPOUT, NetworkConfig, Preset, input_side
+from ce_model.network_config import NetworkConfig, Preset, input_side
 from ce_model.training import (
     ADAPTIVE,
+    LearningRates,
     Objective,
     Optimization,
     Optimizer,
     Precision,
     Schedule,
     default_learning_rates,
+    default_objective,
     default_optimization,
+    default_shorter,
+    default_strategy,
     discriminator_rate,
 )
-from pipelines import storage
-from pipelines.data.manifest import Manifest
 from pipelines.data.stream_plan import WINDOW_ROWS
 from pipelines.errors import UserError
 
-KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
-# How a run is carried out, as opposed to what it computes: never part of a key.
-NOT_IN_KEY = {
-    "source",
-    "store",
-    "num_workers",
-    "threads_per_worker",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "log_every",
-    "validate_every",
-    "max_failures",
-    "summary",
-    "tracking_uri",
-    "experiment",
-}
-OPTIMIZATION = {field.name for field in fields(Optimization)}
 LEAST = {  # what a setting must be at the least
     "steps": 1,
     "batch_size": 1,
@@ -55,6 +40,8 @@ LEAST = {  # what a setting must be at the least
     "max_failures": 0,
 }
 MAX_SEED = 2**64 - 1  # torch takes no larger one
+Color = tuple[float, float, float]
+NO_COLOR: Color = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +59,16 @@ class PretrainConfig:
     adversarial: float | None = None
     """Weight of the adversarial loss; the reconstruction has the rest. 0 builds no discriminator.
     None: 0.001 for inpaint, 0 for alexnet."""
-    reconstruction: Literal["l2", "l1"] = "l2"
-    """Distance between prediction and image."""
+    reconstruction: Literal["l2", "l1"] | None = None
+    """Distance between prediction and image; None: l2, as in the paper."""
     region: Literal["hole", "image"] | None = None
     """Where the reconstruction is scored. None: the hole for alexnet and for central holes, the
     whole image for inpaint with random holes, as the reference code does."""
     overlap: int | None = None
     """Ring of known context, px, that a central prediction covers too; None: 4 with central holes
     of inpaint."""
-    ring_weight: float = 10.0
-    """Weight of the ring against the hole."""
+    ring_weight: float | None = None
+    """Weight of the ring against the hole; None: 10."""
     fill: tuple[float, float, float] | None = None
     """RGB 0..255 put into the hole; None: the dataset's mean colour."""
     norm: Literal["batch", "lrn", "none"] = "batch"
@@ -175,22 +162,21 @@ class PretrainConfig:
                 f"batch_size is {self.batch_size} for {self.num_workers} workers; preset inpaint "
                 "needs at least 2 images per worker, since its bottleneck is batch-normalised"
             )
-        if self.overlap and network(self).output != "center":
+        recipe = resolve_recipe(self)  # checks network, losses and optimizer
+        if self.overlap and recipe.network.output != "center":
             raise UserError(
-                f"overlap is {self.overlap} px; it must be 0 with {self.holes} holes of "
+                f"overlap is {self.overlap} px; it must be 0 with {recipe.strategy} holes of "
                 f"{self.preset}, since only the central prediction of inpaint covers a ring"
             )
-        if self.shorter and self.shorter < side(self):
+        if self.shorter and self.shorter < recipe.side:
             raise UserError(
-                f"shorter is {self.shorter} px; it must be 0 or at least {side(self)}, the side of "
-                f"the images that {self.preset} reads"
+                f"shorter is {self.shorter} px; it must be 0 or at least {recipe.side}, the side "
+                f"of the images that {self.preset} reads"
             )
-        objective(self, mean_rgb=(0.0, 0.0, 0.0))  # checks of the network and the losses
-        self._check_optimization()
+        self._check_optimization(recipe.optimization)
 
-    def _check_optimization(self) -> None:
+    def _check_optimization(self, wanted: Optimization) -> None:
         """Refuse settings of the optimizer that would be ignored or cannot work."""
-        wanted = optimization(self)
         adaptive = wanted.optimizer in ADAPTIVE
         for name, of in (("betas", adaptive), ("momentum", not adaptive)):
             if getattr(self, name) is not None and not of:
@@ -208,109 +194,78 @@ class PretrainConfig:
                 f"milestones is {wanted.milestones}; the last must be below steps {self.steps}"
             )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a config comes to, every default filled in: what the task, the run and the key hold."""
+
+    strategy: Strategy
+    """Where the holes are."""
+    network: NetworkConfig
+    objective: Objective
+    learning_rates: LearningRates
+    optimization: Optimization
+    shorter: int
+    """Shorter side before the crop, px; 0: as stored."""
+
     @property
-    def holes(self) -> Strategy:
-        """The strategy with its default resolved."""
-        return self.strategy or ("central" if self.preset == "inpaint" else "random_region")
+    def side(self) -> int:
+        """Side of the images the network reads, px."""
+        return input_side(self.network)
 
 
-def network(config: PretrainConfig) -> NetworkConfig:
-    """The network that a config asks for."""
-    center = config.preset == "inpaint" and config.holes == "central"
-    return NetworkConfig(
+def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe:
+    """Every setting as it is used: what is given, else the preset's own.
+
+    Args:
+        config: what was asked for.
+        mean_rgb: mean colour of the dataset, 0 to 255; before there is one, black stands for it.
+    """
+    strategy = config.strategy or default_strategy(config.preset)
+    center = config.preset == "inpaint" and strategy == "central"
+    network = NetworkConfig(
         preset=config.preset,
         output="center" if center else "full",
         norm=config.norm,
         groups=config.groups,
-        dropout=DROPOUT if config.dropout is None else config.dropout,
-        bottleneck=BOTTLENECK if config.bottleneck is None else config.bottleneck,
+        **_given(config, "dropout", "bottleneck"),
     )
-
-
-def objective(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> Objective:
-    """The losses that a config asks for; holes take the dataset's mean colour unless told."""
-    center = network(config).output == "center"
-    joint = 0.001 if config.preset == "inpaint" else 0.0
-    whole = config.preset == "inpaint" and not center
-    return Objective(
-        reconstruction=config.reconstruction,
-        adversarial=joint if config.adversarial is None else config.adversarial,
-        overlap=(4 if center else 0) if config.overlap is None else config.overlap,
-        ring_weight=config.ring_weight,
-        region=config.region or ("image" if whole else "hole"),
+    objective = replace(
+        default_objective(network),
         fill=config.fill or mean_rgb,
+        **_given(config, "reconstruction", "adversarial", "overlap", "ring_weight", "region"),
+    )
+    return Recipe(
+        strategy=strategy,
+        network=network,
+        objective=objective,
+        learning_rates=_learning_rates(config, network, strategy, objective.adversarial),
+        optimization=_optimization(config, default_optimization(network)),
+        shorter=default_shorter(network) if config.shorter is None else config.shorter,
     )
 
 
-def learning_rates(config: PretrainConfig, adversarial: float) -> tuple[float, float]:
-    """Of the generator and the discriminator."""
-    generator, discriminator = default_learning_rates(network(config), config.holes, adversarial)
+def _given(config: PretrainConfig, *names: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def _learning_rates(
+    config: PretrainConfig, network: NetworkConfig, strategy: Strategy, adversarial: float
+) -> LearningRates:
+    generator, discriminator = default_learning_rates(network, strategy, adversarial)
     if config.learning_rate is not None:
         generator = config.learning_rate
         discriminator = discriminator_rate(generator, adversarial)
     if config.discriminator_learning_rate is not None:
         discriminator = config.discriminator_learning_rate
-    return generator, discriminator
+    return LearningRates(generator, discriminator)
 
 
-def optimization(config: PretrainConfig) -> Optimization:
-    """How the weights are updated: what is given, else the preset's own."""
-    names = ("optimizer", "weight_decay", "betas", "momentum", "schedule", "milestones",
-             "warmup_steps", "clip_norm")  # fmt: skip
-    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    usual = default_optimization(network(config))
-    schedule = given.get("schedule", usual.schedule)
-    if schedule != "step":
+def _optimization(config: PretrainConfig, usual: Optimization) -> Optimization:
+    given = _given(config, "optimizer", "weight_decay", "betas", "momentum", "schedule",
+                   "milestones", "warmup_steps", "clip_norm")  # fmt: skip
+    if given.get("schedule", usual.schedule) != "step":
         given = {"milestones": (), **given}
     elif not given.get("milestones", usual.milestones):
         given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
     return replace(usual, **given)
-
-
-def side(config: PretrainConfig) -> int:
-    """Side of the images the network reads, px."""
-    return input_side(network(config))
-
-
-def shorter(config: PretrainConfig) -> int:
-    """Shorter side before the crop, px; 0: as stored."""
-    default = 144 if config.preset == "inpaint" else 0
-    return default if config.shorter is None else config.shorter
-
-
-def settings_in_key(config: PretrainConfig, mean_rgb: tuple[float, float, float]) -> dict[str, Any]:
-    """What the settings that matter come to; no path, time or worker count.
-
-    A default is the same setting when it is given: the fields of the network and of the objective
-    are named as those of the config, and stand in their place. The number of workers is left out
-    because the stream does not depend on it.
-    """
-    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | OPTIMIZATION}
-    losses = objective(config, mean_rgb)
-    generator, discriminator = learning_rates(config, losses.adversarial)
-    return {
-        **settings,
-        **asdict(network(config)),
-        **asdict(losses),
-        "version": KEY_VERSION,
-        "strategy": config.holes,
-        "learning_rate": generator,
-        "discriminator_learning_rate": discriminator if losses.adversarial else None,
-        "shorter": shorter(config),
-        **_departures(optimization(config)),
-    }
-
-
-def _departures(wanted: Optimization) -> dict[str, Any]:
-    """The fields that differ from the paper's: what came later than a key must not change it."""
-    usual = asdict(Optimization())
-    return {name: value for name, value in asdict(wanted).items() if value != usual[name]}
-
-
-def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
-    """Names the result: the settings that matter and the dataset."""
-    settings = settings_in_key(config, manifest.mean_rgb)
-    return storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **settings})
-
-
-assert {field.name for field in fields(PretrainConfig)} >= NOT_IN_KEY

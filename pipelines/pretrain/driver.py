@@ -124,7 +124,9 @@ class DriverWatch:
                 self.diverged = message
 
     def _publish_panel(self, step: int, pictures: dict[str, Any]) -> None:
-        title = f"{self._config.preset}, {self._config.holes} holes, step {step}: validation"
+        title = (
+            f"{self._config.preset}, {self._task.recipe.strategy} holes, step {step}: validation"
+        )
         png = panel.draw(pictures, title)
         try:
             storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)

@@ -43,7 +43,7 @@ class Reporter:
         """
         self.rank = rank
         self._task, self._mailbox, self._ranks = task, mailbox, ranks
-        self._look = validation.EvalSettings(task.network, task.objective, dtype)
+        self._look = validation.EvalSettings(task.recipe.network, task.recipe.objective, dtype)
         self._pictures, self._typical = pictures, typical
         self._sums: dict[str, Tensor] = {}
         self._skipped: list[Tensor] = []  # of each step since the last point
@@ -108,7 +108,7 @@ class Reporter:
             "updates_skipped": float(self._totals["skipped"]),
             "memory/rank_0_peak_bytes": peak_rss_bytes(),
         }
-        if self._task.objective.adversarial > 0:
+        if self._task.recipe.objective.adversarial > 0:
             point["learning_rate/discriminator"] = rates[1]
         self._record(step, point)
         longest = self._longest_row(skipped)
@@ -169,8 +169,10 @@ class Reporter:
                 "history": self._history,
                 "totals": self._totals,
                 "untrained": self._untrained,
-                "network": asdict(self._task.network),  # so that a checkpoint can be measured
-                "objective": asdict(self._task.objective),
+                "network": asdict(
+                    self._task.recipe.network
+                ),  # so that a checkpoint can be measured
+                "objective": asdict(self._task.recipe.objective),
             }
             tensors = training.state_tensors(networks, optimizers)
             uri = checkpoint.save(self._task.stage_uri, step, tensors, state)

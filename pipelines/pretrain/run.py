@@ -12,11 +12,11 @@ from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
-from pipelines.pretrain import config as settings
 from pipelines.pretrain.collapse import collapse
-from pipelines.pretrain.config import PretrainConfig, pretrain_key
+from pipelines.pretrain.config import PretrainConfig, Recipe, resolve_recipe
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import fit_or_raise, scaling_config
+from pipelines.pretrain.key import pretrain_key
 from pipelines.pretrain.summary import (
     closing_table,
     describe_training,
@@ -54,7 +54,8 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     """
     console = plain_console()
     manifest = read_manifest(dataset_uri)
-    plan = _plan(config, dataset_uri, manifest)
+    recipe = resolve_recipe(config, manifest.mean_rgb)
+    plan = _plan(config, recipe, dataset_uri, manifest)
     key = pretrain_key(config, manifest)
     stage = stage_uri(config.store, key)
     uri = tracking_uri(config.tracking_uri, config.store)
@@ -63,13 +64,13 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
         console.print(f"already trained: {stage}")
     else:
         what = describe_training(
-            config.preset, config.holes, config.steps, config.batch_size, plan.rows
+            config.preset, recipe.strategy, config.steps, config.batch_size, plan.rows
         )
         console.print(f"training {what}", soft_wrap=True)
         with cluster.connect() as resources:
-            task = _task(config, plan, stage)
+            task = _task(config, recipe, plan, stage)
             scaling = scaling_config(config, resources)
-            spec = _run_spec(config, manifest, dataset_uri, key, uri, scaling)
+            spec = _run_spec(config, recipe, manifest, dataset_uri, key, uri, scaling)
             summary = _train(config, task, scaling, spec, console)
     if config.summary:
         storage.publish_json(config.summary, summary)
@@ -77,13 +78,13 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     return summary
 
 
-def _plan(config: PretrainConfig, uri: str, manifest: Manifest) -> StreamPlan:
+def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) -> StreamPlan:
     plan = StreamPlan(
         uri=storage.absolute(uri),
         manifest=manifest,
-        strategy=config.holes,
-        side=settings.side(config),
-        shorter=settings.shorter(config),
+        strategy=recipe.strategy,
+        side=recipe.side,
+        shorter=recipe.shorter,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         steps=config.steps,
@@ -99,15 +100,11 @@ def _plan(config: PretrainConfig, uri: str, manifest: Manifest) -> StreamPlan:
     return plan
 
 
-def _task(config: PretrainConfig, plan: StreamPlan, stage: str) -> Task:
-    objective = settings.objective(config, plan.manifest.mean_rgb)
+def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) -> Task:
     return Task(
         plan=plan,
         stage_uri=stage,
-        network=settings.network(config),
-        objective=objective,
-        learning_rates=settings.learning_rates(config, objective.adversarial),
-        optimization=settings.optimization(config),
+        recipe=recipe,
         precision=config.precision,
         compile=config.compile,
         threads=config.threads_per_worker,
@@ -121,22 +118,19 @@ def _task(config: PretrainConfig, plan: StreamPlan, stage: str) -> Task:
 
 def _run_spec(
     config: PretrainConfig,
+    recipe: Recipe,
     manifest: Manifest,
     dataset_uri: str,
     key: str,
     uri: str,
     scaling: ScalingConfig,
 ) -> runs.RunSpec:
-    objective = settings.objective(config, manifest.mean_rgb)
-    params = asdict(config) | {f"objective.{k}": v for k, v in asdict(objective).items()}
+    params = asdict(config) | {f"objective.{k}": v for k, v in asdict(recipe.objective).items()}
+    params |= {f"resolved.{k}": v for k, v in asdict(recipe.optimization).items()}
     params |= {
-        "resolved.strategy": config.holes,
-        "resolved.shorter": settings.shorter(config),
-        "resolved.learning_rates": settings.learning_rates(config, objective.adversarial),
-        **{
-            f"resolved.{name}": value
-            for name, value in asdict(settings.optimization(config)).items()
-        },
+        "resolved.strategy": recipe.strategy,
+        "resolved.shorter": recipe.shorter,
+        "resolved.learning_rates": tuple(recipe.learning_rates),
         "resolved.use_gpu": scaling.use_gpu,
     }
     return runs.RunSpec(
@@ -144,12 +138,12 @@ def _run_spec(
         store=config.store,
         experiment=config.experiment,
         key=key,
-        name=f"{config.preset}-{config.holes}-{key[:8]}",
+        name=f"{config.preset}-{recipe.strategy}-{key[:8]}",
         params=params,
         tags={
             "stage": "pretrain",
             "preset": config.preset,
-            "strategy": config.holes,
+            "strategy": recipe.strategy,
             "dataset_fingerprint": manifest.fingerprint,
             # Runs of one arm differ in nothing but the seed; promotion takes their spread.
             "arm": pretrain_key(replace(config, seed=0), manifest),

@@ -41,7 +41,7 @@ def export_model(
         for name in ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_untrained")
     }
     info = {
-        "strategy": config.holes,
+        "strategy": task.recipe.strategy,
         "steps": config.steps,
         "seed": config.seed,
         "key": spec.key,
@@ -51,14 +51,16 @@ def export_model(
         "validation": validation,
     }
     assert isinstance(networks.generator, ContextEncoder)
-    digest = files.save_model(model_uri, networks.generator, task.network, task.objective, info)
+    digest = files.save_model(
+        model_uri, networks.generator, task.recipe.network, task.recipe.objective, info
+    )
     totals = found.state["totals"]
     trained_s = max(totals["train_s"], 1e-9)
     return {
         "key": spec.key,
         "preset": config.preset,
-        "strategy": config.holes,
-        "adversarial": task.objective.adversarial,
+        "strategy": task.recipe.strategy,
+        "adversarial": task.recipe.objective.adversarial,
         "dataset": task.plan.uri,
         "dataset_fingerprint": task.plan.manifest.fingerprint,
         "training_images": task.plan.rows,

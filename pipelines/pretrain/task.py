@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ce_model.networks import NetworkConfig
-from ce_model.training import Objective, Optimization, Precision
+from ce_model.training import Precision
 from pipelines.data.stream_plan import StreamPlan
+from pipelines.pretrain.config import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +13,7 @@ class Task:
 
     plan: StreamPlan
     stage_uri: str
-    network: NetworkConfig
-    objective: Objective
-    learning_rates: tuple[float, float]
-    optimization: Optimization
+    recipe: Recipe
     precision: Precision
     compile: bool
     threads: int | None

@@ -100,12 +100,14 @@ def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype
 def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
     """Fresh networks and optimizers, equal on all ranks."""
     weights = torch.Generator().manual_seed(task.plan.seed)
-    generator = build_generator(task.network, generator=weights).to(device)
+    generator = build_generator(task.recipe.network, generator=weights).to(device)
     discriminator = None
-    if task.objective.adversarial > 0:
-        discriminator = build_discriminator(task.network, generator=weights).to(device)
+    if task.recipe.objective.adversarial > 0:
+        discriminator = build_discriminator(task.recipe.network, generator=weights).to(device)
     networks = Networks(generator, discriminator)
-    return networks, training.make_optimizers(networks, *task.learning_rates, task.optimization)
+    return networks, training.make_optimizers(
+        networks, *task.recipe.learning_rates, task.recipe.optimization
+    )
 
 
 def read_fixed_images(
@@ -129,7 +131,7 @@ def run_steps(
     """The loop. Batch `step` is trained at step `step`, or the run stops."""
     take = cuda_graph.make_step(
         networks, optimizers, device,
-        network=task.network, objective=task.objective, dtype=dtype,
+        network=task.recipe.network, objective=task.recipe.objective, dtype=dtype,
     )  # fmt: skip
     reporter.idle.begin()
     for step, (image, hidden) in enumerate(
@@ -138,7 +140,7 @@ def run_steps(
         reporter.idle.end()
         seed_dropout(task.plan.seed, step, reporter.rank)
         rates = training.set_learning_rates(
-            optimizers, task.learning_rates, task.optimization, step, task.plan.steps
+            optimizers, task.recipe.learning_rates, task.recipe.optimization, step, task.plan.steps
         )
         reporter.add(take(image, hidden))
         done = step + 1

@@ -7,7 +7,7 @@ from pipelines import storage
 from pipelines.data import manifest, sample_images
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.run import prepare_dataset
-from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.run import pretrain_model
 from pipelines.runtime import cluster
 from pipelines.tracking import client
@@ -31,5 +31,5 @@ def ensure_dataset(config: PretrainConfig) -> str:
     else:
         source = config.source
     usual = PrepareConfig(source=source).strategies
-    strategies = tuple(s for s in STRATEGIES if s in {*usual, config.holes})
+    strategies = tuple(s for s in STRATEGIES if s in {*usual, resolve_recipe(config).strategy})
     return prepare_dataset(PrepareConfig(source=source, store=config.store, strategies=strategies))

@@ -25,8 +25,8 @@ from pipelines.evaluation.tasks.inpainting import InpaintingSettings
 from pipelines.models import resolve
 from pipelines.prepare.plan import listing
 from pipelines.prepare.sources.listing import pieces
-from pipelines.pretrain import config as learning
-from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain import key as learning
+from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
@@ -145,7 +145,10 @@ def stages(config: WorkflowConfig) -> list[Stage]:
             name="prepare",
             kind="prepare",
             run=partial(prepare, config=training),
-            settings={"source": source_key(config.source), "strategy": training.holes},
+            settings={
+                "source": source_key(config.source),
+                "strategy": resolve_recipe(training).strategy,
+            },
         ),
         Stage(
             name="pretrain",
@@ -182,7 +185,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
 
 def _trained_with(config: PretrainConfig) -> dict[str, Any]:
     """What `pretrain_key` depends on, as far as it is known before there is a dataset."""
-    return learning.settings_in_key(config, mean_rgb=(0.0, 0.0, 0.0))  # it follows from prepare
+    return learning.settings_in_key(config)  # the mean colour follows from prepare
 
 
 def source_key(source: str | None) -> str:
@@ -212,7 +215,7 @@ def train(
         UserError: what is to be measured of it cannot be; nothing was trained.
     """
     data = inputs["prepare"]["dataset"]
-    subject = resolve.untrained_ref("model", "random", learning.network(config))
+    subject = resolve.untrained_ref("model", "random", resolve_recipe(config).network)
     for requested in (replace(each, data=(data,)) for each in measured):
         plan.require_measurable([subject], requested, plan.layouts_of(requested))
     summary = pretrain_model(config, data)

@@ -22,7 +22,7 @@ from pipelines.evaluation import config as measuring
 from pipelines.evaluation import encoders
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
 from pipelines.evaluation.tasks.probes import ProbeSettings
-from pipelines.pretrain import config as learning
+from pipelines.pretrain import key as learning
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.tracking import registry
 from pipelines.tracking.client import client, tracking_uri

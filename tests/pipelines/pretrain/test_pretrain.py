@@ -33,11 +33,11 @@ from pipelines import storage
 from pipelines.data.manifest import default_masks, read_manifest
 from pipelines.errors import UserError
 from pipelines.models import checkpoint, files
-from pipelines.pretrain import config as settings
 from pipelines.pretrain import ddp, worker
-from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import scaling_config
+from pipelines.pretrain.key import NOT_IN_KEY, pretrain_key
 from pipelines.pretrain.run import pretrain_model
 from pipelines.pretrain.task import Task
 from pipelines.promotion import run_files
@@ -120,7 +120,7 @@ def killing_a_worker(stage: Path, at_step: int, rank: int) -> Iterator[list[int]
 
 
 def stage_of(config: PretrainConfig, uri: str) -> Path:
-    key = settings.pretrain_key(config, read_manifest(uri))
+    key = pretrain_key(config, read_manifest(uri))
     return Path(config.store) / "pretrain" / key[:16]
 
 
@@ -551,9 +551,7 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
 def test_learning_rates_are_those_of_the_paper(
     changes: dict[str, Any], rates: tuple[float, float]
 ) -> None:
-    config = PretrainConfig(**changes)
-    losses = settings.objective(config, mean_rgb=(0.0, 0.0, 0.0))
-    assert settings.learning_rates(config, losses.adversarial) == pytest.approx(rates)
+    assert resolve_recipe(PretrainConfig(**changes)).learning_rates == pytest.approx(rates)
 
 
 def test_each_worker_takes_a_gpu_where_there_are_gpus() -> None:
@@ -588,7 +586,7 @@ def test_losses_are_those_of_the_paper_unless_told(
     changes: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     mean = (1.0, 2.0, 3.0)
-    found = settings.objective(PretrainConfig(**changes), mean)
+    found = resolve_recipe(PretrainConfig(**changes), mean).objective
     usual = {"reconstruction": "l2", "ring_weight": 10.0, "fill": mean}
     assert {name: getattr(found, name) for name in usual | expected} == usual | expected
 
@@ -598,8 +596,10 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) ->
 
     def made(**changes: Any) -> tuple[Task, str]:
         config = PretrainConfig(**{"batch_size": 8, "shorter": None, **changes})
-        task = run_module._task(config, run_module._plan(config, dataset_uri, manifest), "stage")
-        return task, settings.pretrain_key(config, manifest)
+        recipe = resolve_recipe(config, manifest.mean_rgb)
+        plan = run_module._plan(config, recipe, dataset_uri, manifest)
+        task = run_module._task(config, recipe, plan, "stage")
+        return task, pretrain_key(config, manifest)
 
     of_inpaint = {
         "preset": "alexnet", "strategy": "random_block", "adversarial": 0.0,
@@ -628,13 +628,14 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) ->
         for name, value in changes.items():
             changed, other = made(**{"preset": preset, name: value})
             assert changed != task, name
-            assert (other == key) == (name in settings.NOT_IN_KEY), name
+            assert (other == key) == (name in NOT_IN_KEY), name
 
 
 def test_the_seed_draws_the_weights(dataset_uri: str) -> None:
     config = PretrainConfig(batch_size=8, bottleneck=8)
-    plan = run_module._plan(config, dataset_uri, read_manifest(dataset_uri))
-    task = run_module._task(config, plan, "stage")
+    recipe = resolve_recipe(config)
+    plan = run_module._plan(config, recipe, dataset_uri, read_manifest(dataset_uri))
+    task = run_module._task(config, recipe, plan, "stage")
 
     def weights_of(seed: int) -> list[torch.Tensor]:
         seeded = replace(task, plan=replace(plan, seed=seed))
@@ -652,7 +653,8 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_of_one_arm(dataset_uri: st
     def arm(**changes: Any) -> str:
         config = PretrainConfig(**changes)
         scaling = scaling_config(config, Resources(cpus=4, gpus=0))
-        spec = run_module._run_spec(config, manifest, dataset_uri, "key", "uri", scaling)
+        recipe = resolve_recipe(config, manifest.mean_rgb)
+        spec = run_module._run_spec(config, recipe, manifest, dataset_uri, "key", "uri", scaling)
         return spec.tags["arm"]
 
     assert arm(seed=1) == arm(seed=2)
@@ -670,22 +672,22 @@ def test_keys_are_those_of_the_first_release() -> None:
         (block, "5a5854908d2b16f82c1a8795b57dea0fd2582d530972d3510ade4c155ac448d5"),
         (pixels, "48aebf57bdfe1382ebb8827207395de6078ff558b84fd39c8fbbcc1fd8121728"),
     ):
-        assert settings.pretrain_key(PretrainConfig(**changes), manifest) == key
+        assert pretrain_key(PretrainConfig(**changes), manifest) == key
 
 
 def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path) -> None:
     manifest = read_manifest(dataset_uri)
     config = make_config(tmp_path)
-    key = settings.pretrain_key(config, manifest)
+    key = pretrain_key(config, manifest)
     how = {"num_workers": 4, "log_every": 1, "store": "elsewhere", "checkpoint_every": 3}
-    assert settings.pretrain_key(replace(config, **how), manifest) == key
+    assert pretrain_key(replace(config, **how), manifest) == key
     for what in ({"seed": 1}, {"strategy": "random_block"}, {"steps": 25}, {"adversarial": 0.0}):
-        assert settings.pretrain_key(replace(config, **what), manifest) != key
+        assert pretrain_key(replace(config, **what), manifest) != key
     alone = replace(config, adversarial=1.0)
     same = replace(alone, discriminator_learning_rate=2e-4)
-    assert settings.pretrain_key(alone, manifest) == settings.pretrain_key(same, manifest)
+    assert pretrain_key(alone, manifest) == pretrain_key(same, manifest)
     other = replace(manifest, seed=manifest.seed + 1)
-    assert settings.pretrain_key(config, other) != key
+    assert pretrain_key(config, other) != key
 
 
 @pytest.mark.parametrize("preset", ["inpaint", "alexnet"])
@@ -700,7 +702,7 @@ def test_a_default_that_is_given_is_no_other_training(preset: str, dataset_uri: 
     }  # fmt: skip
     if joint:
         given["discriminator_learning_rate"] = 2e-4
-    key = settings.pretrain_key(PretrainConfig(preset=preset), manifest)
+    key = pretrain_key(PretrainConfig(preset=preset), manifest)
     for name, value in given.items():
         config = PretrainConfig(preset=preset, **{name: value})
-        assert settings.pretrain_key(config, manifest) == key, name
+        assert pretrain_key(config, manifest) == key, name

@@ -13,10 +13,11 @@ import torch
 from ce_model import training
 from ce_model.mask_tensors import apply_symmetry
 from ce_model.networks import NetworkConfig, build_generator
-from ce_model.training import Networks, Objective, Optimization, estimate_statistics
+from ce_model.training import LearningRates, Networks, Objective, Optimization, estimate_statistics
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain import device_feed, validation, worker
+from pipelines.pretrain.config import Recipe
 from pipelines.pretrain.data_wait import DataWaitClock
 from pipelines.pretrain.reporter import Reporter
 from pipelines.pretrain.task import Task
@@ -38,10 +39,14 @@ def make_task(steps: int, **changes: Any) -> Task:
     settings = {
         "plan": SimpleNamespace(steps=steps, batch_size=2, seed=0),
         "stage_uri": "",
-        "network": ALEXNET,
-        "objective": PIXELS,
-        "learning_rates": (1e-3, 1e-4),
-        "optimization": Optimization(),
+        "recipe": Recipe(
+            strategy="random_region",
+            network=ALEXNET,
+            objective=PIXELS,
+            learning_rates=LearningRates(1e-3, 1e-4),
+            optimization=Optimization(),
+            shorter=0,
+        ),
         "precision": "fp32",
         "compile": False,
         "threads": 1,

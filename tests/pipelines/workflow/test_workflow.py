@@ -13,6 +13,7 @@ from pipelines.ablation.sweep import run_sweep
 from pipelines.errors import UserError
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
 from pipelines.pretrain import config as learning
+from pipelines.pretrain import key
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.promotion.gates import Gates
 from pipelines.tracking import client, registry
@@ -81,11 +82,11 @@ def test_a_training_that_would_differ_has_another_key(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = graph.keys(stages(config(pictures)))
-    usual = learning.objective
-    monkeypatch.setattr(learning, "objective", lambda *a, **k: replace(usual(*a, **k), overlap=0))
+    usual = learning.default_objective
+    monkeypatch.setattr(learning, "default_objective", lambda n: replace(usual(n), overlap=0))
     other_default = graph.keys(stages(config(pictures)))
-    monkeypatch.setattr(learning, "objective", usual)
-    monkeypatch.setattr(learning, "KEY_VERSION", learning.KEY_VERSION + 1)
+    monkeypatch.setattr(learning, "default_objective", usual)
+    monkeypatch.setattr(key, "KEY_VERSION", key.KEY_VERSION + 1)
     other_version = graph.keys(stages(config(pictures)))
     assert len({k["pretrain"] for k in (before, other_default, other_version)}) == 3
     assert before["prepare"] == other_version["prepare"]
