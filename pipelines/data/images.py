@@ -27,12 +27,6 @@ def encode(picture: Picture, quality: int) -> bytes:
     return jpeg
 
 
-def from_16_bits(grey: NDArray[np.generic]) -> Picture:
-    """Grey of 16 bits (H, W), which Pillow would clip to white -> uint8 (H, W, 3)."""
-    upper = (grey.astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-    return np.repeat(upper[..., None], 3, axis=2)
-
-
 def resize_shorter(picture: Picture, shorter: int) -> Picture:
     """Keep the aspect ratio and bring the shorter side to `shorter` px."""
     height, width = picture.shape[:2]

@@ -1,23 +1,19 @@
 """Images and their masks, read and checked before they are filled."""
 
-import io
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ce_model.mask_tensors import shrink
 from ce_model.masks import Strategy, mask_for
 from ce_model.networks import output_side
 from pipelines import storage
-from pipelines.data import images
+from pipelines.data import untrusted
+from pipelines.data.untrusted import BadImage
 from pipelines.models.files import LoadedModel
-
-MAX_PIXELS = 50_000_000
-
 
 # Black beside a white shape comes out of a JPEG as grey: up to 39 at quality 75, 125 at 30.
 JPEG_NOISE = 127
@@ -54,7 +50,11 @@ def read_image(
     Raises:
         BadPicture: it cannot be read, or the hole does not fit it or the model.
     """
-    picture = _rgb(_open(storage.join(images_uri, name)))
+    data = _bytes(storage.join(images_uri, name))
+    try:
+        picture = untrusted.open_rgb(data)
+    except BadImage as error:
+        raise UnreadableImage(str(error)) from None
     height, width = picture.shape[:2]
     if holes.strategy is not None:
         drawn = mask_for(holes.seed, holes.strategy, model.side, name, 0)
@@ -64,12 +64,14 @@ def read_image(
             raise UnreadableImage(f"{width} x {height} px; too small for a drawn hole")
     else:
         assert holes.masks_uri is not None
+        data = _bytes(_mask_uri(holes.masks_uri, name))
+        try:
+            mask = untrusted.open_planes(data)
+        except BadImage as error:
+            raise UnreadableImage(f"its mask: {error}") from None
         # A grey value of a colour may be rounded to black, one of 16 bits cut off.
-        mask = _open(_mask_uri(holes.masks_uri, name))
-        deep = mask.mode.startswith("I")
-        pixels = np.asarray(mask)[..., None] if deep else np.asarray(mask.convert("RGB"))
-        hole = pixels.max(axis=2) > (JPEG_NOISE if mask.format == "JPEG" else 0)
-        if pixels.any() and not hole.any():
+        hole = mask.values.max(axis=2) > (JPEG_NOISE if mask.form == "JPEG" else 0)
+        if mask.values.any() and not hole.any():
             raise UnreadableImage("the mask is a dark JPEG; white is filled, or save it as PNG")
     if hole.shape != (height, width):
         raise UnreadableImage(f"the mask has {hole.shape[::-1]} px, the image {(width, height)}")
@@ -86,31 +88,11 @@ def _mask_uri(masks: str, name: str) -> str:
     return same if storage.exists(same) else storage.join(masks, output_uri(name))
 
 
-def _open(uri: str) -> Image.Image:
+def _bytes(uri: str) -> bytes:
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except FileNotFoundError:
         raise UnreadableImage(f"'{uri}' is not there") from None
-    try:
-        image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(f"{image.width} x {image.height} px; at most {MAX_PIXELS} pixels")
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        upright.format = image.format  # lost in a copy
-        return upright
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage("neither a JPEG nor a PNG image") from None
-    except Exception as error:  # Pillow raises whatever its parsers meet in broken bytes
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from None
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):
-        return images.from_16_bits(np.asarray(image))
-    return np.asarray(image.convert("RGB"))
 
 
 def fillable_pixels(model: LoadedModel) -> Hole:

@@ -3,28 +3,25 @@
 Images stay encoded in memory and are decoded batch by batch; `limit` bounds how many are kept.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines import storage
-from pipelines.data import images, shards
+from pipelines.data import images, shards, untrusted
 from pipelines.data.images import Picture
 from pipelines.data.manifest import Manifest, is_dataset, read_manifest
+from pipelines.data.untrusted import BadImage
 from pipelines.errors import UserError
 
 Layout = Literal["prepared", "classes", "pictures", "voc", "camvid"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-MAX_PIXELS = 50_000_000  # far below a decompression bomb, far above a photograph
 NAMES = 10  # shown in a message
 
 
@@ -69,8 +66,14 @@ class ImageSet:
     @property
     def fingerprint(self) -> str:
         """Content key of what is in here."""
-        digest = [storage.sha256_of_bytes(data) for data in self.encoded]
+        digest = [_digest(data) for data in self.encoded]
         return storage.content_key([self.keys, self.labels.tolist(), digest, self.seed])
+
+
+def _digest(data: bytes) -> str:
+    """What is measured follows from; a PNG of 16 bits was white in results of earlier versions."""
+    digest = storage.sha256_of_bytes(data)
+    return f"{digest} by its upper bits" if untrusted.is_deep_png(data) else digest
 
 
 def to_network(pictures: NDArray[np.uint8]) -> torch.Tensor:
@@ -86,32 +89,28 @@ def decode(data: bytes, name: str) -> Picture:
         UserError: it cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise UserError(
-                    f"image '{name}' is {opened.width} x {opened.height}; it must have at most "
-                    f"{MAX_PIXELS} pixels"
-                )
-            plain = opened.format == "JPEG" and opened.mode == "RGB" and not opened.getexif()
-            if plain:
-                return images.decode(data)
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"image '{name}' cannot be decoded ({error}); leave it out, or let "
-            "python jobs/prepare.py set it aside"
-        ) from None
+        return untrusted.open_rgb(data)
+    except BadImage as error:
+        raise _cannot(name, error) from None
 
 
 def size_of(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width from the header alone."""
+    """Height and width of the upright image; of a JPEG from the header alone.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        height, width = decode(data, name).shape[:2]
-    return height, width
+        return untrusted.size_of(data)
+    except BadImage as error:
+        raise _cannot(name, error) from None
+
+
+def _cannot(name: str, error: BadImage) -> UserError:
+    return UserError(
+        f"image '{name}' cannot be used ({error}); leave it out, or let "
+        "python jobs/prepare.py quarantine it"
+    )
 
 
 def layout_of(uri: str) -> Layout:
