@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow test-gpu check format clean
+.PHONY: run demo test test-slow test-gpu check format clean
 
 run: $(READY)  ## the main job on real pictures: sample photographs, joint loss, about 5 minutes
 	$(BIN)/python jobs/pretrain.py --config configs/quickstart.yaml
+
+demo: $(READY)  ## a page with a brush, on the model that `make run` trained
+	$(BIN)/python jobs/serve.py
 
 test: $(READY)  ## all tests but the slow ones
 	$(BIN)/python -m pytest -q
