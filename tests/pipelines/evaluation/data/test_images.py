@@ -13,7 +13,6 @@ from pipelines.errors import UserError
 from pipelines.evaluation.data import images
 from pipelines.evaluation.data.images import layout_of, read_images, read_labels
 from pipelines.storage import listing
-from pipelines.storage import listing
 
 
 def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
