@@ -74,10 +74,20 @@ def passed_over(stage_uri: str, found: Checkpoint | None) -> list[str]:
     return [name for name in _names(stage_uri) if name > newest]
 
 
+def is_checkpoint(uri: str) -> bool:
+    """Whether a folder is a checkpoint."""
+    return storage.exists(storage.join(uri, STATE))
+
+
+def read(uri: str) -> Checkpoint:
+    """The checkpoint in a folder; its tensors are verified when they are read."""
+    state = storage.read_json(storage.join(uri, STATE))
+    return Checkpoint(uri, int(state["step"]), state)
+
+
 def at_step(stage_uri: str, step: int) -> Checkpoint:
     """The checkpoint of a step that `latest` has found."""
-    uri = _uri(stage_uri, _name(step))
-    return Checkpoint(uri, step, storage.read_json(storage.join(uri, STATE)))
+    return read(_uri(stage_uri, _name(step)))
 
 
 def _name(step: int) -> str:

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import safetensors.torch
-
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.models import files
+from pipelines.models import checkpoint, files
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import client, models, runs
 
@@ -26,9 +24,6 @@ REFERENCES = "a model folder, a pretraining stage, an MLflow run id or models:/n
 
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-
-
-CHECKPOINT_STATE, CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +109,7 @@ def resolve_model(ref: str, *, store: str, tracking_uri: str) -> ModelRef:
         with tempfile.TemporaryDirectory() as temporary:
             run_id = models.download_model(tracking_uri, ref, Path(temporary))
             return trained_ref(name, _keep(Path(temporary), store), run_id=run_id)
-    if storage.exists(storage.join(ref, CHECKPOINT_STATE)):
+    if checkpoint.is_checkpoint(ref):
         with tempfile.TemporaryDirectory() as temporary:
             _from_checkpoint(ref, temporary)
             return trained_ref(name, _keep(Path(temporary), store))
@@ -140,20 +135,22 @@ def run_of(uri: str, tracking_uri: str) -> str | None:
 
 def _from_checkpoint(uri: str, folder: str) -> None:
     """The generator of a training checkpoint as a model folder."""
-    state = storage.read_json(storage.join(uri, CHECKPOINT_STATE))
-    data = storage.read_bytes(storage.join(uri, CHECKPOINT_TENSORS))
-    if storage.sha256_of_bytes(data) != state["sha256"]:
-        raise UserError(f"checkpoint '{uri}' is not what it was when it was written; take another")
+    found = checkpoint.read(uri)
+    state = found.state
     if "network" not in state:
         raise UserError(
             f"checkpoint '{uri}' does not say of what network it is; measure the model folder of "
             "its pretraining stage instead"
         )
+    try:
+        saved = found.tensors()
+    except ValueError:
+        raise UserError(
+            f"checkpoint '{uri}' is not what it was when it was written; take another"
+        ) from None
     prefix = "generator."
     tensors = {
-        key.removeprefix(prefix): value
-        for key, value in safetensors.torch.load(data).items()
-        if key.startswith(prefix)
+        key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)
     }
     network = NetworkConfig(**state["network"])
     objective = Objective(**{**state["objective"], "fill": tuple(state["objective"]["fill"])})
