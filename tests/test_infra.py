@@ -109,7 +109,7 @@ def test_image_tag_ray_version_and_constraints_agree() -> None:
     images = {i for _, d in documents() for i in values(d, "image") if "kubectl" not in i}
     assert images == {f"context-encoder:{own}-ray{ray}"}
     assert {v for _, d in OF_RAY for v in values(d, "rayVersion")} == {ray}
-    assert f"context-encoder:{own}-ray{ray}" in (INFRA / "README.md").read_text()
+    assert f"context-encoder:{own}-ray{ray}" in (ROOT / "docs" / "deploy.md").read_text()
 
 
 def test_every_schedule_calls_the_same_sweep() -> None:
