@@ -1,6 +1,7 @@
 """Images, folders, servers and processes for the tests."""
 
 import io
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,18 @@ import psutil
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+
+
+def in_fresh_process(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def end_orphans(processes: list[psutil.Process]) -> None:

@@ -1,0 +1,85 @@
+"""Features of images by a trained encoder: one arithmetic for the Python face and for the job.
+
+An image is brought to the network's side as for evaluation: the shorter side resized, the centre
+square taken, no hole. Batch norm uses the statistics of the training.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.data import images
+from pipelines.data.images import Picture
+from pipelines.errors import UserError
+from pipelines.models.files import LoadedModel
+
+Pool = Literal["none", "mean", "max"]
+"""What becomes of a layer's map (C, H, W): all its values, or the mean or maximum per channel."""
+
+Features = NDArray[np.float32]
+SMALLEST_NORM = 1e-12
+
+
+def layer_shapes(model: LoadedModel) -> dict[str, tuple[int, ...]]:
+    """Shape of the features of one image by layer, first to last: (C, H, W) or (D,)."""
+    blank = np.zeros((1, model.side, model.side, 3), np.uint8)
+    return {name: tuple(found.shape[1:]) for name, found in _activations(model, blank).items()}
+
+
+def require_layer(model: LoadedModel, layer: str | None) -> str:
+    """The layer with its default, the last one, resolved.
+
+    Raises:
+        UserError: the encoder has no such layer.
+    """
+    names = list(layer_shapes(model))
+    if layer is None:
+        return names[-1]
+    if layer not in names:
+        raise UserError(f"layer is '{layer}'; preset {model.network.preset} has {', '.join(names)}")
+    return layer
+
+
+def squares(pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:
+    """Images of any sizes, uint8 (H, W, 3) each -> uint8 (N, side, side, 3)."""
+    found = np.empty((len(pictures), side, side, 3), np.uint8)
+    for at, picture in enumerate(pictures):
+        found[at] = images.square(picture, side, side, 0.5, 0.5)
+    return found
+
+
+def embed_squares(
+    model: LoadedModel, pictures: NDArray[np.uint8], layer: str, pool: Pool, *, normalize: bool
+) -> Features:
+    """Features of images of the network's side.
+
+    Args:
+        model: on any device.
+        pictures: uint8 (N, S, S, 3), RGB.
+        layer: one of `layer_shapes`.
+        pool: what becomes of a map.
+        normalize: to length 1, so that dot products are cosines; a zero vector stays zero.
+
+    Returns:
+        float32 (N, D).
+    """
+    found = _activations(model, pictures)[layer]
+    if found.ndim == 4 and pool != "none":
+        found = found.mean((2, 3)) if pool == "mean" else found.amax((2, 3))
+    found = found.flatten(1).float()
+    if normalize:
+        found = torch.nn.functional.normalize(found, dim=1, eps=SMALLEST_NORM)
+    features: Features = found.cpu().numpy()
+    return features
+
+
+def _activations(model: LoadedModel, pictures: NDArray[np.uint8]) -> dict[str, Tensor]:
+    device = next(model.generator.parameters()).device
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
+    x = x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+    with torch.inference_mode():
+        return model.generator.encoder_features(x)
