@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipelines.tracking.scores import better
 CONFIDENCE = 0.95
 ALARM = "alarm."  # prefix of the tags that a training run gives itself
 BOUNDS = ("min", "max")
+LINKED = "configs/gates.yaml"  # in a checkout, a link to the gates.yaml beside this file
 ROUNDING = 1e-9  # of a difference of scores: 0.30 - 0.35 is a little more than 0.05 below 0
 
 
@@ -78,12 +80,29 @@ class Candidate:
     """Files of the logged model that could run code when loaded."""
 
 
-def read_gates(path: str) -> Gates:
-    """The gates of a YAML file.
+def default_gates() -> str:
+    """The file of the gates that are demanded unless others are named: it comes with the package.
+
+    Raises:
+        UserError: the folder we are in has a file of its own where the checkout links to this one.
+    """
+    packaged = Path(__file__).with_name("gates.yaml")
+    here = Path(LINKED)
+    if here.is_file() and here.read_bytes() != packaged.read_bytes():
+        raise UserError(
+            f"{LINKED} in this folder differs from the default gates, which come with the package; "
+            f"say which are meant: --gates {LINKED} or --gates {packaged}"
+        )
+    return str(packaged)
+
+
+def read_gates(path: str | None) -> Gates:
+    """The gates of a YAML file; None: the default ones.
 
     Raises:
         UserError: an unknown name, or a value that means nothing.
     """
+    path = path or default_gates()
     tree = cli.read_yaml(path, "--gates")
     known = [each.name for each in fields(Gates)]
     for name in tree:

@@ -39,8 +39,8 @@ class PromoteConfig:
     """MLflow run that trained the model."""
     name: str = "context-encoder"
     """Registered model."""
-    gates: str = "configs/gates.yaml"
-    """What is demanded."""
+    gates: str | None = None
+    """YAML file of what is demanded; None: the gates.yaml that comes with the package."""
     rollback: bool = False
     """Make the previous champion the champion again."""
     explain: str | None = None

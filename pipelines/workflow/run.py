@@ -56,8 +56,8 @@ class WorkflowConfig:
     """What is measured of the model, each a stage."""
     inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
     """Task inpainting."""
-    gates: str = "configs/gates.yaml"
-    """What a champion must show."""
+    gates: str | None = None
+    """YAML file of what is demanded; None: the gates.yaml that comes with the package."""
     name: str = "context-encoder"
     """Registered model."""
     plan: bool = False
