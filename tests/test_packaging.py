@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from promotion_helpers import log_run, make_home
 
 from pipelines.errors import UserError
 from pipelines.promotion.gates import default_gates, read_gates
@@ -110,9 +111,9 @@ def test_the_installed_wheel_prepares_and_judges_in_an_empty_folder(
     assert where.stdout.strip() == str(site / "pipelines"), where.stderr
     shown = python("-m", "pipelines", "prepare", "--help")
     assert shown.returncode == 0 and "--source" in shown.stdout, shown.stderr
-    missing = "0" * 32
-    judged = python("-m", "pipelines", "promote", "--run", missing, "--store", "s")
-    assert judged.returncode == 1, judged.stderr
-    assert missing in judged.stderr and "gates" not in judged.stderr
-    gates = python("-c", "from pipelines.promotion.gates import *; print(read_gates(None))")
-    assert "required=('inpainting',)" in gates.stdout, gates.stderr
+    store = tmp_path / "store"
+    home_of_runs = make_home(f"sqlite:///{store}/mlflow.db", store)
+    run_id = log_run(home_of_runs, "arm", 0, psnr=5.0)
+    judged = python("-m", "pipelines", "promote", "--run", run_id, "--store", str(store))
+    assert judged.returncode == 3, judged.stderr
+    assert "FAILED  min inpainting/central/hole/128/PSNR: 5; wanted min 12" in judged.stderr
