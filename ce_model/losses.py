@@ -4,13 +4,11 @@ Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 
 arXiv:1604.07379, section 3.2; reductions and weights of train.lua.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reconstruction = Literal["l2", "l1"]
+from ce_model.choices import Reconstruction
 
 
 def reconstruction_loss(

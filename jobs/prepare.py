@@ -6,7 +6,14 @@ $ python jobs/prepare.py --source photos --output datasets/photos
 
 from pipelines.cli import main
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.run import prepare_dataset
+
+
+def run(config: PrepareConfig) -> None:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.prepare.run import prepare_dataset
+
+    prepare_dataset(config)
+
 
 if __name__ == "__main__":
-    main(prepare_dataset, PrepareConfig)
+    main(run, PrepareConfig)

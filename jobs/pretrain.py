@@ -7,7 +7,14 @@ $ ray job submit --working-dir . -- jobs/pretrain.py --source s3://bucket/photos
 
 from pipelines.cli import main
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.workflow.ensure_dataset import pretrain_on_source
+
+
+def run(config: PretrainConfig) -> None:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.workflow.ensure_dataset import pretrain_on_source
+
+    pretrain_on_source(config)
+
 
 if __name__ == "__main__":
-    main(pretrain_on_source, PretrainConfig)
+    main(run, PretrainConfig)

@@ -60,10 +60,10 @@ class PretrainSettings(TypedDict, total=False):
 
     strategy: Strategy | None
     adversarial: float | None
-    reconstruction: Literal["l2", "l1"]
+    reconstruction: Literal["l2", "l1"] | None
     region: Literal["hole", "image"] | None
     overlap: int | None
-    ring_weight: float
+    ring_weight: float | None
     fill: tuple[float, float, float] | None
     norm: Literal["batch", "lrn", "none"]
     groups: Literal[1, 2]

@@ -6,7 +6,7 @@ Source: Pathak et al. 2016, arXiv:1604.07379, sections 3.2 and 5; train.lua and 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ce_model.losses import Reconstruction
+from ce_model.choices import Reconstruction
 from ce_model.masks import Strategy
 from ce_model.network_config import NetworkConfig, Preset
 from ce_model.training.optimization import Optimization

@@ -1,11 +1,9 @@
 """The arithmetic of a step: float32, or bfloat16 where the device has it."""
 
-from typing import Literal
-
 import torch
 import torch.distributed
 
-Precision = Literal["auto", "bf16", "fp32"]
+from ce_model.choices import Precision
 
 
 def resolve_precision(requested: Precision, device: torch.device | str) -> torch.dtype:

@@ -26,15 +26,11 @@ from ce_model.losses import adversarial_loss, discriminator_loss, joint_loss, re
 from ce_model.networks import NetworkConfig
 from ce_model.training.distributed import count_hidden, unwrap
 from ce_model.training.objective import Objective
-from ce_model.training.optimization import (
-    Optimization,
-    WeightAverage,
-    make_optimizer,
-    rate_factor,
-    set_learning_rate,
-)
+from ce_model.training.optimization import Optimization, rate_factor
+from ce_model.training.optimizers import make_optimizer, set_learning_rate
 from ce_model.training.precision import autocast
 from ce_model.training.views import make_views
+from ce_model.training.weight_average import WeightAverage
 
 
 class Networks(NamedTuple):

@@ -1,0 +1,8 @@
+"""Choices that settings name; without torch, so that settings are read in a moment."""
+
+from typing import Literal
+
+Reconstruction = Literal["l2", "l1"]
+"""Error of a pixel: squared or absolute."""
+Precision = Literal["auto", "bf16", "fp32"]
+"""Arithmetic of a step."""
