@@ -54,6 +54,7 @@ def hole_of(mask: Mask, name: str, size: tuple[int, ...]) -> NDArray[np.bool_]:
     Raises:
         UserError: it is none of these, or of another size.
     """
+    found: NDArray[Any]
     if isinstance(mask, str | os.PathLike):
         found = _of_file(mask, name).max(axis=2) > HALF
     elif isinstance(mask, np.ndarray):
@@ -69,11 +70,12 @@ def hole_of(mask: Mask, name: str, size: tuple[int, ...]) -> NDArray[np.bool_]:
                 "0 and 1, or 0 and 255, above 0 where to fill"
             )
         found = found > 0
-    if found.shape != tuple(size):
+    hole: NDArray[np.bool_] = found
+    if hole.shape != tuple(size):
         raise UserError(
-            f"{name} has shape {found.shape}; its image is {tuple(size)}, and both must be the same"
+            f"{name} has shape {hole.shape}; its image is {tuple(size)}, and both must be the same"
         )
-    return found
+    return hole
 
 
 def _converted(image: Any, mode: str) -> Any:
