@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from pipelines.api_settings import PrepareSettings, PretrainSettings, checked_se
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
+    from ce_model.choices import Pool
     from ce_model.network_config import Preset
     from pipelines.models.files import LoadedModel
     from pipelines.models.resolve import ModelRef
@@ -210,7 +211,7 @@ class Model:
         *,
         layer: str | None = None,
         batch_size: int = 64,
-        pool: Literal["none", "mean", "max"] = "none",
+        pool: "Pool" = "none",
         normalize: bool = False,
     ) -> NDArray[np.float32]:
         """Features of whole images: the shorter side resized, the centre square taken, no hole.

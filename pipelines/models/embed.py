@@ -4,24 +4,23 @@ An image is brought to the network's side as for evaluation: the shorter side re
 square taken, no hole. Batch norm uses the statistics of the training.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data import images
+from ce_model.choices import Pool
+from pipelines.data import images, untrusted
 from pipelines.data.images import Picture
 from pipelines.errors import UserError
 from pipelines.models.files import LoadedModel
 
-Pool = Literal["none", "mean", "max"]
-"""What becomes of a layer's map (C, H, W): all its values, or the mean or maximum per channel."""
-
 Features = NDArray[np.float32]
 SMALLEST_NORM = 1e-12
+MAX_PIXELS = 50_000_000  # far below a decompression bomb, far above a photograph
 
 
 def layer_shapes(model: LoadedModel) -> dict[str, tuple[int, ...]]:
@@ -42,6 +41,22 @@ def require_layer(model: LoadedModel, layer: str | None) -> str:
     if layer not in names:
         raise UserError(f"layer is '{layer}'; preset {model.network.preset} has {', '.join(names)}")
     return layer
+
+
+def width(model: LoadedModel, layer: str, pool: Pool) -> int:
+    """Values per image."""
+    shape = layer_shapes(model)[layer]
+    return math.prod(shape if pool == "none" else shape[:1])
+
+
+def open_square(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Encoded image -> uint8 (side, side, 3); a large JPEG is shrunk while it is decoded.
+
+    Raises:
+        untrusted.BadImage: the bytes are not an image that can be used.
+    """
+    limits = untrusted.Limits(max_pixels=max_pixels, enough_side=side)
+    return images.square(untrusted.open_rgb(data, limits), side, side, 0.5, 0.5)
 
 
 def squares(pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:

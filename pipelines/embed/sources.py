@@ -1,0 +1,124 @@
+"""The images of any source that `prepare` reads, or of a prepared dataset, in units of work.
+
+A unit is what one actor does at once: some pieces of a source, or a row group of a dataset. How a
+source is cut into units follows from its listing alone, so a rerun finds the same ones.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from pipelines import storage
+from pipelines.data import shards
+from pipelines.data.manifest import Manifest, is_dataset, read_manifest
+from pipelines.errors import UserError
+from pipelines.prepare import plan
+from pipelines.prepare.plan import Listing
+from pipelines.prepare.progress import listing_progress
+from pipelines.prepare.sources import listing
+from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.readers import members
+
+SHOWN_KINDS = 8  # of what is in a source and not read
+
+Unit = dict[str, Any]
+"""Plain values that say what to read; `unit` is its number."""
+
+
+class Found(NamedTuple):
+    """What there is to embed."""
+
+    units: Callable[[], Iterator[Unit]]
+    """All units in order; may be asked again."""
+    identity: str
+    """Digest of all names and sizes, or fingerprint of the dataset."""
+    unread: str
+    """What is there and not read; empty where that is nothing."""
+
+
+class Encoded(NamedTuple):
+    """One image as its source has it."""
+
+    key: str
+    label: str | None
+    """Name of its class."""
+    data: bytes | None
+    fault: str
+    """Why there are no bytes; empty where there are."""
+
+
+@contextmanager
+def find(source: str) -> Iterator[Found]:
+    """List a source, for the block; nothing but names, sizes and headers is read.
+
+    Raises:
+        UserError: there is nothing at that place, or no image in it.
+    """
+    uri = storage.absolute(source)
+    if is_dataset(uri):
+        manifest = read_manifest(uri)
+        yield Found(partial(_units_of_dataset, uri, manifest), manifest.fingerprint, "")
+        return
+    others: Counter[str] = Counter()
+    with plan.listing(listing_progress(listing.pieces(uri, others))) as found:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN_KINDS))
+        if found.pieces == 0:
+            raise UserError(
+                f"source is '{source}'; there is no image in it. Files there: {kinds or 'none'}"
+            )
+        yield Found(partial(_units_of_listing, found), found.digest, kinds)
+
+
+def _units_of_dataset(uri: str, manifest: Manifest) -> Iterator[Unit]:
+    places = [
+        (split, number)
+        for split in sorted(manifest.splits)
+        for number, _ in enumerate(shards.row_groups(manifest, split))
+    ]
+    for unit, (split, number) in enumerate(places):
+        yield {"unit": unit, "dataset": uri, "split": split, "group": number}
+
+
+def _units_of_listing(found: Listing) -> Iterator[Unit]:
+    for unit, pieces in enumerate(plan.cut(found)):
+        yield {"unit": unit, "pieces": [list(piece) for piece in pieces]}
+
+
+def read(unit: Unit) -> Iterator[Encoded]:
+    """The images of a unit.
+
+    Raises:
+        OSError: the storage failed for longer than we try.
+        UserError: a file of the dataset is not what its manifest says.
+    """
+    if "dataset" in unit:
+        yield from _of_dataset(unit["dataset"], unit["split"], unit["group"])
+        return
+    for values in unit["pieces"]:
+        for member in members(Piece(*values)):
+            fault = "" if member.fault is None else f"{member.fault.kind}: {member.fault}"
+            yield Encoded(member.key, member.class_name, member.data, fault)
+
+
+def _of_dataset(uri: str, split: str, number: int) -> Iterator[Encoded]:
+    manifest = read_manifest(uri)
+    group = shards.row_groups(manifest, split)[number]
+    table = shards.read_row_group(uri, group, ["key", "label", "image"])
+    for row in range(table.num_rows):
+        label = table.column("label")[row].as_py()
+        name = None if label is None or label < 0 else manifest.classes[label]
+        yield Encoded(
+            table.column("key")[row].as_py(), name, table.column("image")[row].as_py(), ""
+        )
+
+
+def find_image(unit: Unit, key: str) -> bytes | None:
+    """The bytes of one image of a unit; None where it is not there any more."""
+    narrowed = unit
+    if "pieces" in unit:  # of single files only the one is opened
+        pieces = [Piece(*values) for values in unit["pieces"]]
+        wanted = [list(p) for p in pieces if p.kind != "file" or p.key == key]
+        narrowed = {**unit, "pieces": wanted}
+    return next((image.data for image in read(narrowed) if image.key == key), None)

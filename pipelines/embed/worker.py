@@ -1,0 +1,153 @@
+"""Ray actor: the images of a unit -> its file of features, and a record that makes it done."""
+
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ce_model.choices import Pool
+from pipelines import storage
+from pipelines.data import untrusted
+from pipelines.data.images import Picture
+from pipelines.embed import features, sources
+from pipelines.embed.sources import Encoded
+from pipelines.errors import UserError
+from pipelines.models import embed, files
+
+MAX_FAULTS = 20_000  # of one unit, held in memory until it ends
+
+
+class Task(NamedTuple):
+    """What an actor is told: plain values that can be sent."""
+
+    model_uri: str
+    output: str
+    work: str
+    layer: str
+    pool: Pool
+    normalize: bool
+    dtype: str
+    width: int
+    batch_size: int
+    max_pixels: int
+    threads: int
+
+
+class Embedder:
+    """Ray Data actor: holds the model, embeds one unit after the other."""
+
+    def __init__(self, task: Task) -> None:
+        """Load the model, once per process."""
+        cv2.setNumThreads(1)  # images fill the cores, not threads of one image
+        self._task = task
+        self._model = files.load_model(task.model_uri)
+        self._model.generator.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._pool = ThreadPoolExecutor(task.threads)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+        """Do a unit; returns what the progress display shows."""
+        unit = int(row["unit"])
+        try:
+            return self._embed(storage.read_json(unit_uri(self._task.work, unit)), unit)
+        except OSError as error:
+            raise UserError(
+                f"embedding failed: {error}. Nothing is committed; what is finished is kept, and "
+                "the same command resumes from there"
+            ) from None
+
+    def _embed(self, content: sources.Unit, unit: int) -> dict[str, int]:
+        faults: list[dict[str, str]] = []
+        # Two jobs of one key may do a unit at once: neither writes over the file of the other.
+        path = f"{features.PART}{unit:06}-{secrets.token_hex(4)}.parquet"
+        size = 0
+        with storage.staged_file(storage.join(self._task.output, path)) as staged:
+            with features.writer(staged, self._task.width, self._task.dtype) as rows:
+                for batch in self._batches(content, faults):
+                    found = embed.embed_squares(
+                        self._model,
+                        np.stack([square for _, square in batch]),
+                        self._task.layer,
+                        self._task.pool,
+                        normalize=self._task.normalize,
+                    )
+                    images = [image for image, _ in batch]
+                    rows.add([i.key for i in images], [i.label for i in images], found)
+                    size += sum(len(image.data or b"") for image in images)
+            digest, written = storage.sha256_of(staged), staged.stat().st_size
+        file = {"path": path, "rows": rows.rows, "bytes": written, "sha256": digest, "unit": unit}
+        record = {"file": file, "faults": faults}
+        storage.publish_json(record_uri(self._task.work, unit), record)
+        return {"images": rows.rows + len(faults), "bytes": size}
+
+    def _batches(
+        self, content: sources.Unit, faults: list[dict[str, str]]
+    ) -> Iterator[list[tuple[Encoded, Picture]]]:
+        """Decoded images in the order of the source; what cannot be used goes to `faults`."""
+        batch: list[tuple[Encoded, Picture]] = []
+        for image, square, fault in self._decoded(content):
+            if square is None:
+                faults.append({"key": image.key, "fault": fault})
+                if len(faults) > MAX_FAULTS:
+                    raise UserError(
+                        f"source holds more than {MAX_FAULTS} bad images in one archive, up to "
+                        f"'{image.key}' ({fault}); leave it out"
+                    )
+                continue
+            batch.append((image, square))
+            if len(batch) == self._task.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _decoded(self, content: sources.Unit) -> Iterator[tuple[Encoded, Picture | None, str]]:
+        """Decoding goes ahead in threads, two batches at the most."""
+        ahead: deque[tuple[Encoded, Future[tuple[Picture | None, str]]]] = deque()
+        for image in sources.read(content):
+            ahead.append((image, self._pool.submit(self._square, image)))
+            if len(ahead) >= 2 * self._task.batch_size:
+                first, decoded = ahead.popleft()
+                yield (first, *decoded.result())
+        while ahead:
+            first, decoded = ahead.popleft()
+            yield (first, *decoded.result())
+
+    def _square(self, image: Encoded) -> tuple[Picture | None, str]:
+        """The image at the network's side, or why there is none."""
+        if image.data is None:
+            return None, image.fault
+        try:
+            return embed.open_square(image.data, self._model.side, self._task.max_pixels), ""
+        except untrusted.BadImage as error:
+            return None, f"{error.kind}: {error}"
+
+
+def unit_uri(work: str, unit: int) -> str:
+    """Where a unit is described."""
+    return storage.join(work, "plan", f"{unit:06}.json")
+
+
+def record_uri(work: str, unit: int) -> str:
+    """Where the record of a unit stands; with it, the unit is done."""
+    return storage.join(work, "units", f"{unit:06}.json")
+
+
+def finished_units(work: str) -> set[int]:
+    """Units with a record."""
+    names = storage.children(storage.join(work, "units"))
+    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+
+
+def publish_faults(uri: str, faults: list[dict[str, str]]) -> None:
+    """List the images that are left out, with the reasons."""
+    columns = pa.schema([("key", pa.string()), ("fault", pa.string())])
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(faults, columns), buffer)
+    storage.publish(uri, buffer.getvalue().to_pybytes())
