@@ -1,4 +1,4 @@
-"""How well a hole was filled: L1, L2, PSNR and SSIM over the hidden pixels.
+"""How well a hole was filled: L1, L2, PSNR, SSIM, sharpness and the seam at its rim.
 
 Colours are in [0, 1]. Every figure is per image, so that the caller averages over images: PSNR is
 the mean of per-image PSNR, as in table 1 of the paper. An image without hidden pixels gives nan.
@@ -55,6 +55,42 @@ def ssim(prediction: Tensor, target: Tensor, hole: Tensor) -> Tensor:
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x.square() + mean_y.square() + SSIM_C1)
     structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
     return _hole_mean(luminance * structure, hole)
+
+
+class GradientEnergies(NamedTuple):
+    """Mean squares of the differences between neighbours. Shape: float (B,) each.
+
+    `filled` and `truth` are between hidden pixels: their ratio is 1 where the filling is as sharp
+    as the truth and near 0 where it is a blur. `seam` and `seam_truth` are across the rim, between
+    a hidden and a visible pixel: a ratio above 1 is an edge that the truth does not have. Where an
+    image has no such pair, the mean is 0.
+    """
+
+    filled: Tensor
+    truth: Tensor
+    seam: Tensor
+    seam_truth: Tensor
+
+
+def gradient_energies(prediction: Tensor, target: Tensor, hole: Tensor) -> GradientEnergies:
+    """Differences to the right and to the bottom neighbour, with the prediction in the hole.
+
+    Shape:
+        prediction, target: float (B, 3, H, W); hole: bool (B, 1, H, W).
+    """
+    filled = torch.where(hole, prediction, target)
+    sums = [prediction.new_zeros(len(hole)) for _ in GradientEnergies._fields]
+    pairs = [torch.zeros_like(sums[0]) for _ in range(2)]
+    for dim in (2, 3):
+        size = hole.shape[dim] - 1
+        first, second = hole.narrow(dim, 0, size), hole.narrow(dim, 1, size)
+        for kind, where in enumerate((first & second, first ^ second)):
+            pairs[kind] += where.sum((1, 2, 3)) * target.shape[1]
+            for at, picture in ((2 * kind, filled), (2 * kind + 1, target)):
+                energy = picture.diff(dim=dim).square()
+                sums[at] += torch.where(where, energy, 0).sum((1, 2, 3))
+    means = [total / pairs[at // 2].clamp(min=1) for at, total in enumerate(sums)]
+    return GradientEnergies(*means)
 
 
 def _hole_mean(values: Tensor, hole: Tensor) -> Tensor:

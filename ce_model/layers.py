@@ -1,4 +1,4 @@
-"""Layers that torch does not have: the channel-wise fully-connected layer, a fast resize.
+"""Layers that torch does not have: channel-wise, fast resize, zero start, spectral norm.
 
 The channel-wise layer lets information travel across a whole feature map at a small part of the
 weights of a dense layer; a 1x1 convolution after it mixes the channels.
@@ -62,3 +62,45 @@ class BilinearResize(nn.Module):
     def extra_repr(self) -> str:
         """Size, for print(network)."""
         return f"side={self.side}"
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that begins at zero (`networks.init_weights`), so that it adds nothing.
+
+    Source: Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, arXiv:1901.09321.
+    """
+
+
+class SpectralConv2d(nn.Conv2d):
+    """A convolution with its weights divided by their largest singular value.
+
+    The value is followed by one power iteration per forward pass in training; in evaluation the
+    direction stays. Reads nothing back to the host.
+
+    Source: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018,
+    arXiv:1802.05957.
+    """
+
+    direction: Tensor
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        """Weights and direction are drawn by `networks.init_weights`."""
+        super().__init__(inputs, outputs, kernel, stride, padding)
+        self.register_buffer("direction", torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the scaled weights."""
+        return self._conv_forward(x, self.weight / self._largest(), self.bias)
+
+    def _largest(self) -> Tensor:
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1).float()
+            with torch.no_grad():
+                right = F.normalize(self.direction @ matrix, dim=0)
+                left = F.normalize(matrix @ right, dim=0)
+                if self.training:
+                    self.direction.copy_(left)
+            largest: Tensor = left @ matrix @ right
+            return largest

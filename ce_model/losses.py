@@ -1,8 +1,12 @@
 """Reconstruction, adversarial and joint loss, all computed in float32.
 
+The paper's adversarial loss is cross-entropy; preset `unet` is judged by patches with the hinge.
+
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, section 3.2; reductions and weights of train.lua.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +60,37 @@ def adversarial_loss(fake_logits: Tensor) -> Tensor:
         fake_logits: float (B,); result: ().
     """
     return F.softplus(-fake_logits.float()).mean()
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+    """max(0, 1 - real) + max(0, 1 + fake), averaged with shares that sum to 1.
+
+    Shape:
+        real, fake: verdicts, float (B, 1, h, w); share: the same; result: ().
+
+    Source: Lim and Ye, "Geometric GAN", 2017, arXiv:1705.02894.
+    """
+    return (share * (F.relu(1 - real.float()) + F.relu(1 + fake.float()))).sum()
+
+
+def hinge_adversarial_loss(fake: Tensor, share: Tensor) -> Tensor:
+    """-fake, averaged with shares that sum to 1: what the generator minimises. Shapes as above."""
+    return -(share * fake.float()).sum()
+
+
+def feature_matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Mean distance of the discriminator's features, averaged over its layers.
+
+    Shape:
+        fake, real: by layer, float (B, C, h, w); result: ().
+
+    Source: Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016,
+    arXiv:1606.03498; Wang et al., "pix2pixHD", CVPR 2018, arXiv:1711.11585, for the L1 distance.
+    """
+    distances = [
+        (mine.float() - other.float()).abs().mean() for mine, other in zip(fake, real, strict=True)
+    ]
+    return torch.stack(distances).mean()
 
 
 def joint_loss(reconstruction: Tensor, adversarial: Tensor, share: float) -> Tensor:

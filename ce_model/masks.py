@@ -12,6 +12,7 @@ integer, in the noise family held exactly by float32.
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, section 3.3. `random_region` is the noise family of the authors' code
 (train_random.lua); `random_region_shapes` stands for the paper's deformed segmentation shapes.
+`free_form` is not the paper's: what people paint over (see its own file).
 """
 
 import hashlib
@@ -24,23 +25,24 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Strategy = Literal["central", "random_block", "random_region", "random_region_shapes"]
-Mask = NDArray[np.bool_]
+from ce_model.free_form import free_form
+from ce_model.mask_shapes import MAX_SHAPES as MAX_SHAPES
+from ce_model.mask_shapes import MIN_SIZE as MIN_SIZE
+from ce_model.mask_shapes import Mask as Mask
+from ce_model.mask_shapes import draw_polygon, draw_shapes, raw_draws, visible
+
+Strategy = Literal["central", "random_block", "random_region", "random_region_shapes", "free_form"]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MASK_VERSION = 2  # part of dataset keys: raise it whenever a bit of any mask changes
 MAX_HIDDEN = 1 / 4  # share of the image that random blocks and shapes may hide, section 3.3
-MIN_SIZE = 32  # pixels; in less, a shape of an eighth may hide no pixel centre
 
 MAX_BLOCKS = 16  # draws, so that unlucky overlaps end
-MAX_SHAPES = 8
 CELL_PX = (50, 3)  # a noise cell is 50 / 3 px: 600 cells on the 10,000 px canvas of the code
 WEIGHT_ONE = 128  # fixed-point 1.0 of an interpolation weight
 NOISE_HALF_RANGE = 512  # noise is -512 to 511, so that sums stay exact: see _noise_weights
 NOISE_UNIT = 2**17  # of the sums: noise in it stays between -128 and 128
 SAMPLE_STRIDE = 61  # px, row-major; shares no factor with usual sides, so all columns are met
-NUM_VERTICES = 32  # of a random shape
-DIRECTION_ONE = 1024  # fixed-point 1.0 of a direction
 
 
 def make_mask(
@@ -70,7 +72,9 @@ def make_mask(
         return random_block(size, generator)
     if strategy == "random_region":
         return random_region(size, generator, share=share)
-    return random_region_shapes(size, generator)
+    if strategy == "random_region_shapes":
+        return random_region_shapes(size, generator)
+    return free_form(size, generator)
 
 
 def mask_seed(seed: int, strategy: Strategy, size: int, key: str, variant: int) -> int:
@@ -118,7 +122,7 @@ def _generator(
 
 def central(size: int) -> Mask:
     """Hide the centred square of half the side: rows and columns 32 to 95 of 128."""
-    mask = _visible(size)
+    mask = visible(size)
     start, side = (size - size // 2) // 2, size // 2
     mask[start : start + side, start : start + side] = True
     return mask
@@ -129,9 +133,9 @@ def random_block(size: int, generator: np.random.Generator) -> Mask:
 
     The paper gives neither number nor size; sides are 1/8 to 1/4 of the image here.
     """
-    mask = _visible(size)
+    mask = visible(size)
     room = int(MAX_HIDDEN * size**2)
-    draws = _raw(generator, 3 * MAX_BLOCKS).tolist()
+    draws = raw_draws(generator, 3 * MAX_BLOCKS).tolist()
     for draw_side, draw_top, draw_left in zip(*[iter(draws)] * 3, strict=True):
         side = size // 8 + draw_side % (size // 4 - size // 8 + 1)
         top, left = draw_top % (size - side + 1), draw_left % (size - side + 1)
@@ -168,7 +172,7 @@ def _region_pair(
 def _noise(size: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """Smooth noise, one value per pixel, row-major: exact, and between -128 and 128."""
     period, num_cells = CELL_PX[0], _noise_weights(size).shape[1]
-    draws = _raw(generator, 2 + math.ceil(num_cells**2 / 4))
+    draws = raw_draws(generator, 2 + math.ceil(num_cells**2 / 4))
     rows, down = _crop_weights(size, int(draws[0]) % period)
     columns, across = _crop_weights(size, int(draws[1]) % period)
     low = draws[2:].astype("<u8").view("<u2")[: num_cells**2] % (2 * NOISE_HALF_RANGE)
@@ -206,12 +210,12 @@ def _smallest(values: NDArray[np.float32], count: int) -> Mask:
 
 def random_region_shapes(size: int, generator: np.random.Generator) -> Mask:
     """Hide random closed shapes, stretched and sheared, pasted anywhere, up to a quarter in all."""
-    mask = _visible(size)
+    mask = visible(size)
     room = int(MAX_HIDDEN * size**2)
-    centers = (_raw(generator, 2 * MAX_SHAPES) % size).astype(np.int64).reshape(-1, 2).tolist()
-    for (row, column), corners in zip(centers, _shapes(size, generator), strict=True):
+    centers = (raw_draws(generator, 2 * MAX_SHAPES) % size).astype(np.int64).reshape(-1, 2).tolist()
+    for (row, column), corners in zip(centers, draw_shapes(size, generator), strict=True):
         reach = int(np.abs(corners).max()) // 16 + 2  # whole pixels, and one of margin
-        patch = _polygon(2 * reach, corners + 16 * reach)
+        patch = draw_polygon(2 * reach, corners + 16 * reach)
         top, left = row - reach, column - reach
         under = mask[max(top, 0) : top + 2 * reach, max(left, 0) : left + 2 * reach]
         patch = patch[max(-top, 0) :, max(-left, 0) :][: under.shape[0], : under.shape[1]]
@@ -225,17 +229,6 @@ def random_region_shapes(size: int, generator: np.random.Generator) -> Mask:
 def pack(mask: Mask) -> bytes:
     """One bit per pixel, row-major, first pixel in the highest bit (np.packbits)."""
     return np.packbits(mask).tobytes()
-
-
-def _visible(size: int) -> Mask:
-    if size < MIN_SIZE:
-        raise ValueError(f"mask size is {size} px; it must be {MIN_SIZE} or more")
-    return np.zeros((size, size), dtype=np.bool_)
-
-
-def _raw(generator: np.random.Generator, count: int) -> NDArray[np.uint64]:
-    """64 random bits each. NumPy may change what Generator methods draw, but not these."""
-    return np.asarray(generator.bit_generator.random_raw(count), dtype=np.uint64)
 
 
 @cache
@@ -283,52 +276,3 @@ def _cubic(distance: int, one: int) -> int:
     else:
         return 0
     return (value * WEIGHT_ONE + one**3) // (2 * one**3)
-
-
-@cache
-def _directions() -> NDArray[np.int64]:
-    """Unit vectors (NUM_VERTICES, 2) around the circle, in fixed point."""
-    angles = [2 * math.pi * vertex / NUM_VERTICES for vertex in range(NUM_VERTICES)]
-    # No entry lies near a rounding tie, so any libm gives these integers.
-    return np.array([[round(DIRECTION_ONE * f(a)) for f in (math.sin, math.cos)] for a in angles])
-
-
-def _shapes(size: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Corners (MAX_SHAPES, NUM_VERTICES, 2) of random closed shapes around (0, 0), in 1/16 px.
-
-    A circle whose radius follows smooth noise, then a random stretch and shear, all in integers.
-    No corner is further than size / 4 from the centre in either direction, so one shape alone
-    never hides more than a quarter.
-    """
-    raw = _raw(generator, MAX_SHAPES * (NUM_VERTICES + 4)).reshape(MAX_SHAPES, -1)
-    draws = (raw & 0xFFFF).astype(np.int64)
-    noise, draws = draws[:, 4:], draws[:, :4]
-    for _ in range(2):  # a closed moving average rounds the outline
-        noise = np.roll(noise, 1, 1) + 2 * noise + np.roll(noise, -1, 1)
-    lowest, highest = noise.min(1, keepdims=True), noise.max(1, keepdims=True)
-    radius = 1024 + 3072 * (noise - lowest) // (highest - lowest + 1)  # longest : shortest = 4
-    # Rows (64, shear) and (shear', 64 - stretch), in 1/64.
-    stretch, shear, shear_back = (draws[:, :3] % 33).T
-    ones = np.full(MAX_SHAPES, 64)
-    deform = np.stack([ones, shear - 16, shear_back - 16, ones - stretch], 1).reshape(-1, 2, 2)
-    corners = _directions() * radius[..., None] @ deform
-    reach = 4 * size * (4 + draws[:, 3] % 5) // 8  # size / 8 to size / 4, in 1/16 px
-    longest = np.abs(corners).max((1, 2))
-    scaled: NDArray[np.int64] = corners * reach[:, None, None] // longest[:, None, None]
-    return scaled
-
-
-def _polygon(side: int, corners: NDArray[np.int64]) -> Mask:
-    """Pixels (side, side) whose centre lies inside, by counting the edges to their left.
-
-    Corners are rows and columns in 1/16 px, none within a pixel of the border of the square.
-    """
-    following = np.roll(corners, -1, axis=0)
-    (top, at_top), (bottom, at_bottom) = corners.T[..., None], following.T[..., None]
-    line = 16 * np.arange(side) + 8
-    edge, row = np.nonzero((top <= line) != (bottom <= line))
-    start, height = top[edge, 0], (bottom - top)[edge, 0]
-    at = at_top[edge, 0] + (line[row] - start) * (at_bottom - at_top)[edge, 0] // height
-    crossings = np.bincount(row * side + (at + 7) // 16, minlength=side**2).astype(np.uint8)
-    # Every row has an even count, so the sum may run on through the rows.
-    return (np.cumsum(crossings, dtype=np.uint8) & 1).astype(np.bool_).reshape(side, side)

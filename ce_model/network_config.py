@@ -6,7 +6,7 @@ Nothing here imports torch, so that settings are read, checked and explained (`-
 from dataclasses import dataclass
 from typing import Literal
 
-Preset = Literal["alexnet", "inpaint"]
+Preset = Literal["alexnet", "inpaint", "unet"]
 Output = Literal["center", "full"]
 
 ALEXNET_SIDE = 227
@@ -21,9 +21,10 @@ class NetworkConfig:
     """Which context encoder is trained."""
 
     preset: Preset = "inpaint"
-    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images."""
+    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images; unet fills
+    any hole in an image of any size and is trained on 128 px."""
     output: Output = "center"
-    """What is predicted: the 64 px centre or the full image; alexnet predicts the full image."""
+    """What is predicted: the 64 px centre or the full image; only inpaint predicts a centre."""
     norm: Literal["batch", "lrn", "none"] = "batch"
     """Normalisation of alexnet; lrn is the layout of the reference CaffeNet."""
     groups: Literal[1, 2] = 1
@@ -39,14 +40,14 @@ class NetworkConfig:
             raise ValueError(f"network.dropout is {self.dropout}; it must be 0 or more, below 1")
         if self.bottleneck < 1:
             raise ValueError(f"network.bottleneck is {self.bottleneck}; it must be 1 or more")
-        if self.preset == "alexnet":
+        if self.preset != "inpaint":
             if self.output != "full":
                 raise ValueError(
                     f"network.output is {self.output}; it must be full with network.preset "
-                    "alexnet, which reconstructs the whole 227 px image"
+                    f"{self.preset}, which predicts the whole image"
                 )
             self._refuse_unused("bottleneck", self.bottleneck, BOTTLENECK)
-        else:
+        if self.preset != "alexnet":
             self._refuse_unused("norm", self.norm, "batch")
             self._refuse_unused("groups", self.groups, 1)
             self._refuse_unused("dropout", self.dropout, DROPOUT)
@@ -60,10 +61,18 @@ class NetworkConfig:
 
 
 def input_side(config: NetworkConfig) -> int:
-    """Side of the square image the encoder reads, pixels."""
+    """Side of the square image the encoder reads in training, pixels; see `takes_any_size`."""
     return ALEXNET_SIDE if config.preset == "alexnet" else INPAINT_SIDE
 
 
 def output_side(config: NetworkConfig) -> int:
     """Side of the square the decoder predicts, pixels."""
     return CENTER_SIDE if config.output == "center" else input_side(config)
+
+
+def takes_any_size(config: NetworkConfig) -> bool:
+    """Whether the network fills any hole in an image of any height and width.
+
+    Such a network reads the mask as a fourth channel.
+    """
+    return config.preset == "unet"

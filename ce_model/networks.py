@@ -1,9 +1,10 @@
-"""The two context encoders of the paper and their discriminator.
+"""The two context encoders of the paper and their discriminator; every network is built here.
 
 Preset `alexnet` learns features: a 227 px image through AlexNet to pool5, a channel-wise
 fully-connected layer, a 1x1 convolution and five up-convolutions back to 227 px. Preset `inpaint`
 fills holes: a 128 px image through a 4000-unit bottleneck to the 64 px centre or the whole 128 px
-image, with a DCGAN discriminator. Images are RGB in [-1, 1].
+image, with a DCGAN discriminator. Preset `unet`, which is not the paper's, fills any hole in an
+image of any size: see `unet`. Images are RGB in [-1, 1].
 
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, sections 3 and 5 and figure 9; layer tables of `train.lua` and
@@ -20,7 +21,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ce_model.layers import BilinearResize, ChannelwiseLinear
+from ce_model import unet
+from ce_model.layers import BilinearResize, ChannelwiseLinear, SpectralConv2d, ZeroConv2d
 
 # A network and its settings are asked for together; the settings alone need no torch.
 from ce_model.network_config import ALEXNET_SIDE as ALEXNET_SIDE
@@ -33,6 +35,8 @@ from ce_model.network_config import Output as Output
 from ce_model.network_config import Preset as Preset
 from ce_model.network_config import input_side as input_side
 from ce_model.network_config import output_side as output_side
+from ce_model.network_config import takes_any_size as takes_any_size
+from ce_model.patch_discriminator import PatchDiscriminator
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -45,24 +49,34 @@ class ContextEncoder(nn.Module):
 
     Shape:
         context: float (B, 3, S, S) in [-1, 1], S = input_side; result: float (B, 3, T, T) in the
-        same range, T = output_side (alexnet has a linear last layer and may leave the range).
+        same range, T = output_side (alexnet and unet have a linear last layer and may leave the
+        range). unet: context (B, 4, H, W), result (B, 3, H, W).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         """Build the layers; their weights are drawn by `init_weights`."""
         super().__init__()
-        alexnet = config.preset == "alexnet"
         self.config = config
-        self.encoder = _alexnet_encoder(config) if alexnet else _inpaint_encoder(config)
-        self.decoder = _alexnet_decoder(config) if alexnet else _inpaint_decoder(config)
+        self.encoder: nn.Sequential
+        self.decoder: nn.Module
+        if config.preset == "alexnet":
+            self.encoder, self.decoder = _alexnet_encoder(config), _alexnet_decoder(config)
+        elif config.preset == "inpaint":
+            self.encoder, self.decoder = _inpaint_encoder(config), _inpaint_decoder(config)
+        else:
+            self.encoder, self.decoder = unet.encoder(), unet.Decoder()
 
     def forward(self, context: Tensor) -> Tensor:
         """Predict the hidden pixels."""
-        prediction: Tensor = self.decoder(self.encoder(context))
+        prediction: Tensor
+        if isinstance(self.decoder, unet.Decoder):
+            prediction = self.decoder(context, self.encoder_features(context))
+        else:
+            prediction = self.decoder(self.encoder(context))
         return prediction
 
     def encoder_features(self, context: Tensor) -> dict[str, Tensor]:
-        """Activations by layer: conv1 to conv5 and pool5 of alexnet, e1 to e6 of inpaint.
+        """Activations by layer: conv1 to pool5 of alexnet, e1 to e6 of inpaint, e1 to e5 of unet.
 
         Convolutions are taken after their activation; e6 is (B, bottleneck).
         """
@@ -94,17 +108,22 @@ def build_generator(
     # is twice as fast and leaves the global random state alone.
     with torch.device("meta"):
         network = ContextEncoder(config)
-    std = None if config.preset == "alexnet" else DCGAN_STD
+    std = DCGAN_STD if config.preset == "inpaint" else None
     return _materialise(network, std, generator)
 
 
 def build_discriminator(
     config: NetworkConfig, *, generator: torch.Generator | None = None
-) -> nn.Sequential:
-    """A DCGAN discriminator for what the generator predicts: float (B, 3, T, T) -> logits (B,).
+) -> nn.Module:
+    """What judges the generator's predictions. Arguments as in `build_generator`.
 
-    The sigmoid is in the loss. Arguments as in `build_generator`.
+    For the paper's presets a DCGAN discriminator, float (B, 3, T, T) -> logits (B,), with the
+    sigmoid in the loss; for unet a `PatchDiscriminator`.
     """
+    if takes_any_size(config):
+        with torch.device("meta"):
+            judge = PatchDiscriminator()
+        return _materialise(judge, None, generator)
     side = output_side(config)
     # A 128 px image gets one more 64 -> 64 layer (train_random.lua); 227 px, which the paper
     # did not make converge, gets the same stack.
@@ -138,12 +157,20 @@ def init_weights(network: nn.Module, std: float | None, generator: torch.Generat
             module.reset_running_stats()
             nn.init.normal_(module.weight, 1.0, std or 0.0, generator=generator)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, ZeroConv2d):
+            nn.init.zeros_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | ChannelwiseLinear):
             spread = std or math.sqrt(2 / _fan_in(module))
             nn.init.normal_(module.weight, 0.0, spread, generator=generator)
             bias = getattr(module, "bias", None)
             if bias is not None:
                 nn.init.zeros_(bias)
+            if isinstance(module, SpectralConv2d):
+                nn.init.normal_(module.direction, generator=generator)
 
 
 def _fan_in(module: nn.Module) -> float:

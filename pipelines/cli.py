@@ -133,10 +133,16 @@ def _check_choices(config_type: type, args: Sequence[str], prefix: str = "--") -
 
 
 def _literal_choices(kind: Any) -> tuple[Any, ...]:
-    """The values of a Literal, also inside `tuple[Literal[...], ...]` and `Literal[...] | None`."""
+    """The values of a Literal, also inside `tuple[Literal[...], ...]` and `Literal[...] | None`.
+
+    None where other values are allowed beside them, as in `Literal[...] | tuple[float, ...]`.
+    """
     if get_origin(kind) is Literal:
         return get_args(kind)
-    inner = [choice for arg in get_args(kind) for choice in _literal_choices(arg)]
+    found = {arg: _literal_choices(arg) for arg in get_args(kind) if arg is not type(None)}
+    if not all(found.values()) and get_origin(kind) is not tuple:
+        return ()
+    inner = [choice for choices in found.values() for choice in choices]
     return (*inner, "None") if inner and type(None) in get_args(kind) else tuple(inner)
 
 

@@ -103,16 +103,26 @@ def fill(
     objective: Objective,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The images with their holes filled in: uint8 (B, S, S, 3). Visible pixels stay the same."""
+    """The images with their holes filled in: uint8 (B, S, S, 3). Visible pixels stay the same.
+
+    A network that takes any size (`networks.takes_any_size`) fills images of H x W px.
+    """
     prediction, _, hole = predict(
         generator, image, hidden, network=network, objective=objective, dtype=dtype
     )
     filled = image.clone()
-    start = (image.shape[1] - prediction.shape[2]) // 2
-    inner = slice(start, start + prediction.shape[2])
+    rows = _centred(prediction.shape[2], image.shape[1])
+    columns = _centred(prediction.shape[3], image.shape[2])
     pixels = prediction.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    filled[:, inner, inner] = torch.where(hole.permute(0, 2, 3, 1), pixels, image[:, inner, inner])
+    filled[:, rows, columns] = torch.where(
+        hole.permute(0, 2, 3, 1), pixels, image[:, rows, columns]
+    )
     return filled
+
+
+def _centred(size: int, whole: int) -> slice:
+    start = (whole - size) // 2
+    return slice(start, start + size)
 
 
 @contextmanager

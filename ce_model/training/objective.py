@@ -12,6 +12,10 @@ from ce_model.network_config import NetworkConfig, Preset
 from ce_model.training.optimization import Optimization
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
+UNET_RATE = 5e-4  # learning rate of the preset that is not the paper's
+DEFAULT_STRATEGY: dict[Preset, Strategy] = {
+    "alexnet": "random_region", "inpaint": "central", "unet": "free_form"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,12 @@ class Objective:
     """Pixels of a full output that count: the hidden ones or all. A centre always counts whole."""
     fill: tuple[float, float, float] = IMAGENET_MEAN
     """Colour of the hole in the input, RGB, 0 to 255; 117 104 123 is the order of train.lua."""
+    start: Literal["colour", "smooth"] = "colour"
+    """What stands in the hole of the input: the colour, or the surroundings drawn smoothly into it
+    (`push_pull`); an image without a visible pixel has the colour anyway."""
+    feature_matching: float = 0.0
+    """Weight, beside the joint loss, of the distance between what the discriminator's layers see of
+    the filled and of the real image; unet with an adversarial loss only."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -42,6 +52,11 @@ class Objective:
             raise ValueError(
                 f"objective.overlap is {self.overlap} px; it must be 0 to 16, so that at least "
                 "half the side of a 64 px centre stays hidden"
+            )
+        if self.feature_matching < 0 or (self.feature_matching and not self.adversarial):
+            raise ValueError(
+                f"objective.feature_matching is {self.feature_matching} with adversarial "
+                f"{self.adversarial}; it must be 0 or more, and 0 without a discriminator"
             )
         if self.ring_weight <= 0:
             raise ValueError(f"objective.ring_weight is {self.ring_weight}; it must be above 0")
@@ -57,17 +72,24 @@ class LearningRates(NamedTuple):
 
 
 def default_objective(network: NetworkConfig) -> Objective:
-    """The paper's loss: joint with a ring for a centre, joint over the image, or hole only."""
+    """The paper's loss: joint with a ring for a centre, joint over the image, or hole only.
+
+    unet, which is not the paper's, minimises the absolute error of the hole from a smooth start.
+    """
     if network.preset == "alexnet":
         return Objective(adversarial=0.0, overlap=0)
+    if network.preset == "unet":
+        return Objective(
+            reconstruction="l1", adversarial=0.0, overlap=0, region="hole", start="smooth"
+        )
     if network.output == "full":
         return Objective(overlap=0, region="image")
     return Objective()
 
 
 def default_strategy(preset: Preset) -> Strategy:
-    """Central holes for inpainting, random regions for features."""
-    return "random_region" if preset == "alexnet" else "central"
+    """Central holes for the paper's inpainting, random regions for features, any for unet."""
+    return DEFAULT_STRATEGY[preset]
 
 
 def default_shorter(network: NetworkConfig) -> int:
@@ -76,7 +98,12 @@ def default_shorter(network: NetworkConfig) -> int:
 
 
 def default_optimization(network: NetworkConfig) -> Optimization:
-    """Adam at a constant rate for the paper's networks, as in train.lua."""
+    """Adam at a constant rate for the paper's networks, as in train.lua.
+
+    unet, whose residuals have no batch norm to tame them, warms up, clips, and ends with a cosine.
+    """
+    if network.preset == "unet":
+        return Optimization(betas=(0.5, 0.99), schedule="cosine", warmup_steps=50, clip_norm=0.5)
     return Optimization()
 
 
@@ -86,11 +113,16 @@ def default_learning_rates(
     """The rates of train.lua, and for alexnet those reported for the paper."""
     if network.preset == "alexnet":
         generator = 1e-3 if strategy == "central" else 1e-4
+    elif network.preset == "unet":
+        return LearningRates(UNET_RATE, UNET_RATE)
     else:
         generator = 2e-3 if 0 < adversarial < 1 else 2e-4
-    return LearningRates(generator, discriminator_rate(generator, adversarial))
+    return LearningRates(generator, discriminator_rate(network, generator, adversarial))
 
 
-def discriminator_rate(generator: float, adversarial: float) -> float:
-    """A tenth of the generator's; without a reconstruction loss the same, as in train.lua."""
-    return generator if adversarial == 1 else generator / 10
+def discriminator_rate(network: NetworkConfig, generator: float, adversarial: float) -> float:
+    """A tenth of the generator's; without a reconstruction loss the same, as in train.lua.
+
+    The judge of unet, held by its spectral norm, learns as fast as the generator.
+    """
+    return generator if adversarial == 1 or network.preset == "unet" else generator / 10

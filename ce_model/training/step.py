@@ -22,14 +22,15 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ce_model.losses import adversarial_loss, discriminator_loss, joint_loss, reconstruction_loss
+from ce_model.losses import joint_loss, reconstruction_loss
 from ce_model.networks import NetworkConfig
-from ce_model.training.distributed import count_hidden, unwrap
+from ce_model.training.adversary import discriminator_verdict, generator_losses
+from ce_model.training.distributed import count_hidden
 from ce_model.training.objective import Objective
 from ce_model.training.optimization import Optimization, rate_factor
 from ce_model.training.optimizers import make_optimizer, set_learning_rate
 from ce_model.training.precision import autocast
-from ce_model.training.views import make_views
+from ce_model.training.views import Views, make_views
 from ce_model.training.weight_average import WeightAverage
 
 
@@ -138,7 +139,7 @@ def train_step(
         metrics |= _discriminator_step(
             networks.discriminator,
             optimizers.discriminator,
-            views.target,
+            views,
             prediction,
             dtype,
             optimizers.clip_norm,
@@ -150,9 +151,15 @@ def train_step(
     )
     joint = reconstruction
     if networks.discriminator is not None:
-        adversarial = _adversarial(unwrap(networks.discriminator), prediction, dtype)
+        adversarial, matching = generator_losses(
+            networks.discriminator, views, prediction, dtype,
+            matching=objective.feature_matching > 0,
+        )  # fmt: skip
         joint = joint_loss(reconstruction, adversarial, objective.adversarial)
         metrics["loss/adversarial"] = adversarial.detach()
+        if matching is not None:
+            joint = joint + objective.feature_matching * matching
+            metrics["loss/feature_matching"] = matching.detach()
     norm = _backward(joint, optimizers.generator, networks.generator)
     skip = torch.maximum(skip, _not_finite(norm))
     _clip(networks.generator, norm, optimizers.clip_norm)
@@ -171,43 +178,24 @@ def train_step(
 def _discriminator_step(
     discriminator: nn.Module,
     optimizer: torch.optim.Optimizer,
-    target: Tensor,
+    views: Views,
     prediction: Tensor,
     dtype: torch.dtype,
     clip_norm: float,
 ) -> dict[str, Tensor]:
-    # Real and predicted patches go through apart, each with its own batch statistics.
-    with autocast(target.device, dtype):
-        real = discriminator(target)
-        fake = discriminator(prediction.detach())
-    loss = discriminator_loss(real, fake)
+    loss, told = discriminator_verdict(discriminator, views, prediction, dtype)
     norm = _backward(loss, optimizer, discriminator)
     _clip(discriminator, norm, clip_norm)
     _step_unless(_not_finite(norm), optimizer)
-    real, fake = real.detach().float(), fake.detach().float()
-    return {
-        "loss/discriminator": loss.detach(),
-        "discriminator/real": real.sigmoid().mean(),
-        "discriminator/fake": fake.sigmoid().mean(),
-        "discriminator/accuracy": torch.cat([real > 0, fake < 0]).float().mean(),
-        "grad_norm/discriminator": norm,
-    }
-
-
-def _adversarial(discriminator: nn.Module, prediction: Tensor, dtype: torch.dtype) -> Tensor:
-    """The updated discriminator's verdict, with no gradients for its own weights."""
-    discriminator.requires_grad_(False)
-    with autocast(prediction.device, dtype):
-        logits = discriminator(prediction)
-    discriminator.requires_grad_(True)
-    return adversarial_loss(logits)
+    return {"loss/discriminator": loss.detach(), **told, "grad_norm/discriminator": norm}
 
 
 def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensor:
-    """Fresh gradients of the network, and their total norm."""
+    """Fresh gradients of the network, and their total norm: not finite where the loss is not."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    return get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    return norm + 0 * loss.detach()  # the hinge of nan has a gradient of 0
 
 
 def _clip(network: nn.Module, norm: Tensor, largest: float) -> None:

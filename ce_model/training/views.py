@@ -7,7 +7,8 @@ import torch.distributed
 from torch import Tensor
 
 from ce_model.mask_tensors import shrink
-from ce_model.networks import NetworkConfig, input_side, output_side
+from ce_model.networks import NetworkConfig, input_side, output_side, takes_any_size
+from ce_model.push_pull import smooth_fill
 from ce_model.training.objective import Objective
 
 
@@ -15,7 +16,8 @@ class Views(NamedTuple):
     """What the network sees and what it has to predict; colours in [-1, 1].
 
     Shape:
-        context: float (B, 3, S, S), channels_last, the hole filled with the mean colour.
+        context: float (B, 3, S, S), channels_last, the hole filled with the mean colour or the
+            smooth start; unet has the mask, 1 where hidden, as a fourth channel.
         target: float (B, 3, T, T), contiguous as the loss needs it.
         hole: bool (B, 1, T, T), True where the network saw nothing, in the frame of the target.
         weight: float (B, 1, T, T), weight of each pixel in the reconstruction loss.
@@ -32,24 +34,31 @@ def make_views(
 ) -> Views:
     """Hide pixels and cut out the target, on the device of the image.
 
-    For a centre output, `hidden` has to be the central mask: nothing else is predicted.
+    For a centre output, `hidden` has to be the central mask: nothing else is predicted. A network
+    that takes any size is given images of H x W px instead of S x S, and predicts all of them.
 
     Shape:
         image: uint8 (B, S, S, 3), RGB; hidden: bool (B, S, S).
     """
+    any_size = takes_any_size(network)
     side, target_side = input_side(network), output_side(network)
-    if image.shape[1:] != (side, side, 3) or hidden.shape != image.shape[:3]:
+    square = image.shape[1:3] == (side, side)
+    if image.shape[3:] != (3,) or hidden.shape != image.shape[:3] or not (square or any_size):
+        sides = "H, W" if any_size else f"{side}, {side}"
         raise ValueError(
             f"images have shape {tuple(image.shape)} and masks {tuple(hidden.shape)}; "
-            f"network.preset {network.preset} needs (B, {side}, {side}, 3) and (B, {side}, {side})"
+            f"network.preset {network.preset} needs (B, {sides}, 3) and (B, {sides})"
         )
     picture = image.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     hole = shrink(hidden, objective.overlap)
-    context = picture.clone()
-    for channel, value in enumerate(objective.fill):
-        context[:, channel].masked_fill_(hole, value / 127.5 - 1)
-    start = (side - target_side) // 2
-    inner = slice(start, start + target_side)
+    context = _with_start(picture, hole, objective)
+    if any_size:
+        context = torch.cat([context, hole.unsqueeze(1).float()], 1)
+        context = context.contiguous(memory_format=torch.channels_last)
+        inner = slice(None)
+    else:
+        start = (side - target_side) // 2
+        inner = slice(start, start + target_side)
     target, hole, hidden = (
         picture[..., inner, inner],
         hole[:, inner, inner],
@@ -59,3 +68,15 @@ def make_views(
     if objective.overlap:
         weight = weight.masked_fill(hidden & ~hole, objective.ring_weight)
     return Views(context, target.contiguous(), hole.unsqueeze(1), weight.unsqueeze(1))
+
+
+def _with_start(picture: Tensor, hole: Tensor, objective: Objective) -> Tensor:
+    """What stands in the hole before the network has seen it."""
+    if objective.start == "smooth":
+        # Filled on the device, since a CUDA graph cannot hold a copy from the host.
+        empty = torch.stack([picture.new_full((1, 1), v / 127.5 - 1) for v in objective.fill])
+        return smooth_fill(picture, hole.unsqueeze(1), empty)
+    context = picture.clone()
+    for channel, value in enumerate(objective.fill):
+        context[:, channel].masked_fill_(hole, value / 127.5 - 1)
+    return context

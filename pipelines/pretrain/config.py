@@ -53,24 +53,30 @@ class PretrainConfig:
     store: str = "store"
     """Folder or s3:// URI for datasets, checkpoints and models; with SQLite also the tracking."""
     preset: Preset = "inpaint"
-    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images."""
+    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images; unet fills
+    any hole in an image of any size."""
     strategy: Strategy | None = None
-    """Where the holes are; None: central for inpaint, random_region for alexnet."""
+    """Where the holes are; None: central for inpaint, random_region for alexnet, free_form for
+    unet."""
     adversarial: float | None = None
     """Weight of the adversarial loss; the reconstruction has the rest. 0 builds no discriminator.
-    None: 0.001 for inpaint, 0 for alexnet."""
+    None: 0.001 for inpaint, 0 for alexnet and unet."""
+    feature_matching: float | None = None
+    """Weight of the distance between what the discriminator sees of the filled and of the real
+    image; unet with an adversarial loss only. None: 0."""
     reconstruction: Literal["l2", "l1"] | None = None
-    """Distance between prediction and image; None: l2, as in the paper."""
+    """Distance between prediction and image; None: l1 for unet, l2 for the paper's presets."""
     region: Literal["hole", "image"] | None = None
-    """Where the reconstruction is scored. None: the hole for alexnet and for central holes, the
+    """Where the reconstruction is scored. None: the hole for alexnet, unet and central holes, the
     whole image for inpaint with random holes, as the reference code does."""
     overlap: int | None = None
     """Ring of known context, px, that a central prediction covers too; None: 4 with central holes
     of inpaint."""
     ring_weight: float | None = None
     """Weight of the ring against the hole; None: 10."""
-    fill: tuple[float, float, float] | None = None
-    """RGB 0..255 put into the hole; None: the dataset's mean colour."""
+    fill: tuple[float, float, float] | Literal["smooth", "colour"] | None = None
+    """What stands in the hole of the input: its surroundings drawn smoothly into it (smooth), the
+    dataset's mean colour (colour), or RGB 0..255. None: smooth for unet, colour for the others."""
     norm: Literal["batch", "lrn", "none"] = "batch"
     """Normalisation of alexnet."""
     groups: Literal[1, 2] = 1
@@ -114,7 +120,7 @@ class PretrainConfig:
     """Compile the networks with torch.compile."""
     shorter: int | None = None
     """Shorter side to which an image is resized before the random crop, px; 0 keeps the stored
-    size. None: 144 for inpaint, 0 for alexnet."""
+    size. None: 144 for inpaint and unet, 0 for alexnet."""
     window_rows: int = WINDOW_ROWS
     """Images shuffled at once."""
     num_workers: int = 1
@@ -230,11 +236,14 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         groups=config.groups,
         **_given(config, "dropout", "bottleneck"),
     )
+    usual = default_objective(network)
     objective = replace(
-        default_objective(network),
-        fill=config.fill or mean_rgb,
-        **_given(config, "reconstruction", "adversarial", "overlap", "ring_weight", "region"),
-    )
+        usual,
+        fill=config.fill if isinstance(config.fill, tuple) else mean_rgb,
+        start=usual.start if config.fill is None else _start(config.fill),
+        **_given(config, "reconstruction", "adversarial", "feature_matching", "overlap",
+                 "ring_weight", "region"),
+    )  # fmt: skip
     return Recipe(
         strategy=strategy,
         network=network,
@@ -243,6 +252,10 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         optimization=_optimization(config, default_optimization(network)),
         shorter=default_shorter(network) if config.shorter is None else config.shorter,
     )
+
+
+def _start(fill: Color | Literal["smooth", "colour"]) -> Literal["smooth", "colour"]:
+    return "smooth" if fill == "smooth" else "colour"
 
 
 def _given(config: PretrainConfig, *names: str) -> dict[str, Any]:
@@ -255,7 +268,7 @@ def _learning_rates(
     generator, discriminator = default_learning_rates(network, strategy, adversarial)
     if config.learning_rate is not None:
         generator = config.learning_rate
-        discriminator = discriminator_rate(generator, adversarial)
+        discriminator = discriminator_rate(network, generator, adversarial)
     if config.discriminator_learning_rate is not None:
         discriminator = config.discriminator_learning_rate
     return LearningRates(generator, discriminator)
@@ -268,4 +281,5 @@ def _optimization(config: PretrainConfig, usual: Optimization) -> Optimization:
         given = {"milestones": (), **given}
     elif not given.get("milestones", usual.milestones):
         given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
+    usual = replace(usual, warmup_steps=min(usual.warmup_steps, config.steps // 10))
     return replace(usual, **given)

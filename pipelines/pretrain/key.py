@@ -3,7 +3,7 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from ce_model.training import Optimization
+from ce_model.training import Objective, Optimization
 from pipelines import storage
 from pipelines.data.manifest import Manifest
 from pipelines.pretrain import config as learning
@@ -25,7 +25,7 @@ NOT_IN_KEY = {
     "tracking_uri",
     "experiment",
 }
-LATER = {field.name for field in fields(Optimization)}
+LATER = {field.name for field in fields(Optimization)} | {"start", "feature_matching"}
 """Settings that came after the first keys: in a key only where they depart from the paper's."""
 
 
@@ -42,18 +42,19 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
     return {
         **settings,
         **asdict(recipe.network),
-        **asdict(recipe.objective),
+        **{k: v for k, v in asdict(recipe.objective).items() if k not in LATER},
         "version": KEY_VERSION,
         "strategy": recipe.strategy,
         "learning_rate": generator,
         "discriminator_learning_rate": discriminator if recipe.objective.adversarial else None,
         "shorter": recipe.shorter,
-        **_departures(recipe.optimization),
+        **_departures(recipe.optimization, Optimization()),
+        **{k: v for k, v in _departures(recipe.objective, Objective()).items() if k in LATER},
     }
 
 
-def _departures(wanted: Optimization) -> dict[str, Any]:
-    usual = asdict(Optimization())
+def _departures(wanted: Any, paper: Any) -> dict[str, Any]:
+    usual = asdict(paper)
     return {name: value for name, value in asdict(wanted).items() if value != usual[name]}
 
 

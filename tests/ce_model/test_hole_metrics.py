@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from ce_model.hole_metrics import MAX_PSNR_DB, hole_errors, ssim
+from ce_model.hole_metrics import MAX_PSNR_DB, gradient_energies, hole_errors, ssim
 
 
 def _example(batch: int = 3, side: int = 32) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,3 +80,48 @@ def test_an_image_without_hidden_pixels_has_no_marks() -> None:
     hole[1] = False
     marks = [*hole_errors(prediction, target, hole), ssim(prediction, target, hole)]
     assert all(mark.isnan().tolist() == [False, True, False] for mark in marks)
+
+
+def _plain_energies(
+    filled: np.ndarray, truth: np.ndarray, hole: np.ndarray
+) -> tuple[float, float, float, float]:
+    inside, rim = [], []
+    height, width = hole.shape
+    for y in range(height):
+        for x in range(width):
+            for yy, xx in ((y + 1, x), (y, x + 1)):
+                if yy < height and xx < width and (hole[y, x] or hole[yy, xx]):
+                    pair = [((p[:, yy, xx] - p[:, y, x]) ** 2).mean() for p in (filled, truth)]
+                    (inside if hole[y, x] and hole[yy, xx] else rim).append(pair)
+    return (*np.mean(inside, axis=0), *np.mean(rim, axis=0))
+
+
+def test_gradient_energies_equal_a_plain_loop() -> None:
+    draw = torch.Generator().manual_seed(0)
+    prediction, target = (torch.rand(2, 3, 9, 12, generator=draw) for _ in range(2))
+    hole = torch.rand(2, 1, 9, 12, generator=draw) < 0.4
+    measured = gradient_energies(prediction, target, hole)
+    filled = torch.where(hole, prediction, target)
+    for number in range(2):
+        expected = _plain_energies(
+            filled[number].numpy(), target[number].numpy(), hole[number, 0].numpy()
+        )
+        found = [float(values[number]) for values in measured]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_blur_has_little_energy_and_a_patch_of_another_colour_a_seam() -> None:
+    target = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 2
+    hole = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    hole[..., 8:24, 8:24] = True
+    flat = gradient_energies(torch.ones_like(target), target, hole)
+    assert float(flat.filled) == 0
+    assert float(flat.seam) > 3 * float(flat.seam_truth)
+    same = gradient_energies(target, target, hole)
+    assert float(same.filled) == float(same.truth) > 0
+    assert float(same.seam) == float(same.seam_truth) > 0
+
+
+def test_an_image_without_a_hole_has_no_energy() -> None:
+    target, hole = torch.rand(1, 3, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    assert all(float(values) == 0 for values in gradient_energies(target, target, hole))

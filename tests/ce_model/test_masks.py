@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.path import Path as Outline
 
-from ce_model import masks
+from ce_model import mask_shapes, masks
 from ce_model.mask_tensors import apply_symmetry, shrink, unpack
 from ce_model.masks import (
     MAX_HIDDEN,
@@ -119,7 +119,7 @@ def test_mask_seeds_do_not_run_together() -> None:
         for key in ("", "1", "11", "1\0")
         for variant in (1, 11)
     }
-    assert len(seeds) == 2 * 4 * 2 * 4 * 2
+    assert len(seeds) == 2 * len(STRATEGIES) * 2 * 4 * 2
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,7 @@ def test_mask_seeds_do_not_run_together() -> None:
         ("random_block", "f8a5beb0a82526e9"),
         ("random_region", "8ac86100e206fc93"),
         ("random_region_shapes", "2881fcb38e3d494e"),
+        ("free_form", "aa947de28eaf6bfc"),
     ],
 )
 def test_masks_are_the_same_bits_on_every_machine(strategy: Strategy, digest: str) -> None:
@@ -163,9 +164,9 @@ def test_noise_sums_are_whole_numbers_that_float32_holds() -> None:
 
 def test_a_polygon_covers_the_pixel_centres_inside_its_outline() -> None:
     generator = np.random.default_rng(0)
-    for corners in np.concatenate([masks._shapes(64, generator) for _ in range(4)]):
+    for corners in np.concatenate([mask_shapes.draw_shapes(64, generator) for _ in range(4)]):
         outline = corners + 16 * 20
-        drawn = masks._polygon(40, outline)
+        drawn = mask_shapes.draw_polygon(40, outline)
         centers = 16 * np.stack(np.mgrid[:40, :40], -1).reshape(-1, 2) + 8
         inside = Outline(np.concatenate([outline, outline[:1]])).contains_points(centers)
         wrong = centers[drawn.ravel() != inside]
