@@ -92,7 +92,8 @@ class SpectralConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the scaled weights."""
-        return self._conv_forward(x, self.weight / self._largest(), self.bias)
+        result: Tensor = self._conv_forward(x, self.weight / self._largest(), self.bias)
+        return result
 
     def _largest(self) -> Tensor:
         with torch.autocast(self.weight.device.type, enabled=False):

@@ -22,6 +22,9 @@ TRAINED = {  # entries of model.json, and how the card calls them
 MEASURED = {
     "psnr_hole": "PSNR in the hole, dB",
     "psnr_mean_fill": "PSNR of the dataset's mean colour in the hole, dB",
+    "psnr_visible_mean": "PSNR of each image's own mean colour in the hole, dB",
+    "psnr_telea": "PSNR of Telea's method in the hole, dB",
+    "ssim_hole": "SSIM in the hole",
     "l1_hole": "L1 in the hole, share of the range",
     "l2_hole": "L2 in the hole, share of the range",
 }

@@ -61,6 +61,7 @@ class Reporter:
             networks = Networks(copy.deepcopy(networks.generator), None)
             self.settle(networks)
         self._untrained = validation.measure(networks.generator, self._pictures, self._look)
+        self._untrained |= validation.measure_classical(self._pictures, self._look)
         self._post_panel(0, networks)
         self._clock = time.perf_counter()
 
@@ -156,6 +157,8 @@ class Reporter:
         point = {f"validation/{name}": value for name, value in measured.items()}
         if "psnr_hole" in self._untrained:
             point["validation/psnr_untrained"] = self._untrained["psnr_hole"]
+        if "psnr_telea" in self._untrained:
+            point["validation/psnr_telea"] = self._untrained["psnr_telea"]
         self._record(step, point)
         self._post_panel(step, networks)
 

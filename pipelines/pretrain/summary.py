@@ -19,6 +19,14 @@ from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.task import Task
 from pipelines.tracking import models, runs
 
+WITHOUT = {
+    "psnr_visible_mean": "mean colour of the image",
+    "psnr_mean_fill": "mean colour of the dataset",
+    "psnr_telea": "Telea",
+    "psnr_untrained": "untrained network",
+}
+VALIDATION = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean",
+              "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam")  # fmt: skip
 SERVED_WITH = ("torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow")
 
 
@@ -38,7 +46,8 @@ def export_model(
     }
     validation = {
         name: last[f"validation/{name}"]
-        for name in ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_untrained")
+        for name in VALIDATION
+        if f"validation/{name}" in last  # a run that an earlier version began lacks some
     }
     info = {
         "strategy": task.recipe.strategy,
@@ -97,6 +106,27 @@ def describe_training(preset: str, holes: str, steps: int, batch_size: int, pict
     return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} images"
 
 
+def _looks(measured: dict[str, float]) -> str:
+    if "ssim_hole" not in measured:
+        return "not measured by the version that trained this"
+    return (
+        f"SSIM {measured['ssim_hole']:.3f}, sharpness {measured['sharpness']:.2f} and seam "
+        f"{measured['seam']:.2f} of the truth's"
+    )
+
+
+def shortfalls(measured: dict[str, float]) -> list[str]:
+    """What the fillings are not even as good as, in words."""
+    plain = measured.get("psnr_visible_mean")
+    if plain is None or measured["psnr_hole"] >= plain:
+        return []
+    return [
+        f"the fillings ({measured['psnr_hole']:.2f} dB) are worse than the mean colour of each "
+        f"image ({plain:.2f} dB), which needs no network: train for more --steps, or lower "
+        "--learning-rate"
+    ]
+
+
 def closing_table(summary: dict[str, Any], console: Console) -> None:
     """Print what a training reached, and where it left what it made."""
     table = Table(show_header=False, title="pretraining", title_justify="left")
@@ -114,9 +144,12 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
         "losses": "  ".join(
             f"{k.removeprefix('loss/')} {v:.4f}" for k, v in sorted(losses.items())
         ),
-        "PSNR of the hole": f"{measured['psnr_hole']:.2f} dB   (mean colour "
-        f"{measured['psnr_mean_fill']:.2f} dB, untrained {measured['psnr_untrained']:.2f} dB)",
+        "PSNR of the hole": f"{measured['psnr_hole']:.2f} dB",
+        "without training": "   ".join(
+            f"{what} {measured[name]:.2f} dB" for name, what in WITHOUT.items() if name in measured
+        ),
         "L1, L2 of the hole": f"{measured['l1_hole']:.2%}, {measured['l2_hole']:.2%}",
+        "looks": _looks(measured),
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
         f"{summary['data_wait_share']:.1%} of the time, peak memory {memory:.1f} GB",
     }
@@ -125,6 +158,8 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+    for warning in shortfalls(measured):
+        console.print(f"warning: {warning}", soft_wrap=True)
     for name, place in (
         ("panel", summary["panel"]),
         ("model", summary["model"]),

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ce_model import mask_tensors, training
-from ce_model.hole_metrics import hole_errors
+from ce_model.hole_metrics import gradient_energies, hole_errors, ssim
 from ce_model.networks import NetworkConfig
 from ce_model.training import Objective, fill, predict
+from pipelines.data import classical_fill
 
 PANEL_PICTURES = 8
 CHUNK = 64  # images evaluated at once
-COLUMNS = 4 + 4 * 3  # errors of an image; mean colours of filling and truth, and their squares
+MEASURED = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean", "ssim_hole",
+            "energy", "energy_truth", "seam", "seam_truth")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,38 +51,84 @@ def measure(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> 
     """Errors in the hole, averaged over the images of all ranks.
 
     Returns:
-        l1_hole, l2_hole on [0, 1] pixels; psnr_hole and psnr_mean_fill in dB, per image and then
-        averaged; variance_ratio: how far the hole's mean colour varies between images, in the
-        fillings as a share of the images' own. Images without a hidden pixel in the frame are
-        left out.
+        l1_hole, l2_hole on [0, 1] pixels; psnr_hole in dB, per image and then averaged, beside
+        psnr_mean_fill, that of the dataset's mean colour, and psnr_visible_mean, that of the mean
+        of the image's own visible pixels; ssim_hole; sharpness and seam: energy of the gradients in
+        the hole and across its rim, as a share of the truth's; variance_ratio: how far the hole's
+        mean colour varies between images, in the fillings as a share of the images' own. Images
+        without a hidden pixel in the frame are left out.
     """
-    mean_colour = (
-        torch.tensor(look.objective.fill, device=pictures.image.device).view(1, 3, 1, 1) / 255
-    )
-    rows = [torch.empty(0, COLUMNS, dtype=torch.float64, device=pictures.image.device)]
+    columns = len(MEASURED) + 4 * 3
+    rows = [torch.empty(0, columns, dtype=torch.float64, device=pictures.image.device)]
     for start in range(0, len(pictures.image), CHUNK):
         chunk = slice(start, start + CHUNK)
-        seen = predict(
-            generator, pictures.image[chunk], pictures.hidden[chunk],
-            **look._asdict()
-        )  # fmt: skip
-        errors = hole_errors(seen.prediction.clamp(0, 1), seen.target, seen.hole)
-        filled = hole_errors(mean_colour.expand_as(seen.target), seen.target, seen.hole)
-        measured = torch.stack([errors.l1, errors.l2, errors.psnr, filled.psnr], dim=1)
-        colours = [_hole_colour(x, seen.hole) for x in (seen.prediction.clamp(0, 1), seen.target)]
-        squares = [colour.square() for colour in colours]
-        row = torch.cat([measured.double(), *colours, *squares], dim=1)
+        image, hidden = pictures.image[chunk], pictures.hidden[chunk]
+        seen = predict(generator, image, hidden, **look._asdict())
+        filled = seen.prediction.clamp(0, 1)
+        errors = hole_errors(filled, seen.target, seen.hole)
+        colours = _dataset_colour(look, image.device), _visible_colour(image, hidden, look)
+        psnr = [
+            hole_errors(colour.expand_as(filled), seen.target, seen.hole).psnr for colour in colours
+        ]
+        energies = gradient_energies(filled, seen.target, seen.hole)
+        similarity = ssim(filled, seen.target, seen.hole)
+        measured = torch.stack([*errors, *psnr, similarity, *energies], dim=1)
+        means = [_hole_colour(x, seen.hole) for x in (filled, seen.target)]
+        squares = [colour.square() for colour in means]
+        row = torch.cat([measured.double(), *means, *squares], dim=1)
         rows.append(row[seen.hole.any(dim=(1, 2, 3))])
-    values = torch.cat(rows)
+    found = _mean_over_ranks(torch.cat(rows))
+    named, colour, square = found[:-12], found[-12:-6].view(2, 3), found[-6:].view(2, 3)
+    result = dict(zip(MEASURED, named.tolist(), strict=True))
+    result["sharpness"] = _ratio(result.pop("energy"), result.pop("energy_truth"))
+    result["seam"] = _ratio(result.pop("seam"), result.pop("seam_truth"))
+    variances = (square - colour.square()).sum(dim=1).clamp(min=0).tolist()
+    return result | {"variance_ratio": _ratio(*variances)}
+
+
+def measure_classical(pictures: FixedImages, look: EvalSettings) -> dict[str, float]:
+    """psnr_telea: what Telea's method, which needs no training, reaches on the same pixels, dB.
+
+    Nothing for preset alexnet, which learns features and is not after good fillings.
+    """
+    if look.network.preset == "alexnet":
+        return {}
+    hole = mask_tensors.shrink(pictures.hidden, look.objective.overlap).cpu()
+    rows = [torch.empty(0, 1, dtype=torch.float64)]
+    for image, where in zip(pictures.image.cpu().numpy(), hole, strict=True):
+        if where.any():
+            filled = classical_fill.telea(image, where.numpy())
+            prediction, target = (
+                torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in (filled, image)
+            )
+            rows.append(hole_errors(prediction, target, where[None, None]).psnr.double()[None])
+    values = torch.cat(rows).to(pictures.image.device)
+    return {"psnr_telea": float(_mean_over_ranks(values))}
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean of the rows (N, C) of all ranks: (C,), float64."""
     total = torch.cat([values.sum(dim=0), values.new_tensor([len(values)])])
     if training.num_ranks() > 1:
         torch.distributed.all_reduce(total)
-    means = total[:-1] / total[-1]
-    names = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill")
-    colour, square = means[4:10].view(2, 3), means[10:].view(2, 3)
-    filled_variance, own_variance = (square - colour.square()).sum(dim=1).clamp(min=0).tolist()
-    result = dict(zip(names, means[:4].tolist(), strict=True))
-    return result | {"variance_ratio": filled_variance / own_variance if own_variance else 1.0}
+    return total[:-1] / total[-1]
+
+
+def _ratio(mine: float, truth: float) -> float:
+    return mine / truth if truth else 1.0
+
+
+def _dataset_colour(look: EvalSettings, device: torch.device) -> Tensor:
+    return torch.tensor(look.objective.fill, device=device).view(1, 3, 1, 1) / 255
+
+
+def _visible_colour(image: Tensor, hidden: Tensor, look: EvalSettings) -> Tensor:
+    """Mean of what the network sees of each image: (N, 3, 1, 1); the dataset's if it is nothing."""
+    visible = mask_tensors.shrink(hidden, look.objective.overlap).logical_not().unsqueeze(-1)
+    count = visible.sum(dim=(1, 2))
+    mean = (image * visible).sum(dim=(1, 2)) / count.clamp(min=1) / 255
+    empty = _dataset_colour(look, image.device).view(1, 3)
+    return torch.where(count > 0, mean, empty).view(-1, 3, 1, 1)
 
 
 def _hole_colour(picture: Tensor, hole: Tensor) -> Tensor:

@@ -14,52 +14,34 @@ from skimage.feature import hog
 from skimage.restoration import inpaint_biharmonic
 
 from ce_model.transfer.metrics import nearest
+from pipelines.data.classical_fill import Hole, inside, mean_colour, navier_stokes, telea
 from pipelines.data.images import Picture
 
 Baseline = Literal[
     "mean colour", "Telea", "Navier-Stokes", "biharmonic", "shift-map (patches)", "FSR"
 ]
-Hole = NDArray[np.bool_]
 Fill = Callable[[Picture, Hole], Picture]
 
-RADIUS_PX = 5.0  # of Telea and Navier-Stokes
 HOG_CELL_PX = 8
-
-
-def mean_colour(picture: Picture, hole: Hole) -> Picture:
-    """The mean of the visible pixels of this image."""
-    filled = picture.copy()
-    filled[hole] = picture[~hole].mean(axis=0).round()
-    return filled
-
-
-def telea(picture: Picture, hole: Hole) -> Picture:
-    """Fast marching, Telea 2004."""
-    return _opencv(picture, hole, cv2.INPAINT_TELEA)
-
-
-def navier_stokes(picture: Picture, hole: Hole) -> Picture:
-    """Fluid dynamics, Bertalmio, Bertozzi, Sapiro 2001."""
-    return _opencv(picture, hole, cv2.INPAINT_NS)
 
 
 def biharmonic(picture: Picture, hole: Hole) -> Picture:
     """Biharmonic equation, as in scikit-image."""
     filled = inpaint_biharmonic(mean_colour(picture, hole), hole, channel_axis=2)
-    return _inside((filled.clip(0, 1) * 255).round().astype(np.uint8), picture, hole)
+    return inside((filled.clip(0, 1) * 255).round().astype(np.uint8), picture, hole)
 
 
 def shift_map(picture: Picture, hole: Hole) -> Picture:
     """Copied patches, He and Sun 2012: the nearest open stand-in for content-aware fill."""
     lab = cv2.cvtColor(mean_colour(picture, hole), cv2.COLOR_RGB2Lab)
     filled = cv2.cvtColor(_xphoto(lab, hole, cv2.xphoto.INPAINT_SHIFTMAP), cv2.COLOR_Lab2RGB)
-    return _inside(filled, picture, hole)
+    return inside(filled, picture, hole)
 
 
 def frequency_selective(picture: Picture, hole: Hole) -> Picture:
     """Frequency-selective reconstruction, Genser, Seiler, Schilling, Kaup 2018."""
     filled = _xphoto(mean_colour(picture, hole), hole, cv2.xphoto.INPAINT_FSR_FAST)
-    return _inside(filled, picture, hole)
+    return inside(filled, picture, hole)
 
 
 FILLS: dict[Baseline, Fill] = {
@@ -109,20 +91,9 @@ def neighbour_fill(
     return filled
 
 
-def _opencv(picture: Picture, hole: Hole, how: int) -> Picture:
-    filled = cv2.inpaint(mean_colour(picture, hole), hole.astype(np.uint8), RADIUS_PX, how)
-    return _inside(filled, picture, hole)
-
-
 def _xphoto(picture: Picture, hole: Hole, how: int) -> Picture:
     """cv2.xphoto counts the other way round: 0 is hidden."""
     cv2.setRNGSeed(0)
     filled = np.empty_like(picture)
     cv2.xphoto.inpaint(picture, np.where(hole, 0, 255).astype(np.uint8), filled, how)
     return filled
-
-
-def _inside(filled: Picture, picture: Picture, hole: Hole) -> Picture:
-    """Visible pixels stay as they are."""
-    pasted: Picture = np.where(hole[:, :, None], filled, picture)
-    return pasted

@@ -614,13 +614,14 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) ->
     of_others: dict[str, dict[str, Any]] = {
         "momentum": {"optimizer": "sgd"},
         "milestones": {"schedule": "step"},
+        "feature_matching": {"preset": "unet", "strategy": "central", "adversarial": 0.1},
     }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures"}
     names = {field.name for field in fields(PretrainConfig)}
     assert of_inpaint.keys() | of_alexnet.keys() | of_others.keys() == names - of_the_driver
     for name, needed in of_others.items():
-        value = {"momentum": 0.5, "milestones": (7,)}[name]
+        value = {"momentum": 0.5, "milestones": (7,), "feature_matching": 2.0}[name]
         first, second = made(**needed), made(**needed, **{name: value})
         assert first[0] != second[0] and first[1] != second[1], name
     for preset, changes in (("inpaint", of_inpaint), ("alexnet", of_alexnet)):

@@ -86,3 +86,27 @@ def test_a_panel_shows_what_the_network_saw_and_fills_that_hole_alone() -> None:
     for name in ("input", "output"):
         np.testing.assert_array_equal(shown[name][~hole], some.image.numpy()[~hole])
     assert (shown["output"][hole] == 128).all()
+
+
+def test_the_image_is_held_against_its_own_mean_and_telea() -> None:
+    some = pictures(2)
+    image = some.image.clone()
+    image[0] = 90  # one colour: everything but the grey filling is right
+    measured = validation.measure(Grey(), FixedImages(image[:1], some.hidden[:1]), LOOK)
+    assert measured["psnr_visible_mean"] > 60 > measured["psnr_mean_fill"]
+    assert measured["sharpness"] == 1.0  # no gradient in either
+    assert measured["seam"] == 1.0  # none in the truth: no ratio
+    telea = validation.measure_classical(FixedImages(image[:1], some.hidden[:1]), LOOK)
+    assert telea["psnr_telea"] > 40  # OpenCV's method rounds
+
+
+def test_telea_counts_images_with_a_hole_and_its_error_is_that_of_the_hole() -> None:
+    some = pictures(3)
+    hidden = some.hidden.clone()
+    hidden[2] = False
+    all_of_them = validation.measure_classical(FixedImages(some.image, hidden), LOOK)
+    with_hole = validation.measure_classical(FixedImages(some.image[:2], hidden[:2]), LOOK)
+    assert all_of_them == with_hole
+    assert 5 < with_hole["psnr_telea"] < 15  # noise cannot be guessed
+    alexnet = LOOK._replace(network=NetworkConfig(preset="alexnet", output="full"))
+    assert validation.measure_classical(some, alexnet) == {}
