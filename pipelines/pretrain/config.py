@@ -174,6 +174,11 @@ class PretrainConfig:
                 f"overlap is {self.overlap} px; it must be 0 with {recipe.strategy} holes of "
                 f"{self.preset}, since only the central prediction of inpaint covers a ring"
             )
+        if self.feature_matching and self.preset != "unet":
+            raise UserError(
+                f"feature_matching is {self.feature_matching} with preset {self.preset}; it must "
+                "be 0: only the discriminator of preset unet has features to match"
+            )
         if self.shorter and self.shorter < recipe.side:
             raise UserError(
                 f"shorter is {self.shorter} px; it must be 0 or at least {recipe.side}, the side "
