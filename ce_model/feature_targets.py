@@ -93,4 +93,5 @@ def as_image(target: Target, values: Tensor, truth: Tensor) -> Tensor:
 
 def _split(values: Tensor) -> Tensor:
     """Hog vectors of cells (B, 108, G, G) -> histograms (B, 3, 9, 2G, 2G)."""
-    return F.pixel_shuffle(values, HOGS).unflatten(1, (3, hog.NUM_DIRECTIONS))
+    counted = F.pixel_shuffle(values, HOGS)
+    return counted.reshape(len(values), 3, hog.NUM_DIRECTIONS, *counted.shape[2:])
