@@ -23,6 +23,7 @@ ONLY_IN = {
         "pipelines/tracking/runs.py",
         "pipelines/tracking/recorder.py",
         "pipelines/tracking/models.py",
+        "pipelines/tracking/reports.py",
         "pipelines/tracking/registry.py",
         "pipelines/models/pyfunc.py",
     },

@@ -1,7 +1,6 @@
 """One cell of a sweep: an arm with a seed, trained and measured as stages of a graph."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,15 +8,14 @@ from pipelines.ablation.config import AblateConfig, Cell, pretraining
 from pipelines.data.manifest import read_manifest
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
-from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.models import checkpoint, resolve
 from pipelines.models.resolve import ModelRef
 from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.key import pretrain_key
-from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
+from pipelines.pretrain.run import stage_uri
 from pipelines.tracking.scores import scores_of
-from pipelines.workflow import graph
+from pipelines.workflow import graph, stages
 from pipelines.workflow.graph import Stage, StageOutcome
 
 CURVE = "validation/psnr_hole"
@@ -101,20 +99,17 @@ def evaluation_config(config: AblateConfig, cell: Cell, data: str) -> EvaluateCo
 
 def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> dict[str, Any]:
     """Stage: pretrain one cell; the summary, final when it is committed, and the curve."""
-    summary = pretrain_model(config, data)
-    stage = stage_uri(config.store, summary["key"])
-    found = checkpoint.latest(stage)
+    summary = stages.train(config, data)
+    found = checkpoint.latest(stage_uri(config.store, summary["key"]))
     history = found.state["history"] if found else []
     curve = [[r["step"], r["values"][CURVE]] for r in history if CURVE in r["values"]]
-    return {**summary, "curve": curve, "delivered": is_committed(stage)}
+    return {**summary, "curve": curve}
 
 
 def measure(inputs: Mapping[str, Any], *, config: EvaluateConfig, trained: str) -> dict[str, Any]:
     """Stage: evaluate one cell; its scores by name."""
-    summary = inputs[trained]
-    model = summary["tracking_run_id"] if graph.is_delivered(summary) else summary["model"]
-    found = evaluation.evaluate_models(replace(config, model=(f"{config.model[0]}={model}",)))
-    scores = scores_of([found], summary["weights_sha256"]).values
+    found = stages.evaluate(config, config.model[0], inputs[trained])
+    scores = scores_of([found], inputs[trained]["weights_sha256"]).values
     return {"scores": scores, "delivered": graph.is_delivered(found)}
 
 

@@ -1,6 +1,5 @@
 """A sweep's report and figures in MLflow."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +12,20 @@ from pipelines.ablation.config import AblateConfig
 from pipelines.errors import UserError, first_line
 from pipelines.tracking import registry, runs
 from pipelines.tracking.client import client, tracking_uri
+from pipelines.tracking.reports import Report
 
 
 def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console) -> None:
     """Write the report to the store and log it to MLflow."""
     home = storage.join(storage.absolute(config.store), "ablate", found["key"][:16])
-    page = report.page(found, _panels(found)).encode()
-    text = (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
-    storage.publish(storage.join(home, "ablation.html"), page)
-    storage.publish(storage.join(home, "ablation.json"), text)
+    written = Report("ablation", report.page(found, _panels(found)), found)
+    place = written.write(home)
     console.print(report.table(found))
     console.print(found["verdict"])
-    console.print(f"report: {storage.join(home, 'ablation.html')}", soft_wrap=True)
+    console.print(f"report: {place}", soft_wrap=True)
     uri = tracking_uri(config.tracking_uri, config.store)
     try:
-        missing = _log(config, found, uri, page, text)
+        missing = _log(config, found, uri, written)
     except Exception as error:  # the sweep is done and stored; a server that is away costs nothing
         reason = first_line(error)
         console.print(f"warning: {uri} does not have the sweep yet ({reason}); run it again later")
@@ -46,9 +44,7 @@ def _panels(found: dict[str, Any]) -> dict[str, bytes]:
     }
 
 
-def _log(
-    config: AblateConfig, found: dict[str, Any], uri: str, page: bytes, text: bytes
-) -> list[str]:
+def _log(config: AblateConfig, found: dict[str, Any], uri: str, written: Report) -> list[str]:
     """Parent run with the report, one child per cell; the training runs lie below the children.
 
     Returns:
@@ -84,8 +80,7 @@ def _log(
                     missing.append(f"{name}, {cell['steps']} steps")
         for tag in ("verdict", "mlflow.note.content"):  # a column of the list, and the description
             server.set_tag(parent, tag, found["verdict"])
-        runs.log_bytes(server, parent, "ablation.html", page)
-        runs.log_bytes(server, parent, "ablation.json", text)
+        written.log(server, parent)
     return missing
 
 

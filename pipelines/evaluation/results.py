@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import storage
+from pipelines.storage import commits
 
 Row = dict[str, str | float | None]
-COMMIT = "commit.json"
 
 
 class Measured(NamedTuple):
@@ -37,16 +37,13 @@ def stage_uri(store: str, key: str) -> str:
 
 def find_committed(uri: str) -> Measured | None:
     """The result at a stage's folder, without its figures; None when it is not finished."""
-    commit = storage.join(uri, COMMIT)
-    if not storage.exists(commit):
-        return None
-    found = storage.read_json(commit)
-    return Measured(found["rows"], found["notes"], {})
+    found = commits.read_commit(uri)
+    return None if found is None else Measured(found["rows"], found["notes"], {})
 
 
 def read_figures(uri: str) -> dict[str, bytes]:
     """The figures of a committed stage, as they were made one after the other."""
-    names = storage.read_json(storage.join(uri, COMMIT))["figures"]
+    names = storage.read_json(commits.commit_uri(uri))["figures"]
     made = sorted(names.items(), key=itemgetter(1))  # JSON sorts by title, files are numbered
     return {title: storage.read_bytes(storage.join(uri, name)) for title, name in made}
 
@@ -59,7 +56,7 @@ def commit(uri: str, measured: Measured) -> None:
         storage.publish(storage.join(uri, names[title]), data)
     content = {"rows": plain(measured.rows), "notes": measured.notes, "figures": names}
     try:
-        storage.publish_json(storage.join(uri, COMMIT), content, exclusive=True)
+        storage.publish_json(commits.commit_uri(uri), content, exclusive=True)
     except FileExistsError:
         return
 

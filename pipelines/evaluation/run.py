@@ -1,6 +1,5 @@
 """The evaluation stage: measure what is missing, in parallel, then write the report."""
 
-import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,7 +26,8 @@ from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking.client import client, describe_error, tracking_uri
 from pipelines.tracking.recorder import Recorder
-from pipelines.tracking.runs import RunSpec, log_bytes
+from pipelines.tracking.reports import Report
+from pipelines.tracking.runs import RunSpec
 
 NAME_WIDTH = 16  # characters of a line of a row's name, at the least
 ABOUT = {
@@ -186,11 +186,10 @@ def _publish(
     key = storage.content_key([s["stages"] for s in found["sections"]] + [found["models"]])
     home = storage.join(storage.absolute(config.store), "evaluate", "reports", key[:16])
     found = {**found, "at": _made_at(home)}
-    page = report.page(found, figures).encode()
-    text = (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
-    for folder in [home, *([config.report] if config.report else [])]:
-        storage.publish(storage.join(folder, "report.html"), page)
-        storage.publish(storage.join(folder, "report.json"), text)
+    written = Report("report", report.page(found, figures), found)
+    place = written.write(home)
+    if config.report:
+        place = written.write(config.report)
     spec = RunSpec(
         uri=uri,
         store=config.store,
@@ -202,13 +201,12 @@ def _publish(
     )
     recorder = Recorder(spec)
     recorder.metrics(metrics_of(found), step=0)
-    recorder.artifact("report.html", page)
-    recorder.artifact("report.json", text)
+    for name, data in written.files().items():
+        recorder.artifact(name, data)
     outcome = recorder.finish("FINISHED")
     _table(found, console)
-    console.print(f"report: {storage.join(home, 'report.html')}", soft_wrap=True)
-    attached = {"report.html": page, "report.json": text}
-    problem = outcome.problem or _attach(attached, f"evaluation/{key[:8]}", uri, subjects)
+    console.print(f"report: {place}", soft_wrap=True)
+    problem = outcome.problem or _attach(written, f"evaluation/{key[:8]}", uri, subjects)
     if problem is not None:
         console.print(f"warning: MLflow does not have it yet ({problem})", soft_wrap=True)
     return problem is None
@@ -222,16 +220,15 @@ def _made_at(home: str) -> str:
 
 
 def _attach(
-    files: dict[str, bytes], folder: str, uri: str, subjects: list[tuple[ModelRef, int]]
+    written: Report, folder: str, uri: str, subjects: list[tuple[ModelRef, int]]
 ) -> str | None:
-    """Give files to the runs that the models came from; returns why they do not have them."""
+    """Give a report to the runs that the models came from; returns why they do not have them."""
     try:
         server = client(uri)
         # A run that the server did not tell at the start is asked for again.
         runs = [s.run_id or run_of(s.uri, uri) for s, _ in subjects if s.uri]
         for run_id in dict.fromkeys(run for run in runs if run):
-            for name, data in files.items():
-                log_bytes(server, run_id, f"{folder}/{name}", data)
+            written.log(server, run_id, folder)
     except Exception as error:  # whatever the server does, the measurements are done
         return describe_error(uri, error)
     return None

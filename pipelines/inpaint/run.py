@@ -26,6 +26,7 @@ from pipelines.models import files
 from pipelines.models.files import LoadedModel
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
+from pipelines.storage import commits
 from pipelines.tracking import client, models
 
 KEY_VERSION = 2
@@ -34,7 +35,7 @@ KEY_VERSION = 2
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-COMMIT, JOB = "commit.json", "job.json"
+JOB = "job.json"
 
 
 Sources = dict[str, list[int | None]]
@@ -53,7 +54,7 @@ def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
     key = _key(config, names, files.load_model(model_uri))
     todo = [name for name in names if not storage.exists(storage.join(output, output_uri(name)))]
     _claim(output, key, sources, set(names) - set(todo))
-    commit = storage.join(output, COMMIT)
+    commit = commits.commit_uri(output)
     if storage.exists(commit):
         done: dict[str, Any] = storage.read_json(commit)
         if done["faults"].keys() >= set(todo):
@@ -151,8 +152,10 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
     Raises:
         UserError: it holds what another job, or this one with other images or masks, made.
     """
-    uri, commit = storage.join(output, JOB), storage.join(output, COMMIT)
-    held = [output_uri(min(filled))] if filled else [COMMIT] if storage.exists(commit) else []
+    uri, commit = storage.join(output, JOB), commits.commit_uri(output)
+    held = (
+        [output_uri(min(filled))] if filled else [commits.COMMIT] if storage.exists(commit) else []
+    )
     if held and not storage.exists(uri):
         raise UserError(
             f"output is '{output}', which holds {held[0]} already, and not from a job of this "

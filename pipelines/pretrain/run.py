@@ -26,12 +26,10 @@ from pipelines.pretrain.summary import (
 from pipelines.pretrain.task import Task
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
+from pipelines.storage import commits
 from pipelines.tracking import runs
 from pipelines.tracking.client import client, describe_error, may_pass, tracking_uri
 from pipelines.tracking.recorder import Recorder
-
-COMMIT = "commit.json"
-
 
 DELIVERY_WAIT_S = 120.0  # for an MLflow server that is away when training has ended
 
@@ -43,7 +41,7 @@ def stage_uri(store: str, key: str) -> str:
 
 def is_committed(stage: str) -> bool:
     """Whether a training has ended and MLflow has all of it."""
-    return storage.exists(storage.join(stage, COMMIT))
+    return commits.is_committed(stage)
 
 
 def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     stage = stage_uri(config.store, key)
     uri = tracking_uri(config.tracking_uri, config.store)
     if is_committed(stage):
-        summary: dict[str, Any] = storage.read_json(storage.join(stage, COMMIT))
+        summary: dict[str, Any] = storage.read_json(commits.commit_uri(stage))
         console.print(f"already trained: {stage}")
     else:
         what = describe_training(
@@ -201,7 +199,7 @@ def _train(
         outcome = recorder.finish(status, wait_s=DELIVERY_WAIT_S if problem is None else 0.0)
     problem = problem or outcome.problem
     if problem is None:
-        storage.publish_json(storage.join(task.stage_uri, COMMIT), summary)
+        storage.publish_json(commits.commit_uri(task.stage_uri), summary)
     else:
         console.print(
             f"warning: MLflow does not have everything yet ({problem}). Nothing is lost: "

@@ -17,11 +17,9 @@ from typing import Any, Literal
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.runtime.progress import duration
+from pipelines.storage import commits
 
 FORMAT_VERSION = 2  # format 1 also has results that are not final
-
-
-COMMIT = "commit.json"
 
 
 NOT_FINAL = "MLflow was away; rerun the same command to deliver the rest"
@@ -133,16 +131,16 @@ def identity_of(stage: Stage, found: Mapping[str, str]) -> dict[str, Any]:
 
 def commit_uri(store: str, key: str) -> str:
     """Where the record of a finished stage lies."""
-    return storage.join(storage.absolute(store), "workflow", key[:16], COMMIT)
+    return commits.commit_uri(_folder(store, key))
 
 
 def read_commit(store: str, key: str) -> dict[str, Any] | None:
     """The record of a finished stage."""
-    uri = commit_uri(store, key)
-    if not storage.exists(uri):
-        return None
-    record: dict[str, Any] = storage.read_json(uri)
-    return record
+    return commits.read_commit(_folder(store, key))
+
+
+def _folder(store: str, key: str) -> str:
+    return storage.join(storage.absolute(store), "workflow", key[:16])
 
 
 def latest_uri(store: str, name: str) -> str:

@@ -18,7 +18,6 @@ from pipelines.data import manifest, sample_images
 from pipelines.errors import UserError, first_line
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
-from pipelines.evaluation import run as evaluation
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.task import TaskName
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
@@ -27,13 +26,12 @@ from pipelines.prepare.plan import listing
 from pipelines.prepare.sources.listing import pieces
 from pipelines.pretrain import key as learning
 from pipelines.pretrain.config import PretrainConfig, resolve_recipe
-from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import client, registry, runs
-from pipelines.workflow import graph
+from pipelines.workflow import graph, stages
 from pipelines.workflow.ensure_dataset import ensure_dataset
 from pipelines.workflow.execute import execute
 from pipelines.workflow.graph import Planned, Stage, StageOutcome
@@ -99,7 +97,7 @@ def run_workflow(config: WorkflowConfig) -> None:
         UserError: a stage failed; the message names it, and what the others made stays.
     """
     console = plain_console(soft_wrap=True)
-    wanted = stages(config)
+    wanted = graph_of(config)
     if config.until != "promote":
         last = [s.name for s in wanted if s.kind == config.until]
         kept = {s.name for name in last for s in graph.until(wanted, name)}
@@ -125,7 +123,7 @@ def run_workflow(config: WorkflowConfig) -> None:
         raise UserError("; ".join(f"stage {o.name} failed: {o.error}" for o in failed))
 
 
-def stages(config: WorkflowConfig) -> list[Stage]:
+def graph_of(config: WorkflowConfig) -> list[Stage]:
     """The graph. Settings hold no path, so that a moved store keeps its keys."""
     training = replace(
         config.pretrain,
@@ -134,9 +132,7 @@ def stages(config: WorkflowConfig) -> list[Stage]:
         tracking_uri=config.tracking_uri,
         experiment=config.experiment,
     )
-    measured = {
-        task: _evaluation(config, task, model="unknown", data="unknown") for task in config.tasks
-    }
+    measured = {task: _evaluation(config, task, data="unknown") for task in config.tasks}
     demanded = promotion_gates.read_gates(config.gates)
     evaluations = tuple(f"evaluate {task}" for task in config.tasks)
     follows = tuple(measured.values()) if config.until in ("evaluate", "promote") else ()
@@ -218,23 +214,20 @@ def train(
     subject = resolve.untrained_ref("model", "random", resolve_recipe(config).network)
     for requested in (replace(each, data=(data,)) for each in measured):
         plan.require_measurable([subject], requested, plan.layouts_of(requested))
-    summary = pretrain_model(config, data)
-    return {**summary, "delivered": is_committed(stage_uri(config.store, summary["key"]))}
+    return stages.train(config, data)
 
 
 def evaluate(
     inputs: Mapping[str, Any], *, config: WorkflowConfig, task: TaskName
 ) -> dict[str, Any]:
     """Stage: one measurement; its report is attached to the training run."""
-    summary = inputs["pretrain"]
-    model = summary["tracking_run_id"] if graph.is_delivered(summary) else summary["model"]
-    data = inputs["prepare"]["dataset"]
-    return evaluation.evaluate_models(_evaluation(config, task, model=model, data=data))
+    wanted = _evaluation(config, task, data=inputs["prepare"]["dataset"])
+    return stages.evaluate(wanted, "model", inputs["pretrain"])
 
 
-def _evaluation(config: WorkflowConfig, task: TaskName, *, model: str, data: str) -> EvaluateConfig:
+def _evaluation(config: WorkflowConfig, task: TaskName, *, data: str) -> EvaluateConfig:
     return EvaluateConfig(
-        model=(f"model={model}",),
+        model=("model=unknown",),  # the reference is known once it is trained
         data=(data,),
         tasks=(task,),
         store=config.store,

@@ -11,9 +11,8 @@ import torch
 from helpers import class_folders, noise_picture, write_pictures
 from rich.console import Console
 
-from pipelines import pretrain, storage
+from pipelines import storage
 from pipelines.ablation import publish, sweep
-from pipelines.ablation import run as ablation
 from pipelines.ablation.cells import cell_stages, evaluation_config, measure, train
 from pipelines.ablation.config import AblateConfig, Arm, Cell
 from pipelines.ablation.sweep import better_half, run_sweep, sweep_key
@@ -28,6 +27,7 @@ from pipelines.tracking import registry
 from pipelines.tracking.client import client, tracking_uri
 from pipelines.tracking.runs import RunSpec, experiment_id
 from pipelines.workflow import graph
+from pipelines.workflow import stages as workflow_stages
 
 
 def config(source: str, store: Path) -> AblateConfig:
@@ -145,7 +145,7 @@ def test_what_cannot_be_measured_is_refused_before_any_training(
     for number in range(6):
         noise_picture(tmp_path / "flat" / f"{number}.png", seed=number)
     wanted = replace(config(str(tmp_path / "flat"), tmp_path), adversarial=(0.0,), seeds=1)
-    monkeypatch.setattr(ablation.graph, "execute", None)  # would fail here
+    monkeypatch.setattr(sweep, "execute", None)  # would fail here
     with pytest.raises(UserError, match="task 'linear' needs labels of at least 2 classes"):
         run_sweep(replace(wanted, tasks=("inpainting", "linear")))
     labelled = str(class_folders(tmp_path / "labelled"))
@@ -178,7 +178,7 @@ def test_cells_that_are_compared_are_measured_in_one_precision(
         wanted.extend(stages)
         raise UserError("that is enough")
 
-    monkeypatch.setattr(ablation.graph, "execute", listed)
+    monkeypatch.setattr(sweep, "execute", listed)
     for precision in (None, "fp32"):
         with pytest.raises(UserError, match="enough"):
             run_sweep(replace(config(dataset_uri, tmp_path), precision=precision))
@@ -188,7 +188,7 @@ def test_cells_that_are_compared_are_measured_in_one_precision(
 
 def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = {"key": "k" * 64, "tracking_run_id": None, "model": "folder", "weights_sha256": "s"}
-    monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
+    monkeypatch.setattr(workflow_stages, "pretrain_model", lambda config, uri: summary)
     training = PretrainConfig(store=str(tmp_path))
     late = train({}, config=training, data="d")
     assert not graph.is_delivered(late)
@@ -199,7 +199,7 @@ def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.Monk
         measured.append(config.model)
         return {"models": [], "sections": [], "delivered": False}
 
-    monkeypatch.setattr(ablation.evaluation, "run", evaluate)
+    monkeypatch.setattr(workflow_stages, "evaluate_models", evaluate)
     cell = Cell(Arm("central", 0.0), 0, 6)
     requested = evaluation_config(config("d", tmp_path), cell, "d")
     assert not graph.is_delivered(measure({"t": late}, config=requested, trained="t"))

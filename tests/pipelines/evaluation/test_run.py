@@ -408,7 +408,7 @@ def probe(data: Path, network: NetworkConfig, **changes: Any) -> list[results.Ro
     job = Job(
         task="knn", subject=subject, holes=(), data_uri=str(data), database_uri=None, seed=0, uri=""
     )
-    return measure(job, requested).rows
+    return measure.measure_job(job, requested).rows
 
 
 def test_a_probe_reads_pictures_at_the_side_and_with_the_statistics_it_is_told(

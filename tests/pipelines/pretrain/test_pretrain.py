@@ -43,6 +43,7 @@ from pipelines.pretrain.task import Task
 from pipelines.promotion import run_files
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.mailbox import Failure, create_mailbox
+from pipelines.storage.commits import COMMIT
 from pipelines.tracking import runs
 from pipelines.tracking.client import client, global_server, tracking_uri
 
@@ -338,7 +339,7 @@ def test_a_server_that_goes_away_after_training_gets_model_summary_and_curve_lat
         assert client(uri).get_run(run_id).info.status == status
         finished = status == "FINISHED"
         assert ("rerun the same command" in " ".join(screen.getvalue().split())) != finished
-        assert Path(stage, run_module.COMMIT).exists() == finished
+        assert Path(stage, COMMIT).exists() == finished
     assert run_files.summary(uri, run_id) == summary
     assert summary["model_uri"] == "models:/m-1"
     curve = history({"tracking_uri": uri, "tracking_run_id": run_id}, "discriminator/accuracy")
@@ -396,7 +397,7 @@ def test_a_run_that_diverged_is_one_message_and_is_not_committed(
     with pytest.raises(UserError, match="diverged: up to step 12, 10 updates in a row were not"):
         run_module._train(PretrainConfig(), task, nothing, nothing, Console())
     assert ended == ["FAILED"]
-    assert not Path(tmp_path, run_module.COMMIT).exists()
+    assert not Path(tmp_path, COMMIT).exists()
 
 
 def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import write_pictures
 
-from pipelines import pretrain, storage
+from pipelines import storage
 from pipelines.ablation.config import AblateConfig
 from pipelines.ablation.sweep import run_sweep
 from pipelines.errors import UserError
@@ -17,8 +17,8 @@ from pipelines.pretrain import key
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.promotion.gates import Gates
 from pipelines.tracking import client, registry
-from pipelines.workflow import ensure_dataset, graph, run
-from pipelines.workflow.run import WorkflowConfig, run_workflow, source_key, stages
+from pipelines.workflow import ensure_dataset, graph, run, stages
+from pipelines.workflow.run import WorkflowConfig, graph_of, run_workflow, source_key
 
 
 @pytest.fixture
@@ -45,22 +45,22 @@ def config(pictures: Path, **options: object) -> WorkflowConfig:
 
 
 def test_a_setting_changes_its_stage_and_what_follows(pictures: Path) -> None:
-    before = graph.keys(stages(config(pictures)))
+    before = graph.keys(graph_of(config(pictures)))
     longer = replace(config(pictures).pretrain, steps=3)
-    after = graph.keys(stages(config(pictures, pretrain=longer)))
+    after = graph.keys(graph_of(config(pictures, pretrain=longer)))
     assert before["prepare"] == after["prepare"]
     assert all(
         before[name] != after[name] for name in ("pretrain", "evaluate inpainting", "promote")
     )
-    named = graph.keys(stages(config(pictures, name="other")))
+    named = graph.keys(graph_of(config(pictures, name="other")))
     assert [name for name in before if before[name] != named[name]] == ["promote"]
 
 
 def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) -> None:
-    before = graph.keys(stages(config(pictures)))
+    before = graph.keys(graph_of(config(pictures)))
     elsewhere = replace(config(pictures).pretrain, num_workers=2, log_every=1)
     store = str(tmp_path / "moved")
-    assert graph.keys(stages(config(pictures, pretrain=elsewhere, store=store))) == before
+    assert graph.keys(graph_of(config(pictures, pretrain=elsewhere, store=store))) == before
 
 
 def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) -> None:
@@ -81,13 +81,13 @@ def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) 
 def test_a_training_that_would_differ_has_another_key(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = graph.keys(stages(config(pictures)))
+    before = graph.keys(graph_of(config(pictures)))
     usual = learning.default_objective
     monkeypatch.setattr(learning, "default_objective", lambda n: replace(usual(n), overlap=0))
-    other_default = graph.keys(stages(config(pictures)))
+    other_default = graph.keys(graph_of(config(pictures)))
     monkeypatch.setattr(learning, "default_objective", usual)
     monkeypatch.setattr(key, "KEY_VERSION", key.KEY_VERSION + 1)
-    other_version = graph.keys(stages(config(pictures)))
+    other_version = graph.keys(graph_of(config(pictures)))
     assert len({k["pretrain"] for k in (before, other_default, other_version)}) == 3
     assert before["prepare"] == other_version["prepare"]
 
@@ -97,7 +97,7 @@ def test_a_training_is_final_when_it_is_committed(
 ) -> None:
     """Its summary may look whole although MLflow has not taken the last of it."""
     summary = {"key": "k" * 64, "tracking_run_id": "1" * 32, "model_uri": "models:/m-1"}
-    monkeypatch.setattr(pretrain, "run", lambda config, uri: summary)
+    monkeypatch.setattr(stages, "pretrain_model", lambda config, uri: summary)
     inputs = {"prepare": {"dataset": "d"}}
     training = PretrainConfig(store=str(tmp_path))
     assert not graph.is_delivered(run.train(inputs, config=training))
@@ -108,7 +108,7 @@ def test_a_training_is_final_when_it_is_committed(
 def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.evaluation, "run", lambda config: {"model": config.model})
+    monkeypatch.setattr(stages, "evaluate_models", lambda config: {"model": config.model})
     summary = {"tracking_run_id": "1" * 32, "model": "folder", "delivered": False}
     inputs = {"prepare": {"dataset": "d"}, "pretrain": summary}
     requested = config(pictures)
@@ -136,10 +136,10 @@ def test_what_cannot_be_measured_is_refused_before_the_training(
         trained.append(uri)
         return {"key": "k" * 64}
 
-    monkeypatch.setattr(pretrain, "run", train)
+    monkeypatch.setattr(stages, "pretrain_model", train)
 
     def pretrained(**options: object) -> None:
-        chain = {stage.name: stage for stage in stages(config(tmp_path / "flat", **options))}
+        chain = {stage.name: stage for stage in graph_of(config(tmp_path / "flat", **options))}
         chain["pretrain"].run({"prepare": chain["prepare"].run({})})
 
     with pytest.raises(UserError, match="task 'linear' needs labels of at least 2 classes"):
@@ -151,9 +151,9 @@ def test_what_cannot_be_measured_is_refused_before_the_training(
 
 
 def test_a_new_picture_changes_every_key(pictures: Path) -> None:
-    before = graph.keys(stages(config(pictures)))
+    before = graph.keys(graph_of(config(pictures)))
     write_pictures(pictures / "train", {"apple": 1}, first=500)
-    after = graph.keys(stages(config(pictures)))
+    after = graph.keys(graph_of(config(pictures)))
     assert all(before[name] != after[name] for name in before)
 
 

@@ -91,7 +91,7 @@ def test_fine_tuning_begins_with_pictures_of_all_classes(monkeypatch: pytest.Mon
         encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].mean((1, 2, 3))))
         rest[1]()
 
-    monkeypatch.setattr(finetune, "begin", begin)
+    monkeypatch.setattr(finetune, "initialise_head", begin)
     monkeypatch.setattr(finetune, "BEGIN_PICTURES", 2)
     monkeypatch.setattr(finetune, "optimise", lambda *_, **__: False)
     shades = [png(np.full((64, 64, 3), shade, np.uint8)) for shade in (0, 0, 255, 255)]
