@@ -110,6 +110,11 @@ class Manifest:
     """Counts the additions to the dataset; not part of the fingerprint."""
     source: str = ""
     """Where the images came from, for people; not part of the fingerprint."""
+    not_read: dict[str, int] = field(default_factory=dict)
+    """What was in the source and not read, by kind, when the last job read it; not part of the
+    fingerprint."""
+    contradictions: int = 0
+    """Duplicates whose twin has another class; not part of the fingerprint."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -132,6 +137,8 @@ class Manifest:
             "quarantined",
             "duplicates",
             "quarantine",
+            "not_read",
+            "contradictions",
         ):
             del seen[unseen]
         return storage.content_key(seen)

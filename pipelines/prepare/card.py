@@ -16,21 +16,23 @@ from pipelines import html_page, storage
 from pipelines.data import images
 from pipelines.data.manifest import Manifest, MaskSpec
 from pipelines.data.shards import read_row_group, row_groups
+from pipelines.prepare import class_facts
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.progress import console
+from pipelines.prepare.progress import console, counted
 
 CARD_JSON, CARD_HTML, SHEET = "card.json", "card.html", "card.png"
 SHEET_ROWS, TILE_PX, CAPTION_PX = 8, 128, 18
 TRACKING_WAIT_S = 60.0
 
 
-def write(uri: str, manifest: Manifest) -> None:
-    """Write the card of a committed dataset into its folder."""
+def write(uri: str, manifest: Manifest) -> dict[str, Any]:
+    """Write the card of a committed dataset into its folder; returns its facts."""
     facts = describe(uri, manifest)
     sheet = contact_sheet(uri, manifest)
     storage.publish(storage.join(uri, SHEET), sheet)
     storage.publish(storage.join(uri, CARD_HTML), _page(facts, sheet).encode())
     storage.publish_json(storage.join(uri, CARD_JSON), facts)  # last, as `complete` looks for it
+    return facts
 
 
 def complete(uri: str, manifest: Manifest) -> None:
@@ -58,6 +60,8 @@ def describe(uri: str, manifest: Manifest) -> dict[str, Any]:
         },
         "bytes_per_column": _bytes_per_column(uri, manifest),
         "pictures_per_class": by_class,
+        **class_facts.facts(by_class, manifest.classes, manifest.contradictions),
+        "not_read": manifest.not_read,
         "listed": manifest.listed,
         "written": manifest.written,
         "quarantined": manifest.quarantined,
@@ -78,7 +82,7 @@ def _rows_by_class(uri: str, manifest: Manifest, split: str) -> dict[str, int]:
         counts.update(read_row_group(uri, group, ["label"]).column("label").to_pylist())
     names = dict(enumerate(manifest.classes))
     return {
-        "(none)" if label is None else names[label]: count
+        class_facts.NO_CLASS if label is None else names[label]: count
         for label, count in sorted(counts.items(), key=lambda item: (item[0] is None, item[0]))
     }
 
@@ -148,6 +152,7 @@ def _page(facts: dict[str, Any], sheet: bytes) -> str:
             sheet,
         ),
         _splits(facts),
+        _warnings(facts),
         _remarks(facts),
         _columns(facts),
         _classes(facts),
@@ -175,6 +180,13 @@ def _splits(facts: dict[str, Any]) -> str:
         for split, count in facts["pictures"].items()
     ]
     return html_page.table("splits", ["split", "images", "shards", "MB"], rows)
+
+
+def _warnings(facts: dict[str, Any]) -> str:
+    _, count, which = class_facts.row(facts)
+    rows = [["classes", f"{count}: {which}"], *(["warning", text] for text in facts["warnings"])]
+    rows += [["not read", f"{count:,} {kind}"] for kind, count in facts["not_read"].items()]
+    return html_page.table("what to know of it", ["", ""], rows)
 
 
 def _remarks(facts: dict[str, Any]) -> str:
@@ -205,8 +217,8 @@ def _classes(facts: dict[str, Any]) -> str:
     return html_page.table("images per class", ["class", *splits], rows)
 
 
-def show(uri: str, manifest: Manifest) -> None:
-    """The closing table."""
+def show(uri: str, manifest: Manifest, facts: dict[str, Any]) -> None:
+    """The closing table, and what looks wrong."""
     console.print(f"dataset {uri}", soft_wrap=True)
     console.print(f"fingerprint {manifest.fingerprint}", soft_wrap=True)
     table = Table(show_header=False)
@@ -214,22 +226,24 @@ def show(uri: str, manifest: Manifest) -> None:
         table.add_column(overflow="fold")
     for split, files in manifest.splits.items():
         size = sum(file.bytes + sum(s.bytes for s in file.sidecars) for file in files)
-        count = f"{manifest.rows(split):,} images"
-        shards = f"{len(files)} shard{'' if len(files) == 1 else 's'}"
-        table.add_row(split, count, f"{shards}, {size / 1e6:,.1f} MB")
+        shards = f"{counted(len(files), 'shard')}, {size / 1e6:,.1f} MB"
+        table.add_row(split, counted(manifest.rows(split), "image"), shards)
+    table.add_row(*class_facts.row(facts))
     table.add_row(
         "listed",
-        f"{manifest.listed:,} images",
+        counted(manifest.listed, "image"),
         f"= {manifest.written:,} written + {manifest.quarantined:,} quarantined "
-        f"+ {manifest.duplicates:,} duplicates",
+        f"+ {counted(manifest.duplicates, 'duplicate')}",
     )
     for name, counts in (("quarantined", manifest.quarantine), ("converted", manifest.converted)):
         if counts:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
             table.add_row(name, f"{sum(counts.values()):,}", kinds)
     columns = ", ".join(f"{spec.column} x {spec.variants}" for spec in manifest.masks)
-    table.add_row("masks", f"{len(manifest.masks)} columns", columns)
+    table.add_row("masks", counted(len(manifest.masks), "column"), columns)
     console.print(table)
+    for warning in facts["warnings"]:
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
 def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
@@ -249,7 +263,7 @@ def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
             experiment="prepare",
             key=manifest.jobs[-1],
             name=f"prepare-{manifest.jobs[-1][:8]}",
-            params={"source": config.source, "dataset": uri, "rows": manifest.written},
+            params={"source": config.shown_source, "dataset": uri, "rows": manifest.written},
             dataset_uri=uri,
             dataset_fingerprint=manifest.fingerprint,
         )

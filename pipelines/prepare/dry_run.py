@@ -11,11 +11,12 @@ import psutil
 from rich.table import Table
 
 from pipelines.errors import UserError
-from pipelines.prepare import plan
+from pipelines.prepare import class_facts, plan
 from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.ingest import Shuffle
 from pipelines.prepare.normalise import Fault, normalise
 from pipelines.prepare.plan import Listing
-from pipelines.prepare.progress import console
+from pipelines.prepare.progress import console, counted
 from pipelines.prepare.shards import mask_cell, num_shards
 from pipelines.prepare.sources import tars
 from pipelines.prepare.sources.labels import Labels
@@ -31,15 +32,14 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     """Print what the job would do, from a sample spread over the source."""
     cv2.setNumThreads(1)
     faults: Counter[str] = Counter()
-    classes: set[str] = set()
+    by_class: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     read_bytes = stored_bytes = pictures = 0
     ends = [time.perf_counter()]
     for piece, member in islice(_spread(found), SAMPLE_PICTURES):
         pictures += 1
         size = len(member.data or b"")
         read_bytes += tars.BLOCK + tars.padded_size(size) if piece.kind == "tar" else size
-        class_name = member.class_name or (labels.of(member.key) if labels else None)
-        classes |= {class_name} if class_name else set()
+        _count(by_class, config, member.key, member.split, member.class_name, labels)
         try:
             if member.data is None:
                 raise member.fault or AssertionError
@@ -50,7 +50,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
             faults[fault.kind] += 1
         ends.append(time.perf_counter())
     if not pictures:
-        raise UserError(f"source is '{config.source}'; there is no image in what was sampled")
+        raise UserError(f"source is '{config.shown_source}'; there is no image in what was sampled")
     # The first ones load libraries and fill caches, which a long job does once.
     seconds = float(np.median(np.diff(ends)))
     good = max(pictures - faults.total(), 1)
@@ -58,12 +58,22 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     expected = found.pieces if is_files else round(found.bytes * pictures / max(read_bytes, 1))
     mask_bytes = sum(spec.bytes_per_mask * spec.variants for spec in config.masks)
     cores = psutil.cpu_count(logical=False) or 1
-    console.print(f"would prepare {config.source}", soft_wrap=True)
+    console.print(f"would prepare {config.shown_source}", soft_wrap=True)
     table = Table(show_header=False)
     about = "" if is_files else "about "
     table.add_row("images", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
-    kinds = f"{len(classes)} class{'' if len(classes) == 1 else 'es'}" if classes else "no class"
-    table.add_row("sampled", f"{pictures} images of {kinds}")
+    table.add_row("sampled", counted(pictures, "image"))
+    if is_files:  # all are known by name
+        by_class = {"train": Counter(), "val": Counter()}
+        for piece in found:
+            split = piece.split if found.has_validation else None
+            _count(by_class, config, piece.key, split, piece.class_name, labels)
+    names = tuple(sorted({*by_class["train"], *by_class["val"]} - {class_facts.NO_CLASS}))
+    classes = class_facts.facts(by_class, names)
+    for split, counts in by_class.items():
+        table.add_row(split, counted(counts.total(), "image") + ("" if is_files else " sampled"))
+    _, count, which = class_facts.row(classes)
+    table.add_row("classes", f"{count}: {which}" + ("" if is_files else ", of those sampled"))
     bad = ", ".join(f"{count} {kind}" for kind, count in faults.items())
     table.add_row("bad among them", bad or "none")
     shards = num_shards(
@@ -79,7 +89,22 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     needed = duration(seconds * expected / cores)
     table.add_row("time", f"about {needed} on {cores} cores, and some seconds to start Ray")
     console.print(table)
+    for warning in classes["warnings"]:
+        console.print(f"warning: {warning}", soft_wrap=True)
     console.print("nothing was written")
+
+
+def _count(
+    by_class: dict[str, Counter[str]],
+    config: PrepareConfig,
+    key: str,
+    split: str | None,
+    class_name: str | None,
+    labels: Labels | None,
+) -> None:
+    shuffle = Shuffle(config.seed, 1, config.validation_share, True)
+    listed = labels.of(key, split) if labels else None
+    by_class[split or shuffle.split(key)][listed or class_name or class_facts.NO_CLASS] += 1
 
 
 def _spread(found: Listing) -> Iterator[tuple[Piece, Member]]:

@@ -1,8 +1,9 @@
 """Adding to a dataset: what it holds already, and the sum of old and new."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.prepare import digests, ingest
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.digests import Digests
-from pipelines.prepare.ingest import ExistingImages
+from pipelines.prepare.ingest import ExistingImages, Labelling
 
 BATCH_ROWS = 4096
 
@@ -27,17 +28,18 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
         UserError: the dataset was made with other settings.
     """
     if old is None:
-        empty = np.empty(0, "S16")
-        ingest.write_existing(work, ExistingImages(empty, empty, empty))
+        empty, none = np.empty(0, "S16"), np.empty(0, np.int32)
+        ingest.write_existing(work, ExistingImages(empty, none, empty, none, empty, ()))
         return
     for name, there, wanted in (
         ("stored_side", old.stored_side, config.stored_side),
         ("seed", old.seed, config.seed),
     ):
         if there != wanted:
+            flag = "--" + name.replace("_", "-")
             raise UserError(
-                f"prepare.{name} is {wanted}; the dataset in '{uri}' was made with {there}, and "
-                "added images must be like those in it. Use that, or another output"
+                f"{flag} is {wanted}; the dataset in '{uri}' was made with {there}, and added "
+                "images must be like those in it. Use that, or another output"
             )
     if set(old.masks) != set(config.masks):
         held = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
@@ -46,9 +48,11 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
             f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
             f"python jobs/prepare.py --source {uri}{_mask_flags(config)}"
         )
-    keys = digests.sorted_set(digests.of_key(key) for key in _column(uri, old, "key"))
+    keys, key_labels = _labelled(uri, old, "key", digests.of_key)
+    contents, content_labels = _labelled(uri, old, "sha256", digests.of_content)
     aside = digests.sorted_set(digests.of_quarantined(*found) for found in _set_aside(uri, old))
-    ingest.write_existing(work, ExistingImages(keys, _contents(uri, old), aside))
+    known = ExistingImages(keys, key_labels, contents, content_labels, aside, old.classes)
+    ingest.write_existing(work, known)
 
 
 def _mask_flags(config: PrepareConfig) -> str:
@@ -62,15 +66,22 @@ def _mask_flags(config: PrepareConfig) -> str:
     )
 
 
-def _contents(uri: str, old: Manifest) -> Digests:
-    held = (sha for sha in _column(uri, old, "sha256") if sha is not None)
-    return digests.sorted_set(digests.of_content(sha) for sha in held)
-
-
-def _column(uri: str, old: Manifest, name: str) -> Iterator[str]:
+def _labelled(
+    uri: str, old: Manifest, name: str, digest: Callable[[Any], bytes]
+) -> tuple[Digests, Labelling]:
+    """Digests of a column, sorted, and the label of each row; -1 without one."""
+    found: list[bytes] = []
+    labels: list[int] = []
     for split in old.splits:
         for group in shards.row_groups(old, split):
-            yield from shards.read_row_group(uri, group, [name]).column(name).to_pylist()
+            table = shards.read_row_group(uri, group, [name, "label"])
+            values, given = (table.column(each).to_pylist() for each in (name, "label"))
+            for value, label in zip(values, given, strict=True):
+                if value is not None:
+                    found.append(digest(value))
+                    labels.append(-1 if label is None else label)
+    order = np.argsort(known := np.array(found, "S16"), kind="stable")
+    return known[order], np.array(labels, np.int32)[order]
 
 
 def _set_aside(uri: str, old: Manifest) -> Iterator[tuple[str, str | None]]:
@@ -107,6 +118,8 @@ def join_datasets(old: Manifest, new: Manifest) -> Manifest:
         duplicates=old.duplicates + new.duplicates,
         quarantine=dict(Counter(old.quarantine) + Counter(new.quarantine)),
         converted=dict(Counter(old.converted) + Counter(new.converted)),
+        not_read=new.not_read,
+        contradictions=old.contradictions + new.contradictions,
         jobs=(*old.jobs, *new.jobs),
         revision=old.revision + 1,
     )

@@ -12,8 +12,17 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare import digests, ingest
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.ingest import OPEN, QuarantinedRow, SpillFile
+from pipelines.prepare.ingest import (
+    CONTRADICTION,
+    DRAWN,
+    OPEN,
+    SHOWN_RELABELLED,
+    QuarantinedRow,
+    Relabelled,
+    SpillFile,
+)
 from pipelines.prepare.plan import Plan
+from pipelines.prepare.progress import counted
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -38,6 +47,16 @@ class SourceTotals:
     listed_by_class: Counter[str]
     faults: Counter[str]
     faults_by_class: Counter[str]
+    stored_by_class: Counter[str]
+    """Images that reached the shuffle."""
+    unlabelled: Counter[str]
+    """Images that the label list does not name, by split."""
+    not_read: Counter[str]
+    folders: Counter[str]
+    bare_names: Counter[str]
+    relabelled: tuple[Relabelled, ...]
+    num_relabelled: int
+    contradictions: int
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -46,10 +65,11 @@ class SourceTotals:
         What the hash of its key would give to validation stays in training where the source says
         so and has images for validation, as a folder `train` beside a folder `val`.
         """
-        open_split = "train" if self.rows["val"] else "val"
-        return {
-            split: (split, OPEN) if split == open_split else (split,) for split in ("train", "val")
-        }
+        open_group = (OPEN,) if self.rows[OPEN] else ()
+        drawn = (DRAWN,) if self.rows[DRAWN] else ()
+        if self.rows["val"]:
+            return {"train": ("train", *open_group), "val": ("val", *drawn)}
+        return {"train": ("train",), "val": ("val", *drawn, *open_group)}
 
     @property
     def duplicates(self) -> int:
@@ -69,6 +89,13 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
     by_class: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     faults_by_class: Counter[str] = Counter()
+    stored: Counter[str] = Counter()
+    unlabelled: Counter[str] = Counter()
+    not_read: Counter[str] = Counter()
+    folders: Counter[str] = Counter()
+    bare_names: Counter[str] = Counter()
+    relabelled: list[Relabelled] = []
+    num_relabelled = contradictions = 0
     for unit in range(planned.num_units):
         record = ingest.read_record(work, unit)
         listed += record.listed
@@ -78,12 +105,30 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
         for fault in record.set_aside:
             faults[fault.fault] += 1
             faults_by_class[fault.class_name or ""] += fault.fault != "duplicate"
+            stored[fault.class_name or ""] -= 1
+            contradictions += fault.message.startswith(CONTRADICTION)
+            if fault.fault == "missing_label":
+                unlabelled[fault.split or ""] += 1
+        stored.update(record.listed_by_class)
+        not_read.update(record.not_read)
+        folders.update(record.folders)
+        bare_names.update(record.bare_names)
+        relabelled += record.relabelled
+        num_relabelled += record.num_relabelled
     return SourceTotals(
         listed=listed,
         rows=rows,
         listed_by_class=by_class,
         faults=faults,
         faults_by_class=faults_by_class,
+        stored_by_class=+stored,
+        unlabelled=unlabelled,
+        not_read=not_read,
+        folders=folders,
+        bare_names=bare_names,
+        relabelled=tuple(relabelled[:SHOWN_RELABELLED]),
+        num_relabelled=num_relabelled,
+        contradictions=contradictions,
     )
 
 
@@ -92,22 +137,25 @@ def over_budget(config: PrepareConfig, totals: SourceTotals, *, adding: bool) ->
     over = []
     if totals.bad > max(config.max_bad_images, config.max_bad_share * totals.listed):
         over.append(
-            f"{totals.bad} of {totals.listed} images are bad; prepare.max_bad_share allows "
-            f"{config.max_bad_share:.2%} (and always {config.max_bad_images})"
+            f"{totals.bad} of {counted(totals.listed, 'image')} are bad; --max-bad-share allows "
+            f"{config.max_bad_share:.2%} (and always {config.max_bad_images}, --max-bad-images)"
         )
     for name, faults in totals.faults_by_class.most_common():
         listed = totals.listed_by_class[name]
         if name and faults > max(config.max_bad_images, config.max_bad_class_share * listed):
             over.append(
-                f"{faults} of {listed} in class {name}; prepare.max_bad_class_share allows "
+                f"{faults} of {listed} in class {name}; --max-bad-class-share allows "
                 f"{config.max_bad_class_share:.2%}"
             )
     broken = totals.faults["broken_archive"]
     if broken > config.max_broken_archives:
         over.append(
-            f"{broken} archives are broken; prepare.max_broken_archives allows "
+            f"{counted(broken, 'archive')} broken; --max-broken-archives allows "
             f"{config.max_broken_archives}"
         )
+    for split, count in totals.unlabelled.items():
+        if not any(totals.rows[group] for group in totals.groups[split]) and not adding:
+            over.append(f"the label list names none of the {counted(count, 'image')} of {split}")
     if not totals.rows.total() and totals.bad and not adding:
         over.append("not one image could be used")
     return over
@@ -122,7 +170,7 @@ def check_budget(
         UserError: the budget is exceeded, or there is no image at all.
     """
     if not totals.listed and not adding:
-        raise UserError(f"source is '{config.source}'; there is no image in its archives")
+        raise UserError(f"--source is '{config.shown_source}'; there is no image in its archives")
     over = over_budget(config, totals, adding=adding)
     if not over:
         return
@@ -132,7 +180,20 @@ def check_budget(
     raise UserError(
         "the error budget is exceeded: "
         + "; ".join(over[:6])
+        + _without_labels(totals)
         + f". Classes of fault: {kinds}. Each image with its reason: {report}"
+    )
+
+
+def _without_labels(totals: SourceTotals) -> str:
+    """What to do where the label list leaves out what it does not mean, as a sentence."""
+    if not totals.unlabelled:
+        return ""
+    parts = " and ".join(f"{count:,} of {split}" for split, count in totals.unlabelled.items())
+    return (
+        f". The label list does not name {parts}: give one that names all (a list of one label per "
+        "line never names an image in train), or prepare the part that it names as a --source of "
+        "its own"
     )
 
 

@@ -22,15 +22,26 @@ from pipelines.errors import UserError
 from pipelines.prepare import digests, plan, spill
 from pipelines.prepare.digests import Digests
 from pipelines.prepare.normalise import Fault, Limits, normalise
-from pipelines.prepare.sources.labels import Labels
+from pipelines.prepare.sources.labels import AmbiguousLabel, Labels
 from pipelines.prepare.sources.listing import Piece
-from pipelines.prepare.sources.readers import Member, members, read_file
+from pipelines.prepare.sources.readers import Beside, Member, members, read_file
 from pipelines.prepare.spill import Row
 
 REQUESTS_AHEAD = 16
 SPILL_BYTES = 128 << 20  # of JPEGs in memory, also where one archive is a whole unit
 MAX_FAULTS = 20_000
 OPEN = "open"  # images that become train or val when the whole source is known
+DRAWN = "drawn"  # images for validation by their hash, of those without a split of their own
+CONTRADICTION = "the same bytes in class"
+SHOWN_RELABELLED = 3
+KNOWN = {  # files of what the dataset holds already
+    "known-keys": "S16",
+    "known-key-labels": "<i4",
+    "known-contents": "S16",
+    "known-content-labels": "<i4",
+    "known-aside": "S16",
+}
+Labelling = NDArray[np.int32]
 
 
 class Shuffle(NamedTuple):
@@ -51,14 +62,17 @@ class Shuffle(NamedTuple):
         share = hash64("split", self.seed, key) / 2**64
         return "val" if share < self.validation_share else "train"
 
-    def is_open(self, member: Member) -> bool:
-        """Whether the split of an image follows from what else there is.
+    def group(self, member: Member) -> str:
+        """Where an image is spilled: train, val, DRAWN or OPEN.
 
         A `train` folder in an archive counts only where there is also one for validation, which is
         known when all is read: until then, what would else be validation's is kept apart.
         """
-        requested = member.split == "train" and not self.keep_splits
-        return requested and self.split(member.key) == "val"
+        if member.split == "val":
+            return "val"
+        if self.split(member.key) == "train" or (member.split and self.keep_splits):
+            return "train"
+        return OPEN if member.split else DRAWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +101,14 @@ class SpillFile:
     """Where each bucket begins, and where the last one ends."""
 
 
+class Relabelled(NamedTuple):
+    """An image that the dataset holds in another class than it has now."""
+
+    key: str
+    held: str | None
+    now: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
     """What became of a unit."""
@@ -96,6 +118,15 @@ class UnitRecord:
     listed_by_class: dict[str, int]
     set_aside: tuple[QuarantinedRow, ...]
     spills: tuple[SpillFile, ...]
+    not_read: dict[str, int]
+    """What is in archives and tables and not read, by kind."""
+    folders: dict[str, int]
+    """Images by folder of the source, where names alone placed them."""
+    bare_names: dict[str, int]
+    """Images by the entry of the label list that gave their class, of entries without a folder."""
+    relabelled: tuple[Relabelled, ...]
+    """Images that the dataset holds in another class; a few."""
+    num_relabelled: int
 
 
 class ExistingImages(NamedTuple):
@@ -103,9 +134,18 @@ class ExistingImages(NamedTuple):
 
     keys: Digests
     """Of the images in its shards."""
+    key_labels: Labelling
+    """Label of each; -1 without one."""
     contents: Digests
+    content_labels: Labelling
     aside: Digests
     """Key and bytes of what earlier jobs quarantined: not told again when they still are bad."""
+    classes: tuple[str, ...]
+
+    def class_of(self, known: Digests, labels: Labelling, digest: bytes) -> str | None:
+        """The class of an image that is known to be held."""
+        label = int(labels[np.searchsorted(known, np.bytes_(digest))])
+        return self.classes[label] if label >= 0 else None
 
 
 def record_uri(work: str, unit: int) -> str:
@@ -118,6 +158,7 @@ def read_record(work: str, unit: int) -> UnitRecord:
     raw = storage.read_json(record_uri(work, unit))
     raw["set_aside"] = tuple(QuarantinedRow(**fault) for fault in raw["set_aside"])
     raw["spills"] = tuple(SpillFile(**file) for file in raw["spills"])
+    raw["relabelled"] = tuple(Relabelled(*row) for row in raw["relabelled"])
     return UnitRecord(**raw)
 
 
@@ -137,13 +178,22 @@ def ingest_unit(
     spills = _Spills(work, unit, shuffle.num_buckets)
     faults: list[QuarantinedRow] = []
     listed: Counter[str] = Counter()
-    size = 0
-    for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits)):
-        if _is_held(member, known):
+    beside = Beside.empty()
+    bare_names: Counter[str] = Counter()
+    relabelled: list[Relabelled] = []
+    num_relabelled = size = 0
+    for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits), beside):
+        held = _is_held(member, known)
+        member = _labelled(member, labels, bare_names)
+        if held:
+            before = known.class_of(known.keys, known.key_labels, digests.of_key(member.key))
+            if before != member.class_name:
+                num_relabelled += 1
+                if len(relabelled) < SHOWN_RELABELLED:
+                    relabelled.append(Relabelled(member.key, before, member.class_name))
             continue
-        member = _labelled(member, labels)
         split = member.split or shuffle.split(member.key)
-        group = OPEN if shuffle.is_open(member) else split
+        group = shuffle.group(member)
         try:
             spills.add(group, _row(member, shuffle, limits, known))
         except Fault as fault:
@@ -160,6 +210,11 @@ def ingest_unit(
         listed_by_class=dict(sorted(listed.items())),
         set_aside=tuple(faults),
         spills=spills.finish(),
+        not_read=dict(sorted(beside.others.items())),
+        folders=dict(sorted(beside.folders.items())),
+        bare_names=dict(sorted(bare_names.items())),
+        relabelled=tuple(relabelled),
+        num_relabelled=num_relabelled,
     )
     storage.publish_json(record_uri(work, unit), asdict(record))
     return {"images": record.listed, "bytes": size, "set_aside": len(faults)}
@@ -226,21 +281,24 @@ def read_keys(work: str, unit: int) -> NDArray[np.void]:
 
 def write_existing(work: str, known: ExistingImages) -> None:
     """Store what the dataset holds already for all tasks of a job."""
-    storage.publish(storage.join(work, "known-keys"), known.keys.tobytes())
-    storage.publish(storage.join(work, "known-contents"), known.contents.tobytes())
-    storage.publish(storage.join(work, "known-aside"), known.aside.tobytes())
+    arrays = (known.keys, known.key_labels, known.contents, known.content_labels, known.aside)
+    for name, held in zip(KNOWN, arrays, strict=True):
+        storage.publish(storage.join(work, name), held.tobytes())
+    storage.publish_json(storage.join(work, "known-classes"), known.classes)
 
 
 @lru_cache(maxsize=1)
 def read_existing(work: str) -> ExistingImages:
     """What the dataset holds already."""
-    names = ("known-keys", "known-contents", "known-aside")
-    return ExistingImages(
-        *(np.frombuffer(storage.read_bytes(storage.join(work, name)), "S16") for name in names)
-    )
+    held: list[Any] = [
+        np.frombuffer(storage.read_bytes(storage.join(work, name)), kind)
+        for name, kind in KNOWN.items()
+    ]
+    held.append(tuple(storage.read_json(storage.join(work, "known-classes"))))
+    return ExistingImages(*held)
 
 
-def _members(pieces: Sequence[Piece]) -> Iterator[Member]:
+def _members(pieces: Sequence[Piece], beside: Beside) -> Iterator[Member]:
     """All images of a unit; single remote files are fetched ahead, since each has to wait."""
     ahead: deque[Future[Member]] = deque()
     with ThreadPoolExecutor(REQUESTS_AHEAD) as threads:
@@ -252,7 +310,7 @@ def _members(pieces: Sequence[Piece]) -> Iterator[Member]:
                 continue
             while ahead:
                 yield ahead.popleft().result()
-            yield from members(piece)
+            yield from members(piece, beside)
         while ahead:
             yield ahead.popleft().result()
 
@@ -268,11 +326,20 @@ def _is_held(member: Member, known: ExistingImages) -> bool:
     )
 
 
-def _labelled(member: Member, labels: Labels | None) -> Member:
-    """The class of the label list, where the place of the image names none."""
-    if labels is None or member.class_name is not None:
+def _labelled(member: Member, labels: Labels | None, bare_names: Counter[str]) -> Member:
+    """The class of the label list, which comes before that of the place."""
+    if labels is None:
         return member
-    found = labels.of(member.key)
+    try:
+        found = labels.of(member.key, member.split)
+    except AmbiguousLabel as error:
+        return member._replace(data=None, fault=Fault("missing_label", str(error)))
+    if found is not None and not labels.by_number:
+        entry = labels.entry(member.key)
+        if entry is not None and labels.is_bare(entry):
+            bare_names[entry] += 1
+    if found is None and member.class_name is not None:
+        return member
     if found is None and member.fault is None:
         fault = Fault("missing_label", "the label list does not name it")
         return member._replace(data=None, fault=fault)
@@ -298,7 +365,8 @@ def _row(member: Member, shuffle: Shuffle, limits: Limits, known: ExistingImages
     if digests.contains(known.keys, digests.of_key(member.key)):
         raise Fault("duplicate_key", "the dataset holds another image with this key")
     if digests.contains(known.contents, digests.of_content(sha256)):
-        raise Fault("duplicate", "the same bytes as an image that the dataset holds already")
+        held = known.class_of(known.contents, known.content_labels, digests.of_content(sha256))
+        raise Fault("duplicate", twin_message("an image that the dataset holds", held, member))
     return Row(
         order=shuffle.order(sha256),
         key=member.key,
@@ -309,6 +377,13 @@ def _row(member: Member, shuffle: Shuffle, limits: Limits, known: ExistingImages
         conversions=stored.conversions,
         jpeg=stored.jpeg,
     )
+
+
+def twin_message(twin: str, held: str | None, row: Member | Row) -> str:
+    """Why an image is a duplicate, and whether its class contradicts that of its twin."""
+    if held is None or row.class_name in (None, held):
+        return f"the same bytes as {twin}"
+    return f"{CONTRADICTION} '{held}', as {twin}"
 
 
 def _set_aside(member: Member, split: str, fault: Fault) -> QuarantinedRow:

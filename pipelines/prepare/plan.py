@@ -11,12 +11,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import IO
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any
 
 from pipelines import storage
 from pipelines.data.manifest import Manifest
-from pipelines.prepare.sources.listing import UNKNOWN, Piece
+from pipelines.prepare.sources.listing import UNKNOWN, Piece, is_guess
 
 UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
 UNIT_PIECES = 4096
@@ -37,6 +37,10 @@ class Listing:
     bytes: int
     has_validation: bool
     """Whether the source says which images are for validation."""
+    has_classes: bool
+    """Whether the place of an image says its class."""
+    has_guesses: bool
+    """Whether archives are in it whose folders are known only when they are read."""
     digest: str
     """sha256 of all keys and sizes in the source's order."""
 
@@ -55,20 +59,30 @@ def listing(pieces: Iterable[Piece]) -> Iterator[Listing]:
     with tempfile.TemporaryFile("w+", prefix="listing-") as spool:
         for piece in pieces:
             spool.write(json.dumps(piece) + "\n")
-            identity = {name: value for name, value in piece._asdict().items() if name != "uri"}
-            digest.update(json.dumps(identity, sort_keys=True).encode())
+            digest.update(json.dumps(_identity(piece), sort_keys=True).encode())
             counts["pieces"] += 1
             counts["bytes"] += weight(piece)
             counts["files"] += piece.kind == "file"
             counts["val"] += piece.split == "val"
+            counts["guesses"] += is_guess(piece)
+            counts["classes"] += piece.class_name is not None
         yield Listing(
             spool=spool,
             pieces=counts["pieces"],
             files=counts["files"],
             bytes=counts["bytes"],
             has_validation=counts["val"] > 0,
+            has_classes=counts["classes"] > 0,
+            has_guesses=counts["guesses"] > 0,
             digest=digest.hexdigest(),
         )
+
+
+def _identity(piece: Piece) -> dict[str, Any]:
+    """What the images of a piece and their places follow from."""
+    everything = piece._asdict()
+    unseen = {"uri", "differs"} if piece.differs else {"uri", "differs", "layout", "folder"}
+    return {name: value for name, value in everything.items() if name not in unseen}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +94,8 @@ class Plan:
     pieces: int
     bytes: int
     has_validation: bool
+    folders: dict[str, int] = field(default_factory=dict)
+    """Images by folder of the source, where some of its folders are known only when all is read."""
 
 
 def weight(piece: Piece) -> int:
@@ -103,7 +119,7 @@ def cut(found: Listing) -> Iterator[list[Piece]]:
         yield unit
 
 
-def make(found: Listing, work: str) -> Plan:
+def make(found: Listing, work: str, folders: dict[str, int]) -> Plan:
     """Store the units under `work`, or find those of an earlier attempt."""
     uri = storage.join(work, "plan.json")
     if storage.exists(uri):
@@ -119,6 +135,7 @@ def make(found: Listing, work: str) -> Plan:
         pieces=found.pieces,
         bytes=found.bytes,
         has_validation=found.has_validation,
+        folders=folders if found.has_guesses else {},
     )
     storage.publish_json(uri, asdict(plan))
     return plan

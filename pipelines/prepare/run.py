@@ -4,10 +4,11 @@ Everything before the manifest lies under `<dataset>/_work/<key>-<base>` or unde
 manifest holds; the manifest is written last, once. A rerun finds what is finished by its records.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 
@@ -25,31 +26,50 @@ from pipelines.data.manifest import (
     write_manifest,
 )
 from pipelines.errors import UserError
-from pipelines.prepare import card, dry_run, existing, fault_budget, ingest, plan, shards, sidecars
+from pipelines.prepare import (
+    card,
+    doubts,
+    dry_run,
+    existing,
+    fault_budget,
+    ingest,
+    plan,
+    shards,
+    sidecars,
+)
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.fault_budget import SourceTotals
-from pipelines.prepare.ingest import Shuffle
+from pipelines.prepare.ingest import CONTRADICTION, Shuffle
 from pipelines.prepare.plan import Listing, Plan
-from pipelines.prepare.progress import console, listing_progress
+from pipelines.prepare.progress import console, counted, listing_progress
 from pipelines.prepare.shards import ShardRecord
 from pipelines.prepare.sources import listing
 from pipelines.prepare.sources.labels import Labels, read_labels
+from pipelines.prepare.sources.layout import Rules
+from pipelines.prepare.sources.listing import Found
 from pipelines.prepare.tasks import run_tasks
 from pipelines.runtime import cluster
 
+NOUNS = ("image", "archive", "cell", "file")  # that kinds of what is not read begin with
 SHOWN_KINDS = 8  # of what is in a source and not read
+MAX_KINDS = 100  # of them in the manifest
 
 
 def prepare_dataset(config: PrepareConfig) -> str:
     """Prepare a dataset, add to one, or find it prepared; returns its URI."""
-    source = storage.absolute(config.source)
-    if is_dataset(source):
-        return sidecars.add_masks(config, source)
+    sources = tuple(map(storage.absolute, config.sources))
+    if len(sources) == 1 and is_dataset(sources[0]):
+        return sidecars.add_masks(config, sources[0])
     home = storage.absolute(config.output or storage.join(config.store, "prepare"))
     if not config.dry_run:
-        _require_apart(source, home)
-    labels = read_labels(config.labels, config.class_list) if config.labels else None
-    with _listing(config, source) as found:
+        _require_apart(sources, home)
+    learned = Found.empty()
+    labels = (
+        read_labels(config.labels, config.class_list, config.label_base, learned.notes)
+        if config.labels
+        else None
+    )
+    with _listing(config, sources, learned) as found:
         if config.dry_run:
             dry_run.show(config, found, labels)
             return ""
@@ -61,21 +81,21 @@ def prepare_dataset(config: PrepareConfig) -> str:
             plan.clear_work(uri, key)
             console.print(f"already prepared: {uri}")
             return uri
-        work = plan.work_uri(uri, key, old, source)
+        work = plan.work_uri(uri, key, old, " ".join(sources))
         existing.write(config, uri, work, old)
-        planned = plan.make(found, work)
+        planned = plan.make(found, work, dict(learned.folders))
     with cluster.connect():
         try:
-            manifest = _passes(config, uri, work, key, planned, labels, old)
+            manifest = _passes(config, uri, work, key, planned, labels, old, learned)
         except (UserError, FileNotFoundError):
             if _is_done(uri, key):  # and the other job has cleared up behind us
                 return _second(uri, key)
             raise
     if not commit(uri, manifest, old):
         return _second(uri, key)
-    card.write(uri, manifest)
+    facts = card.write(uri, manifest)
     plan.clear_work(uri, key)
-    card.show(uri, manifest)
+    card.show(uri, manifest, facts)
     card.track(config, uri, manifest)
     return uri
 
@@ -91,13 +111,14 @@ def _old_manifest(uri: str) -> Manifest | None:
     return old
 
 
-def _require_apart(source: str, uri: str) -> None:
+def _require_apart(sources: tuple[str, ...], uri: str) -> None:
     """The next listing of the source would take the shards for images."""
-    if storage.is_within(uri, source):
-        raise UserError(
-            f"output is '{uri}', which lies in the source '{source}'; give an --output (or a "
-            "--store) elsewhere"
-        )
+    for source in sources:
+        if storage.is_within(uri, source):
+            raise UserError(
+                f"--output is '{uri}', which lies in the source '{source}'; give an --output (or "
+                "a --store) elsewhere"
+            )
 
 
 def commit(uri: str, manifest: Manifest, old: Manifest | None) -> bool:
@@ -133,19 +154,33 @@ def _second(uri: str, key: str) -> str:
 
 
 @contextmanager
-def _listing(config: PrepareConfig, source: str) -> Iterator[Listing]:
+def _listing(config: PrepareConfig, sources: tuple[str, ...], learned: Found) -> Iterator[Listing]:
     """The pieces of the source; refuses one without images."""
-    others: Counter[str] = Counter()
-    with plan.listing(listing_progress(listing.pieces(source, others))) as found:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN_KINDS))
+    pieces = listing.pieces(sources, None, config.rules, learned)
+    with plan.listing(listing_progress(pieces)) as found:
+        kinds = not_read(learned.others)
         if found.pieces == 0:
             raise UserError(
-                f"source is '{config.source}'; there is no image in it. Files there: "
-                f"{kinds or 'none'}; images are .jpg, .jpeg or .png, alone, in .tar or .parquet"
+                f"--source is '{config.shown_source}'; there is no image to train on in it. There: "
+                f"{kinds or 'nothing'}; images are .jpg, .jpeg or .png, alone, in .tar or .parquet"
             )
         if kinds:
             console.print(f"not read: {kinds}", soft_wrap=True)
+        for note in learned.notes:
+            console.print(f"note: {note}", soft_wrap=True)
         yield found
+
+
+def not_read(others: Counter[str]) -> str:
+    """What is in a source and not read: `3 .xml, 1 README`."""
+    shown = ", ".join(_counted(count, kind) for kind, count in others.most_common(SHOWN_KINDS))
+    more = len(others) - SHOWN_KINDS
+    return shown + (f" and {more} more kinds" if more > 0 else "")
+
+
+def _counted(count: int, kind: str) -> str:
+    noun, space, rest = kind.partition(" ")
+    return counted(count, noun) + space + rest if noun in NOUNS else f"{count:,} {kind}"
 
 
 def job_key(config: PrepareConfig, found: Listing, labels: Labels | None) -> str:
@@ -162,6 +197,9 @@ def job_key(config: PrepareConfig, found: Listing, labels: Labels | None) -> str
             "seed": config.seed,
             "rows_per_shard": config.rows_per_shard,
             "row_group_rows": config.row_group_rows,
+            **({"rules": config.rules} if config.rules != Rules() else {}),
+            # Once a place came before the list; where only one of them speaks, all is as then.
+            **({"labels_first": True} if labels and found.has_classes else {}),
         }
     )
 
@@ -174,6 +212,7 @@ def _passes(
     planned: Plan,
     labels: Labels | None,
     old: Manifest | None,
+    learned: Found,
 ) -> Manifest:
     """Both passes over what is not done yet, and the manifest of the result."""
     keep_splits = planned.has_validation
@@ -185,16 +224,19 @@ def _passes(
     )
     run_tasks("reading images", units, task)
     sums = fault_budget.add_up(work, planned)
+    doubts.check(config, planned, sums, uri)
     report = quarantine_uri(uri, key)
     fault_budget.check_budget(config, report, work, sums, planned.num_units, adding=old is not None)
     fault_budget.index_spills(work, planned, sums.rows)
+    named = same_classes(old.classes if old else (), sums.stored_by_class)
     common = shards.Work(
         uri=uri,
         work=work,
         prefix=shards.prefix(key, old),
         seed=config.seed,
         masks=config.masks,
-        classes=merge_classes(old.classes if old else (), sums.listed_by_class),
+        classes=merge_classes(old.classes if old else (), Counter(named.values())),
+        same_class=named,
         row_group_rows=config.row_group_rows,
         groups=sums.groups,
         repeated_keys=fault_budget.find_repeated_keys(work, planned, sums),
@@ -217,7 +259,23 @@ def _passes(
         first = fault_budget.quarantined_rows(work, planned.num_units)
         fault_budget.write_quarantine(report, chain(first, second))
     manifest = _manifest(config, key, common.classes, sums, records)
+    not_read_in_all = Counter(learned.others) + sums.not_read
+    if sums.not_read:
+        console.print(f"not read, in archives and tables: {not_read(sums.not_read)}")
+    manifest = replace(manifest, not_read=dict(not_read_in_all.most_common(MAX_KINDS)))
     return existing.join_datasets(old, manifest) if old else manifest
+
+
+def same_classes(old: tuple[str, ...], stored: Counter[str]) -> dict[str, str]:
+    """Spelling -> class; two spellings of one text, as macOS and Linux write it, are one class."""
+    by_text = {unicodedata.normalize("NFC", name): name for name in reversed(old)}
+    found = {}
+    for name in sorted(name for name in stored if name):
+        text = unicodedata.normalize("NFC", name)
+        if text in stored:
+            by_text.setdefault(text, text)
+        found[name] = name if name in old else by_text.setdefault(text, name)
+    return found
 
 
 def merge_classes(old: tuple[str, ...], listed: Counter[str]) -> tuple[str, ...]:
@@ -263,5 +321,11 @@ def _manifest(
         converted=dict(sorted(converted.items())),
         train_pixels=pixels,
         jobs=(key,),
-        source=config.source,
+        source=config.shown_source,
+        contradictions=sums.contradictions
+        + sum(
+            fault.message.startswith(CONTRADICTION)
+            for record in everything
+            for fault in record.set_aside
+        ),
     )

@@ -1,7 +1,8 @@
 """Second pass: a range of shuffle buckets -> one Parquet shard with its masks, and a record.
 
 Equal images stand side by side in the shuffle, so duplicates are found here without an index:
-the one with the smallest key stays, and an image that is also in val leaves train.
+the one with the smallest key stays, of those with a class where some have none, and an image that
+is also in val leaves train.
 """
 
 from collections import Counter
@@ -21,7 +22,7 @@ from pipelines import storage
 from pipelines.data import shards
 from pipelines.data.manifest import Manifest, MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
-from pipelines.prepare.ingest import QuarantinedRow
+from pipelines.prepare.ingest import QuarantinedRow, twin_message
 from pipelines.prepare.normalise import FaultClass
 from pipelines.prepare.spill import Row
 
@@ -41,6 +42,8 @@ class Work(NamedTuple):
     row_group_rows: int
     groups: dict[str, tuple[str, ...]]
     """Split -> the spilled groups that it is made of."""
+    same_class: dict[str, str]
+    """Spelling of a class -> the one that stands in `classes`, where several are equal as text."""
     repeated_keys: dict[bytes, int]
     """Digest of a key that occurs more than once -> place of the image that keeps it."""
 
@@ -114,10 +117,13 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     first, last = int(row["first_bucket"]), int(row["last_bucket"])
     held: dict[str, bytes | memoryview] = {}
     rows = [
-        row._replace(jpeg=held.setdefault(row.sha256, row.jpeg))  # many may be equal
+        row._replace(
+            jpeg=held.setdefault(row.sha256, row.jpeg),  # many may be equal
+            class_name=work.same_class.get(row.class_name or "", row.class_name),
+        )
         for row in _rows(work, split, first, last)
     ]
-    rows.sort(key=lambda row: (row.order, row.key))
+    rows.sort(key=lambda row: (row.order, row.class_name is None, row.key))
     rows, twins = with_own_keys(rows, split, work.repeated_keys)
     elsewhere = _held_by_validation(work, first, last) if split == "train" else {}
     kept, duplicates = without_duplicates(rows, split, elsewhere)
@@ -137,11 +143,11 @@ def write_shard(row: dict[str, Any], work: Work) -> dict[str, int]:
     return {"images": len(kept), "bytes": file.bytes}
 
 
-def _held_by_validation(work: Work, first: int, last: int) -> dict[str, str]:
-    """sha256 -> key of the images of these buckets that validation keeps."""
+def _held_by_validation(work: Work, first: int, last: int) -> dict[str, Row]:
+    """sha256 -> image of these buckets that validation keeps, without its bytes."""
     rows = (row._replace(jpeg=b"") for row in _rows(work, "val", first, last))
     kept, _ = with_own_keys(list(rows), "val", work.repeated_keys)
-    return {row.sha256: row.key for row in kept}
+    return {row.sha256: row for row in kept}
 
 
 def with_own_keys(
@@ -160,24 +166,25 @@ def with_own_keys(
 
 
 def without_duplicates(
-    rows: Sequence[Row], split: str, elsewhere: dict[str, str]
+    rows: Sequence[Row], split: str, elsewhere: dict[str, Row]
 ) -> tuple[list[Row], list[QuarantinedRow]]:
     """Rows in shuffle order -> those that stay, those whose bytes are already there.
 
     Args:
         rows: in the order (place, key).
         split: of the rows.
-        elsewhere: sha256 -> key of images that another split holds.
+        elsewhere: sha256 -> image that another split holds.
     """
     seen = dict(elsewhere)
     kept: list[Row] = []
     duplicates: list[QuarantinedRow] = []
     for row in rows:
         if row.sha256 not in seen:
-            seen[row.sha256] = row.key
+            seen[row.sha256] = row
             kept.append(row)
             continue
-        message = f"the same bytes as {seen[row.sha256]}"
+        twin = seen[row.sha256]
+        message = twin_message(twin.key, twin.class_name, row)
         duplicates.append(_aside(row, split, "duplicate", message))
     return kept, duplicates
 

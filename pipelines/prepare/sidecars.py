@@ -82,9 +82,9 @@ def add_masks(config: PrepareConfig, uri: str) -> str:
             f"source is '{uri}'; another job changed that dataset meanwhile, and this one changed "
             "nothing. Rerun the same command"
         ) from None
-    card.write(uri, manifest)
+    facts = card.write(uri, manifest)
     plan.clear_work(uri, key)
-    card.show(uri, manifest)
+    card.show(uri, manifest, facts)
     card.track(config, uri, manifest)
     return uri
 
@@ -95,12 +95,13 @@ def _refuse_ignored(config: PrepareConfig, old: Manifest, uri: str) -> None:
     Raises:
         UserError: one is neither the default nor what the dataset has.
     """
-    for name in ("seed", "stored_side", "labels", "class_list"):
+    for name in ("seed", "stored_side", "labels", "class_list", "train", "val", "class_from"):
         requested, held = getattr(config, name), getattr(old, name, None)
         if requested not in (getattr(PrepareConfig, name), held):
+            flag = "--" + name.replace("_", "-")
             raise UserError(
-                f"prepare.{name} is {requested}; adding masks to the dataset in '{uri}' keeps what "
-                f"it has ({held}): leave {name} out, or prepare the images into another folder"
+                f"{flag} is {requested}; adding masks to the dataset in '{uri}' keeps what it has "
+                f" ({held}): leave {name} out, or prepare the images into another folder"
             )
 
 

@@ -51,7 +51,7 @@ def inspect_dataset(config: InspectConfig) -> None:
             "Find all of them with --verify True"
         ) from None
     plain_console(stderr=False, soft_wrap=True).print(card.as_text(facts))
-    card.show(uri, manifest)
+    card.show(uri, manifest, facts)
 
 
 def verify(uri: str, manifest: Manifest) -> None:

@@ -25,6 +25,9 @@ from pipelines.storage.objects import (
 NAMES_AT_ONCE = 50_000  # of one local folder
 
 
+SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")  # of a disk's root
+
+
 S3_PAGE = 1000  # entries of a listing per request, the most that S3 gives
 
 
@@ -54,7 +57,8 @@ def walk(uri: str) -> Iterator[tuple[str, int]]:
     """Relative name and bytes of every file below a folder, sorted within each folder.
 
     Of a local folder at most NAMES_AT_ONCE names are held in memory, of a bucket's one page.
-    Links to files are followed, and links to folders unless they lead back to a folder above.
+    Folders that an operating system keeps for itself at the root of a disk are passed over where
+    they may not be read. Links to files are followed, and links to folders unless they lead back to a folder above.
     """
     if is_local(uri):
         yield from _walk_local(local_path(absolute(uri)), "", frozenset())
@@ -75,7 +79,11 @@ def _walk_local(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[t
             yield prefix + name, 0
             continue
         if stat.S_ISDIR(found.st_mode):
-            yield from _walk_local(Path(path), f"{prefix}{name}/", above | {here})
+            try:
+                yield from _walk_local(Path(path), f"{prefix}{name}/", above | {here})
+            except PermissionError:
+                if name not in SYSTEM_FOLDERS:
+                    raise
         elif stat.S_ISREG(found.st_mode):
             yield prefix + name, found.st_size
 

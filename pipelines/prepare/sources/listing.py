@@ -1,49 +1,53 @@
 """What a source holds: a stream of pieces, each small to describe and large enough to read.
 
-A source is any URI of
-    a folder    train/ and val/ with class folders, class folders, or flat; the files in it may be
-                images, archives (WebDataset shards, the ImageNet tars) or Parquet files
-    an archive  .tar, .tar.gz, .tgz; shards as in `name-{000000..000146}.tar`
+A source is one or several of (see `patterns`)
+    a folder    the files in it may be images, archives (WebDataset shards, the ImageNet tars) or
+                Parquet files
+    an archive  .tar, .tar.gz, .tgz
     Parquet     an image column: bytes, or {bytes, path} as Hugging Face writes it
-    a list      .txt, .csv, .tsv with `URI [LABEL]` per line, or Parquet with a URI column
+    a list      .txt, .csv, .tsv, .jsonl of images with labels, or Parquet with a URI column
 
 A piece is a file, a byte range of a tar between two members, a tar inside a tar, a compressed
-archive, or a run of row groups. Listing reads names, sizes and headers only and holds a part of
-them (see `storage.walk`), so that its memory does not grow with the number of images.
+archive, or a run of row groups. Listing reads names, sizes and headers only, twice: all names go
+through a temporary file while the folders are counted, then the layout that follows from them (see
+`layout`) gives each its split and class. Its memory does not grow with the number of images.
 """
 
+import json
 import os
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.prepare.sources import tables, tars
-
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+from pipelines.prepare.sources import layout, lists, patterns, ranges, tables
+from pipelines.prepare.sources.label_maps import Suspects
+from pipelines.prepare.sources.layout import FILE, TREE_FOLDERS, Layout, Place, Rules
+from pipelines.prepare.sources.ranges import (
+    ARCHIVE_SUFFIXES,
+    IMAGE_SUFFIXES,
+    Range,
+    Ranges,
+    archive_stem,
+    is_seen,
+    is_whole,
+    plain_folder,
 )
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-}
-TEST_NAME = re.compile(r"test(s|ing)?\d*")  # such a folder beside train/ is left out on purpose
+from pipelines.prepare.sources.splits import named_split
+
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".jsonl", ".ndjson")
+NO_IMAGES = re.compile(  # names without a suffix that programs and people leave beside images
+    r"readme|license|licence|copying|notice|authors|changelog|changes|citation|contributors|"
+    r"makefile|dockerfile|manifest|checksums?|(md5|sha1|sha256)sums?|rename\d*|_.*",
+    re.IGNORECASE,
+)
 UNKNOWN = -1  # size of an image that only a list names
-RANGE_BYTES = 64 << 20  # of a tar or a Parquet file; less where a single row group is larger
-SAMPLE_BYTES = 256 << 20  # more files of one stem than that are no sample: they are cut, too
-SCAN_BYTES = 1 << 16  # headers of a nested tar lie far apart
-MAX_KEY_CHARS = 4096  # of a name in an archive; file systems and buckets have no longer ones
-LOOKED_AT = 10_000  # files of a folder beside train/ and val/, for an image among them
-SHOWN = 3  # names of folders in a message
+NUMBERED = re.compile(r"(?<!^n\d{7})\d$")  # shards; n01440764.tar is a class
+HIVE = re.compile(r"(label|labels|class|target|category|species)=(.+)", re.IGNORECASE)
 
 
 class Piece(NamedTuple):
@@ -61,224 +65,379 @@ class Piece(NamedTuple):
     """First byte of a tar's range; first row group."""
     end: int = 0
     """Last row group + 1."""
+    layout: list[Any] | None = None
+    """Of an archive: the `Layout` of what is in it; see `place_in`."""
+    folder: str = ""
+    """Of an archive: the folder of the tree that its root is."""
+    differs: bool = False
+    """Whether the layout places a member elsewhere than its innermost folder says, which was the
+    whole rule once: then it is a part of the identity of the piece."""
 
 
-def pieces(source: str, others: Counter[str]) -> Iterator[Piece]:
+class Found(NamedTuple):
+    """What listing learns beside the pieces."""
+
+    others: Counter[str]
+    """What is there and not read, by kind."""
+    notes: list[str]
+    """What a person should be told of splits and classes."""
+    folders: Counter[str]
+    """Images by folder of the tree, as far as they were seen."""
+
+    @classmethod
+    def empty(cls) -> "Found":
+        """Nothing yet."""
+        return cls(Counter(), [], Counter())
+
+
+def pieces(
+    source: str | tuple[str, ...],
+    others: Counter[str] | None = None,
+    rules: Rules = Rules(),  # noqa: B008
+    found: Found | None = None,
+) -> Iterator[Piece]:
     """All pieces of a source in a fixed order; what else is there is counted, files by suffix.
 
     Raises:
-        UserError: there is nothing at that place.
+        UserError: there is nothing at that place, or it is unsure what is for training.
     """
-    if "{" in source:
-        for uri in expand_braces(source):
-            name = uri.rsplit("/", 1)[-1]
-            yield from _of_file(uri, name, storage.size(uri), None, others)
-    elif not storage.exists(source):
-        raise UserError(f"source is '{source}'; there is no such file or folder")
-    elif storage.is_folder(source):
-        yield from _of_folder(source, others)
-    else:
-        yield from _of_single(source, others)
+    sources = (source,) if isinstance(source, str) else source
+    found = found or Found.empty()
+    if others is not None:
+        found = found._replace(others=others)
+    shown = " ".join(sources)
+    lists = [name for name in sources if _is_list(name)]
+    if lists:
+        if len(sources) > 1:
+            raise UserError(f"--source is '{shown}'; a list, '{lists[0]}', must be the only source")
+        yield from _of_list(sources[0], found)
+        return
+    with tempfile.TemporaryFile("w+", prefix="names-") as spool:
+        names = _Names(spool, found, rules)
+        for named in patterns.expand(sources):
+            names.add(named)
+        if not names.any:
+            raise UserError(f"--source is '{shown}'; that folder is empty")
+        yield from names.placed(shown)
 
 
-def expand_braces(source: str) -> list[str]:
-    """`a-{000..002}.tar` -> a-000.tar, a-001.tar, a-002.tar.
-
-    Raises:
-        UserError: the braces hold something else.
-    """
-    match = re.fullmatch(r"([^{}]*)\{(\d+)\.\.(\d+)\}([^{}]*)", source)
-    if not match or int(match[2]) > int(match[3]):
-        raise UserError(
-            f"source is '{source}'; braces must hold one rising range, as in s-{{000..146}}.tar"
-        )
-    width = len(match[2])
-    numbers = range(int(match[2]), int(match[3]) + 1)
-    return [f"{match[1]}{number:0{width}}{match[4]}" for number in numbers]
+def _is_list(source: str) -> bool:
+    name = source.rsplit("/", 1)[-1].lower()
+    if not name.endswith((*LIST_SUFFIXES, ".parquet")) or not storage.exists(source):
+        return False
+    if storage.is_folder(source):
+        return False
+    return name.endswith(LIST_SUFFIXES) or tables.is_list(source)
 
 
-def _of_single(source: str, others: Counter[str]) -> Iterator[Piece]:
-    name = source.rsplit("/", 1)[-1]
-    if name.lower().endswith(LIST_SUFFIXES):
-        yield from _of_list(source, tables.read_list(source))
-    elif name.lower().endswith(".parquet") and tables.is_list(source):
-        yield from _of_list(source, tables.read_parquet_list(source))
-    else:
-        for piece in _of_file(source, name, storage.size(source), None, others):
-            # An archive alone needs no name before the names inside it.
-            inside = piece.key.partition("/")[2]
-            yield piece._replace(key=inside) if piece.kind == "tar" else piece
-
-
-def _of_list(source: str, rows: Iterator[tuple[str, str | None]]) -> Iterator[Piece]:
+def _of_list(source: str, found: Found) -> Iterator[Piece]:
+    is_table = source.lower().endswith(".parquet")
+    rows = (
+        tables.read_parquet_list(source)
+        if is_table
+        else lists.read_rows(source, "--source", found.notes)
+    )
     folder = source.rpartition("/")[0]
-    for name, label in rows:
+    below = None
+    for row in rows:
+        name = row.name
+        if row.split == "test":
+            found.others["image in the test part"] += 1
+            continue
+        if below is None and name.startswith("/"):
+            # The first slash of Places365's lists is the root of the images.
+            inside = storage.join(folder, name.lstrip("/"))
+            below = not storage.exists(name) and storage.exists(inside)
+        if below:
+            name = name.lstrip("/")
         uri = name if "://" in name or name.startswith("/") else storage.join(folder, name)
-        yield Piece("file", uri, name, UNKNOWN, None, label)
+        yield Piece("file", uri, name, UNKNOWN, row.split, row.label)
 
 
-def _of_folder(source: str, others: Counter[str]) -> Iterator[Piece]:
-    spellings = {spelt for n in SPLIT_NAMES for spelt in (n, n.capitalize(), n.upper())}
-    splits = storage.folders_among(source, spellings)
-    if splits:
-        _require_alone(source, splits, others)
-    empty = True
-    for name in splits or [""]:
-        folder = storage.join(source, name) if name else source
-        for below, size in storage.walk(folder):
-            empty = False
-            if not _is_seen(below):
-                continue
-            path = f"{name}/{below}" if name else below
-            uri = storage.join(source, path)
-            yield from _of_file(uri, path, size, SPLIT_NAMES.get(name.lower()), others)
-    if empty:
-        raise UserError(f"source is '{source}'; that folder is empty")
+class _Names:
+    """All names of a source on their way through a temporary file."""
 
+    def __init__(self, spool: IO[str], found: Found, rules: Rules) -> None:
+        self._spool, self._found, self._rules = spool, found, rules
+        self._suspects = Suspects()
+        self._inside: dict[str, set[str]] = {}
+        self._class_folders: dict[str, dict[str, str]] = {}
+        self._left_archives: set[str] = set()
+        self._hidden: set[str] = set()
+        self._told_columns = False
+        self._tables_without_images: Counter[str] = Counter()
+        self._single: str | None = None
+        self.any = False
 
-def _require_alone(source: str, splits: list[str], others: Counter[str]) -> None:
-    """Refuse class folders beside split folders: only what is in a split folder is read."""
-    with_pictures: list[str] = []
-    for name in filter(_is_seen, storage.children(source)):
-        # An image is taken for a file unasked: in a bucket each question is a request.
-        if _is_picture(name):
-            others[f"image beside {_quoted(splits)}"] += 1
-        elif name not in splits and storage.is_folder(folder := storage.join(source, name)):
-            if not TEST_NAME.fullmatch(name.lower()) and _holds_picture(folder):
-                with_pictures.append(name)
-            else:
-                others[f"folder {_quoted([name])}"] += 1
-        if len(with_pictures) == SHOWN:
-            break
-    if with_pictures:
-        raise UserError(
-            f"source is '{source}'; beside {_quoted(splits)} there are folders with images that "
-            f"belong to no split, such as {_quoted(with_pictures)}. Move them out, or rename a "
-            "folder that is a class and no split, or give a list of the images as --source"
+    def add(self, named: patterns.Named) -> None:
+        """A file, or all files below a folder."""
+        if not named.is_folder:
+            self._file(named.uri, named.path, storage.size(named.uri), alone=named.is_alone)
+            return
+        for below, size in storage.walk(named.uri):
+            path = f"{named.path}/{below}" if named.path else below
+            self._file(storage.join(named.uri, below), path, size, alone=False)
+
+    def _file(self, uri: str, path: str, size: int, *, alone: bool) -> None:
+        self.any = True
+        lower = path.lower()
+        suffix = PurePosixPath(lower).suffix
+        if not is_seen(path):
+            if suffix in IMAGE_SUFFIXES:
+                self._found.others["image with a hidden name"] += 1
+        elif lower.endswith(ARCHIVE_SUFFIXES):
+            self._archive(uri, path, size, alone=alone)
+        elif suffix == ".parquet":
+            self._table(uri, path)
+        elif suffix in IMAGE_SUFFIXES or (not suffix and not _is_no_image(path)):
+            self._count(printable(path).rpartition("/")[0], 1)
+            self._suspects.add(printable(path))
+            self._keep("file", uri, path, size)
+        else:
+            self._found.others[suffix or "file like README or LICENSE"] += 1
+
+    def _count(self, folder: str, images: int) -> None:
+        folders = self._found.folders
+        if folder not in folders and len(folders) > TREE_FOLDERS:
+            folder = "/".join(folder.split("/")[:3])
+        folders[folder] += images
+
+    def _keep(self, *entry: Any) -> None:
+        self._spool.write(json.dumps(entry) + "\n")
+
+    def _table(self, uri: str, path: str) -> None:
+        if not tables.has_images(uri):
+            self._tables_without_images[uri] += 1
+            return
+        columns = tables.columns_of_images(uri)
+        if len(columns) > 1 and not self._told_columns:
+            self._told_columns = True
+            self._found.notes.append(
+                f"'{printable(path)}' has images in {layout.quoted(columns)}; those of "
+                f"'{columns[0]}' are read. Name another one 'image' to have it read"
+            )
+        folder = tree_folder(path, self._rules, is_table=True)
+        for first, last, held, rows in tables.row_group_runs(uri, ranges.RANGE_BYTES):
+            self._count(folder, rows)
+            self._keep("parquet", uri, path, held, folder, first, last, rows)
+
+    def _archive(self, uri: str, path: str, size: int, *, alone: bool) -> None:
+        stem = "" if alone else f"{archive_stem(printable(path))}/"
+        folder = "" if alone else tree_folder(path, self._rules)
+        self._single = path if alone else None
+        if is_whole(uri, path, size):
+            self._count(folder, 1)
+            self._keep("tar", uri, path, folder, Range(stem, 0, size), True)
+            return
+        ranges = Ranges(uri, size, stem)
+        inside = self._inside.setdefault(uri, set())
+        for member in ranges.folders():
+            inside.add(member)
+            self._count(_join(folder, member), 1)
+        self._hidden |= {uri} if ranges.hides else set()
+        for found in ranges.found:
+            self._keep("tar", uri, path, folder, found, False)
+
+    def placed(self, shown: str) -> Iterator[Piece]:
+        """The pieces, each with its split and class."""
+        others, folders = self._found.others, self._found.folders
+        if self._tables_without_images:
+            uri, *_ = self._tables_without_images
+            if not folders:
+                tables.refuse_without_images(uri)
+            others[".parquet without a column of images"] += len(self._tables_without_images)
+        maps = self._suspects.convicted(self._paths()) if self._suspects.images else {}
+        if self._rules.train:
+            maps = {}
+        for folder, ends in maps.items():
+            for end in ends:
+                self._acquit(folder, end)
+        surveyed = layout.survey(shown, {f: n for f, n in folders.items() if n}, self._rules)
+        self._found.notes.extend(surveyed.notes)
+        rule = surveyed.layout._replace(maps=maps)
+        self._spool.seek(0)
+        for line in self._spool:
+            yield from self._piece(rule, json.loads(line), shown)
+
+    def _paths(self) -> Iterator[str]:
+        self._spool.seek(0)
+        for line in self._spool:
+            entry = json.loads(line)
+            if entry[0] == "file":
+                yield printable(entry[2])
+
+    def _acquit(self, folder: str, end: str) -> None:
+        """Take label maps out of the tree, so that their folder is no class."""
+        counts = self._found.folders
+        if end:
+            counts[folder] -= self._suspects.images[folder, end]
+            return
+        for path in [p for p in counts if p == folder or p.startswith(f"{folder}/")]:
+            counts[path] = 0
+
+    def _piece(self, rule: Layout, entry: list[Any], shown: str) -> Iterator[Piece]:
+        kind, uri, path = entry[:3]
+        if kind == "file":
+            key = printable(path)
+            *folders, name = key.split("/")
+            where = layout.place(rule, tuple(folders), name)
+            if not self._left_out(where, folders, 1):
+                yield Piece("file", uri, key, entry[3], where.split, where.class_name)
+        elif kind == "parquet":
+            _, _, _, held, folder, first, last, rows = entry
+            stem = printable(path)[: -len(".parquet")]
+            folders = folder.split("/") if folder else []
+            where = layout.place(rule, tuple(folders), "")
+            if where.left_out == layout.BESIDE:
+                self._is_left_out(where, path, shown)
+            class_name = next((m[2] for part in folders if (m := HIVE.fullmatch(part))), None)
+            if not self._left_out(where, folders, rows):
+                yield Piece("parquet", uri, f"{stem}/", held, where.split, class_name, first, last)
+        else:
+            yield from self._tar_piece(rule, entry, shown)
+
+    def _left_out(self, where: Place, folders: list[str], images: int) -> bool:
+        if where.left_out is None:
+            return False
+        self._found.others[f"image {where.left_out}"] += images
+        return True
+
+    def _tar_piece(self, rule: Layout, entry: list[Any], shown: str) -> Iterator[Piece]:
+        _, uri, path, folder, found, is_guess = entry
+        found = Range(*found)
+        folders = tuple(folder.split("/")) if folder else ()
+        own = layout.place(rule, folders, "")
+        inside = self._inside.get(uri, set())
+        if own.left_out == layout.BESIDE and not is_guess and "" not in inside:
+            own = Place(None, None)  # its folders say more than its own place
+        if self._single != path and self._is_left_out(own, path, shown):
+            return
+        stem = archive_stem(PurePosixPath(path).name)
+        named = named_split(stem) if self._single == path else None
+        if (
+            named
+            and named.split == "test"
+            and not (named.others or rule.splits or rule.rules.train)
+        ):
+            raise UserError(
+                f"--source is '{shown}'; its name says that it is a test part, which is never "
+                "trained on. To use it all the same, give --train '**'"
+            )
+        here = rule._replace(
+            splits={p: s for p, s in rule.splits.items() if _is_near(p, folder)},
+            maps={p: ends for p, ends in rule.maps.items() if _is_near(p, folder)},
+            neutral=tuple(p for p in rule.neutral if _is_near(p, folder)),
+            fallback=named.split if named and named.split != "test" else None,
+            fallback_class=self._archive_class(uri, path),
+            guessed=is_guess or found.class_name is not None,
         )
+        piece = Piece(
+            "tar",
+            uri,
+            found.key,
+            found.bytes,
+            own.split or here.fallback,
+            found.class_name,
+            found.begin,
+            0,
+            list(here),
+            _join(folder, found.folder),
+        )
+        differs = uri in self._hidden or any(_differs(piece, member) for member in inside)
+        yield piece._replace(differs=differs and found.class_name is None)
+
+    def _is_left_out(self, own: Place, path: str, shown: str) -> bool:
+        """Whether a whole archive is: one in the test part, told once."""
+        if own.left_out == layout.BESIDE:
+            raise UserError(
+                f"--source is '{shown}'; '{printable(path)}' lies beside files or folders that are "
+                "named for splits, and its own name speaks of none. Say what is what with --train "
+                "and --val: paths or globs below the source"
+            )
+        if own.split != "test":
+            return False
+        if path not in self._left_archives:
+            self._left_archives.add(path)
+            self._found.others[f"archive {own.left_out}"] += 1
+        return True
+
+    def _archive_class(self, uri: str, path: str) -> str | None:
+        """The class that an archive is, where each of several beside it is one."""
+        if self._single == path or self._rules.class_from is not None:
+            return None
+        folder, _, name = uri.rpartition("/")
+        if folder not in self._class_folders:
+            self._class_folders = {folder: _class_archives(folder)}
+        return self._class_folders[folder].get(name)
 
 
-def _holds_picture(folder: str) -> bool:
-    try:
-        files = islice(storage.walk(folder), LOOKED_AT)
-        return any(_is_seen(name) and _is_picture(name) for name, _ in files)
-    except PermissionError:  # lost+found, say, at the root of a disk
+def _class_archives(folder: str) -> dict[str, str]:
+    """Name -> class of the archives of a folder that holds one per class."""
+    names = [n for n in storage.children(folder) if n.lower().endswith(ARCHIVE_SUFFIXES)]
+    stems = [archive_stem(name) for name in names]
+    if len(stems) < 2 or any(named_split(stem) or NUMBERED.search(stem) for stem in stems):
+        return {}
+    return dict(zip(names, map(printable, stems), strict=True))
+
+
+def _is_near(path: str, folder: str) -> bool:
+    """Whether a folder of the tree is one above or below another."""
+    return not folder or path == folder or path.startswith(f"{folder}/") or folder.startswith(path)
+
+
+def _differs(piece: Piece, member: str) -> bool:
+    """Whether the layout places a folder of an archive elsewhere than the first rule did."""
+    earlier = {
+        "train": "train",
+        "training": "train",
+        **dict.fromkeys(("val", "valid", "validation"), "val"),
+    }
+    folders = [part for part in member.split("/") if part]
+    split = next((earlier[part] for part in folders if part in earlier), None) or piece.split
+    own = folders[-1] if folders and folders[-1] not in earlier else None
+    where = place_in(piece, f"{member}/x.jpg" if member else "x.jpg")
+    return where != Place(split, piece.class_name or own)  # type: ignore[arg-type]
+
+
+def is_guess(piece: Piece) -> bool:
+    """Whether names alone place the members of an archive, before the whole is known."""
+    if piece.kind != "tar" or piece.class_name is not None or piece.layout is None:
         return False
+    rule = Layout(*piece.layout)
+    return rule.guessed and not any(Rules(*rule.rules)[:2])
 
 
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith(tuple(IMAGE_SUFFIXES))
+def place_in(piece: Piece, member: str) -> Place:
+    """Split and class that the place of a member of an archive speaks of."""
+    rule = Layout(*piece.layout) if piece.layout else Layout(guessed=True)
+    rule = rule._replace(rules=Rules(*rule.rules))
+    folders = tuple(part for part in folder_in(piece, member).split("/") if part)
+    name = member.rpartition("/")[2]
+    where = layout.place(rule, folders, name)
+    split = where.split or piece.split
+    return where._replace(split=split, class_name=piece.class_name or where.class_name)  # type: ignore[arg-type]
 
 
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{printable(name)}'" for name in names)
+def folder_in(piece: Piece, member: str) -> str:
+    """The folder of the tree in which a member of an archive lies."""
+    return _join(piece.folder, plain_folder(member))
 
 
-def _is_seen(path: str) -> bool:
-    """Whether no part of a path is hidden."""
-    return not any(part.startswith(".") for part in path.split("/"))
+def tree_folder(path: str, rules: Rules, *, is_table: bool = False) -> str:
+    """The folder of the tree that the root of an archive or of a Parquet file is."""
+    folder, _, name = printable(path).rpartition("/")
+    stem = name[: -len(".parquet")] if is_table else archive_stem(name)
+    if rules.train or rules.val:
+        return _join(folder, name + FILE)
+    return _join(folder, stem + FILE) if named_split(stem) else folder
 
 
-def _of_file(
-    uri: str, path: str, size: int, split: str | None, others: Counter[str]
-) -> Iterator[Piece]:
-    """The pieces of one file; `path` is its place in the source."""
-    lower = path.lower()
-    suffix = PurePosixPath(lower).suffix
-    if lower.endswith(ARCHIVE_SUFFIXES):
-        yield from _of_archive(uri, path, size, split or split_in_name(path))
-    elif suffix == ".parquet":
-        stem = printable(path)[: -len(".parquet")]
-        for first, last, held in tables.row_group_runs(uri, RANGE_BYTES):
-            named = split or split_in_name(path)
-            yield Piece("parquet", uri, f"{stem}/", held, named, None, first, last)
-    elif suffix in IMAGE_SUFFIXES or not suffix:
-        inside = PurePosixPath(path).parts[:-1]
-        folders = inside[1:] if split else inside
-        class_name = printable(folders[0]) if folders else None
-        yield Piece("file", uri, printable(path), size, split, class_name)
-    else:
-        others[suffix] += 1
+def _join(folder: str, name: str) -> str:
+    return "/".join(part for part in (folder, name) if part)
 
 
-def _of_archive(uri: str, path: str, size: int, split: str | None) -> Iterator[Piece]:
-    stem = archive_stem(printable(path))
-    whole = Piece("tar", uri, f"{stem}/", size, split)
-    if not path.lower().endswith(".tar") or not size:
-        yield whole  # a compressed stream has no places to enter it, and an empty file is no tar
-        return
-    if not storage.is_local(uri) and not _begins_with_archive(uri):
-        yield whole  # headers close together are not worth a request each
-        return
-    begin = end = 0
-    sample = ""
-    stream = storage.open_range(uri, 0, size, SCAN_BYTES)
-    try:
-        for entry in tars.entries(stream):
-            here = stream.tell()
-            own = sample_of(entry.name)
-            if _is_inner_archive(entry):
-                if end > begin:
-                    yield whole._replace(begin=begin, bytes=end - begin)
-                inner = PurePosixPath(entry.name)
-                yield whole._replace(
-                    key=f"{stem}/{archive_stem(str(inner))}/",
-                    class_name=inner.name.split(".")[0],
-                    begin=here,
-                    bytes=min(entry.size, max(size - here, 0)),
-                )
-                begin = here + tars.padded_size(entry.size)
-            elif end - begin >= RANGE_BYTES and (
-                own not in ("", sample) or end - begin >= SAMPLE_BYTES
-            ):
-                yield whole._replace(begin=begin, bytes=entry.begin - begin)
-                begin = entry.begin
-            end = here + tars.padded_size(entry.size)
-            sample = own or sample
-    except tars.BrokenArchive:
-        end = size  # whoever reads the last range meets the damage again and reports it
-    if begin < min(end, size):
-        yield whole._replace(begin=begin, bytes=min(end, size) - begin)
-
-
-def archive_stem(path: str) -> str:
-    """The path of an archive without the suffix that says so."""
-    return path[: -len(next(s for s in ARCHIVE_SUFFIXES if path.lower().endswith(s)))]
-
-
-def _is_inner_archive(entry: tars.Entry) -> bool:
-    """Whether a member is an archive to read; of one that may not be read, `members` says why."""
-    if entry.special or not entry.name.lower().endswith(ARCHIVE_SUFFIXES):
-        return False
-    path = PurePosixPath(entry.name)
-    is_named = len(entry.name) <= MAX_KEY_CHARS and not path.name.startswith(".")
-    return is_named and not leads_outside(path)
-
-
-def leads_outside(path: PurePosixPath) -> bool:
-    """Whether a member of an archive would lie outside the archive's root."""
-    return path.is_absolute() or ".." in path.parts
-
-
-def sample_of(name: str) -> str:
-    """Path up to the name's first dot, shared by the files of a WebDataset sample; "" if hidden."""
-    folder, slash, file = name.rpartition("/")
-    stem = file.partition(".")[0]
-    return stem and folder + slash + stem
-
-
-def _begins_with_archive(uri: str) -> bool:
-    try:
-        first = next(tars.entries(storage.open_range(uri, piece_bytes=SCAN_BYTES)), None)
-    except tars.BrokenArchive:
-        return False
-    return first is not None and first.name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def split_in_name(path: str) -> str | None:
-    """The split that a file name speaks of, as `validation-00000-of-00014.parquet` does."""
-    words = re.split(r"[^a-z]+", PurePosixPath(path.lower()).name)
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+def _is_no_image(path: str) -> bool:
+    return NO_IMAGES.fullmatch(PurePosixPath(path).name) is not None
 
 
 def printable(name: str) -> str:

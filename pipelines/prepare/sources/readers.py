@@ -3,6 +3,7 @@
 import errno
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -10,14 +11,13 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from pipelines import storage
 from pipelines.prepare.normalise import Fault
 from pipelines.prepare.sources import tables, tars
-from pipelines.prepare.sources.listing import (
+from pipelines.prepare.sources.listing import UNKNOWN, Piece, folder_in, is_guess, place_in
+from pipelines.prepare.sources.ranges import (
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     MAX_KEY_CHARS,
-    SPLIT_NAMES,
-    UNKNOWN,
-    Piece,
     archive_stem,
+    is_seen,
     leads_outside,
     sample_of,
 )
@@ -41,8 +41,22 @@ class Member(NamedTuple):
     """Where its bytes can be read again; None inside an archive."""
 
 
-def members(piece: Piece) -> Iterator[Member]:
-    """Read a piece.
+class Beside(NamedTuple):
+    """What is met beside the images of a piece."""
+
+    others: Counter[str]
+    """What is not read, by kind."""
+    folders: Counter[str]
+    """Images by folder of the tree, where names alone placed them (see `layout`)."""
+
+    @classmethod
+    def empty(cls) -> "Beside":
+        """Nothing yet."""
+        return cls(Counter(), Counter())
+
+
+def members(piece: Piece, beside: Beside | None = None) -> Iterator[Member]:
+    """Read a piece; what is in it and not read is counted in `beside`.
 
     Raises:
         OSError: bad luck: the storage failed for longer than we try.
@@ -50,9 +64,9 @@ def members(piece: Piece) -> Iterator[Member]:
     if piece.kind == "file":
         yield read_file(piece)
     elif piece.kind == "parquet":
-        yield from _of_parquet(piece)
+        yield from _of_parquet(piece, beside or Beside.empty())
     else:
-        yield from _of_tar(piece)
+        yield from _of_tar(piece, beside or Beside.empty())
 
 
 def read_file(piece: Piece) -> Member:
@@ -88,23 +102,24 @@ def _too_large(size: int) -> Fault:
     return Fault("too_large", f"{size} bytes; at most {MAX_FILE_BYTES} are read")
 
 
-def _of_parquet(piece: Piece) -> Iterator[Member]:
+def _of_parquet(piece: Piece, beside: Beside) -> Iterator[Member]:
     for cell in tables.cells(piece.uri, piece.begin, piece.end):
-        member = Member(f"{piece.key}{cell.row:07}", None, piece.split, cell.class_name)
+        class_name = cell.class_name or piece.class_name
+        member = Member(f"{piece.key}{cell.row:07}", None, piece.split, class_name)
         if cell.bad_label is not None:
             message = f"label {cell.bad_label} is no class of the column"
             yield member._replace(fault=Fault("missing_label", message))
         elif cell.data is None:
-            yield member._replace(fault=Fault("unreadable", "the cell is null"))
+            beside.others["cell of an image column that is empty"] += 1
         elif cell.data.size > MAX_FILE_BYTES:
             yield member._replace(fault=_too_large(cell.data.size))
         else:
             yield member._replace(data=cell.data.to_pybytes())
 
 
-def _of_tar(piece: Piece) -> Iterator[Member]:
+def _of_tar(piece: Piece, beside: Beside) -> Iterator[Member]:
     stream = storage.open_range(piece.uri, piece.begin, piece.bytes)
-    yield from _labelled(_archive(stream, piece, depth=0))
+    yield from _labelled(_archive(stream, piece, beside, depth=0))
 
 
 class _File(NamedTuple):
@@ -116,17 +131,17 @@ class _File(NamedTuple):
     label: str | None = None
 
 
-def _archive(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
+def _archive(stream: Any, piece: Piece, beside: Beside, depth: int) -> Iterator[_File]:
     """The files of an archive, or of one in it; damage ends that archive and is reported."""
     try:
-        yield from _pictures(stream, piece, depth)
+        yield from _pictures(stream, piece, beside, depth)
     except tars.BrokenArchive as error:
         key = f"{piece.key}@{piece.begin}"
         fault = Fault("broken_archive", f"{piece.key or piece.uri}: {error}")
         yield _File(key, Member(key, None, piece.split, None, fault))
 
 
-def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
+def _pictures(stream: Any, piece: Piece, beside: Beside, depth: int) -> Iterator[_File]:
     for entry in tars.entries(_plain(stream)):
         name = entry.name.removeprefix("./")
         if len(name) > MAX_KEY_CHARS:
@@ -135,10 +150,20 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
             yield _File(key, Member(key, None, piece.split, None, refused))
             continue
         path = PurePosixPath(name)
-        if path.name.startswith("."):
+        if not is_seen(name):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not entry.special:
+                beside.others["image with a hidden name"] += 1
             continue
         sample = piece.key + sample_of(name)
-        member = Member(piece.key + name, None, *_place(piece, path))
+        where = place_in(piece, name)
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        if is_image and not entry.special and is_guess(piece):
+            beside.folders[folder_in(piece, name)] += 1
+        if where.left_out is not None:
+            if is_image:
+                beside.others[f"image {where.left_out}"] += 1
+            continue
+        member = Member(piece.key + name, None, where.split, where.class_name)
         if entry.special or leads_outside(path):
             what = f"a {entry.special}" if entry.special else "a path that leads outside"
             refused = Fault("refused", f"{what}; only files below the archive's root are read")
@@ -149,7 +174,7 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
                 class_name=path.name.split(".")[0],
                 begin=0,
             )
-            yield from _archive(entry.content, inner, depth=1)
+            yield from _archive(entry.content, inner, beside, depth=1)
         elif path.suffix.lower() == ".cls" and entry.size <= MAX_LABEL_BYTES:
             yield _File(sample, None, entry.content.read().decode("utf-8", "replace").strip())
         elif path.suffix.lower() in IMAGE_SUFFIXES:
@@ -157,14 +182,6 @@ def _pictures(stream: Any, piece: Piece, depth: int) -> Iterator[_File]:
                 yield _File(sample, member._replace(fault=_too_large(entry.size)))
             else:
                 yield _File(sample, member._replace(data=entry.content.read()))
-
-
-def _place(piece: Piece, path: PurePosixPath) -> tuple[str | None, str | None]:
-    """Split and class that folders in an archive speak of; an image's folder is its class."""
-    folders = [part for part in path.parts[:-1] if part not in ("/", "..")]
-    inside = next((SPLIT_NAMES[part] for part in folders if part in SPLIT_NAMES), None)
-    own = folders[-1] if folders and folders[-1] not in SPLIT_NAMES else None
-    return inside or piece.split, piece.class_name or own
 
 
 def _labelled(files: Iterator[_File]) -> Iterator[Member]:

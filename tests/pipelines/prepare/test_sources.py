@@ -22,11 +22,11 @@ from helpers import add_member, jpeg, tar_of
 
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.prepare.sources import listing, tables, tars
+from pipelines.prepare.sources import listing, ranges, tables, tars
 from pipelines.prepare.sources import readers as members_module
 from pipelines.prepare.sources.labels import read_labels
 from pipelines.prepare.sources.listing import Piece
-from pipelines.prepare.sources.readers import Member, members
+from pipelines.prepare.sources.readers import Beside, Member, members
 from pipelines.storage import listing as storage_listing
 from pipelines.storage import objects
 
@@ -68,55 +68,35 @@ def test_class_folders_give_classes_and_split_folders_give_splits(folder: Path) 
     }
 
 
-def test_a_folder_of_pictures_beside_split_folders_is_refused_and_others_are_left_out(
+def test_a_folder_of_images_beside_split_folders_is_refused_and_others_are_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("train/cat/1.jpg", "Val/cat/2.jpg", "test/3.jpg", "test2017/4.jpg", "top.jpg"):
         put(folder / name)
     for name in ("notes/a.txt", ".git/5.jpg", "__MACOSX/._6.jpg", "lost+found/7.txt"):
         put(folder / name)
-    walk = storage.walk
+    names = storage_listing._names
 
-    def refusing(uri: str) -> Iterator[tuple[str, int]]:
-        if uri.endswith("lost+found"):
+    def refusing(place: Path) -> Iterator[str]:
+        if place.name == "lost+found":
             raise PermissionError(13, "Permission denied")
-        return walk(uri)
+        return names(place)
 
-    monkeypatch.setattr(storage, "walk", refusing)
+    monkeypatch.setattr(storage_listing, "_names", refusing)
     assert set(placed(folder)) == {"train/cat/1.jpg", "Val/cat/2.jpg"}
     others: Counter[str] = Counter()
     found(folder, others)
     assert others == {
-        "image beside 'Val', 'train'": 1,
-        **{
-            f"folder '{name}'": 1
-            for name in ("test", "test2017", "notes", "__MACOSX", "lost+found")
-        },
+        "image beside the splits": 1,
+        "image in the test part 'test'": 1,
+        "image in the test part 'test2017'": 1,
+        "image with a hidden name": 2,
+        ".txt": 1,
     }
     for name in ("bus/deep/1.JPEG", "car/2.png"):
         put(folder / name)
-    with pytest.raises(UserError, match=r"beside 'Val', 'train' .*such as 'bus', 'car'. Move them"):
+    with pytest.raises(UserError, match=r"beside 'Val', 'test', 'test2017' .*such as 'bus', 'car'"):
         found(folder)
-
-
-def test_a_remote_folder_beside_split_folders_is_read_as_far_as_its_first_picture(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    memory = fsspec.filesystem("memory")
-    for name in ("train/1.jpg", "0.jpg", "bus/1.jpg", "bus/2.jpg", "bus/3.jpg"):
-        memory.pipe(f"/beside-test/{name}", b"x")
-    walk, walked = storage.walk, []
-
-    def counting(uri: str) -> Iterator[tuple[str, int]]:
-        for found in walk(uri):
-            walked.append(found[0])
-            yield found
-
-    monkeypatch.setattr(storage, "walk", counting)
-    with pytest.raises(UserError, match=r"beside 'train' .*such as 'bus'"):
-        found("memory://beside-test")
-    assert walked == ["1.jpg"]
-    memory.rm("/beside-test", recursive=True)
 
 
 def test_a_flat_folder_has_no_classes_and_other_files_are_counted_by_kind(folder: Path) -> None:
@@ -124,7 +104,7 @@ def test_a_flat_folder_has_no_classes_and_other_files_are_counted_by_kind(folder
         put(folder / name)
     others: Counter[str] = Counter()
     assert [piece.key for piece in found(folder, others)] == ["1.jpg", "no_suffix"]
-    assert others == {".txt": 2, ".xml": 1}
+    assert others == {".txt": 2, ".xml": 1, "image with a hidden name": 1}
 
 
 def test_links_are_followed_but_never_in_a_circle(folder: Path, tmp_path: Path) -> None:
@@ -303,7 +283,7 @@ def test_any_archive_gives_its_pictures_with_long_names_and_all(
 def test_a_tar_cut_into_ranges_gives_each_member_once(
     folder: Path, range_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", range_bytes)
     files = {f"{'long/' * 30}{n}.jpg": jpeg(n) for n in range(20)}
     put(folder / "a.tar", tar_of(files, tarfile.PAX_FORMAT))
     by_key = pictures(folder / "a.tar")
@@ -330,7 +310,7 @@ def test_webdataset_shards_take_the_class_from_the_sample(folder: Path) -> None:
 def test_a_tar_is_never_cut_inside_a_sample(
     folder: Path, range_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", range_bytes)
     files = {
         f"./d/{n}.{kind}": data
         for n in range(20)
@@ -356,8 +336,8 @@ def apple_double(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
 def test_a_stem_that_all_files_share_is_no_sample(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "RANGE_BYTES", 1)
-    monkeypatch.setattr(listing, "SAMPLE_BYTES", 4096)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 1)
+    monkeypatch.setattr(ranges, "SAMPLE_BYTES", 4096)
     put(folder / "a.tar", tar_of({f"frame.{n}.jpg": jpeg(n) for n in range(20)}))
     assert len(found(folder)) > 3
     assert len(pictures(folder)) == 20
@@ -373,7 +353,7 @@ def hugging_face_table(labels: list[int]) -> pa.Table:
 def test_hugging_face_parquet_gives_named_classes_and_refuses_labels_out_of_range(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "RANGE_BYTES", 1)
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 1)
     path = folder / "validation-00000-of-00001.parquet"
     pq.write_table(hugging_face_table([0, 1, -1, 7, 1]), path, row_group_size=2)
     by_key = pictures(folder)
@@ -434,12 +414,13 @@ def test_text_in_parquet_that_is_not_utf8_is_refused_by_the_name_of_the_file(
         found(folder / "b.parquet")
 
 
-def test_a_binary_column_of_any_name_will_do_and_a_null_is_reported(folder: Path) -> None:
+def test_a_binary_column_of_any_name_will_do_and_a_null_is_counted(folder: Path) -> None:
     table = pa.table({"n": [1, 2], "photo": pa.array([jpeg(0), None], pa.large_binary())})
     pq.write_table(table, folder / "a.parquet")
-    first, second = pictures(folder).values()
-    assert first.data == jpeg(0)
-    assert second.fault is not None and second.fault.kind == "unreadable"
+    beside = Beside.empty()
+    (only,) = (member for piece in found(folder) for member in members(piece, beside))
+    assert only.data == jpeg(0)
+    assert beside.others == {"cell of an image column that is empty": 1}
 
 
 def test_parquet_without_pictures_or_damaged_is_refused_by_name(folder: Path) -> None:
@@ -482,9 +463,9 @@ def test_a_list_of_one_long_uri_for_all_rows_is_refused_and_not_copied(
     write_repeated(folder / "a.parquet", "uri", "x" * (1 << 20), 500)
     check, held = tables._check_length, []
 
-    def measured(uri: str, where: str, length: int) -> None:
+    def measured(uri: str, row: int, length: int) -> None:
         held.append(pa.total_allocated_bytes() - before)
-        check(uri, where, length)
+        check(uri, row, length)
 
     monkeypatch.setattr(tables, "_check_length", measured)
     before = pa.total_allocated_bytes()
@@ -510,7 +491,6 @@ def test_a_cell_above_the_limit_and_a_label_without_end_are_set_aside(
     assert [fault and fault.kind for fault in faults] == [
         "too_large",
         "missing_label",
-        "unreadable",
     ]
     assert "1001 bytes; at most 1000" in str(faults[0]) and len(str(faults[1])) < 200
 

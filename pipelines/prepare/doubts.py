@@ -1,0 +1,75 @@
+"""What is known only when all is read, and ends the job before anything is written.
+
+A streamed archive shows its folders as it is read: names alone place its images, and here the rule
+for the whole source is held against that. A label list may name two images by one name. And a
+dataset that is added to may hold the same images in other classes.
+"""
+
+from collections import Counter
+
+from pipelines.errors import UserError
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.fault_budget import SourceTotals
+from pipelines.prepare.plan import Plan
+from pipelines.prepare.progress import console, counted
+from pipelines.prepare.sources import layout
+from pipelines.prepare.sources.layout import Layout, place
+
+
+def check(config: PrepareConfig, planned: Plan, totals: SourceTotals, uri: str) -> None:
+    """Refuse what would be wrong in silence.
+
+    Raises:
+        UserError: with what was seen, and how to say it.
+    """
+    _check_folders(config, planned, totals)
+    _check_names(config, totals)
+    _check_classes(totals, uri)
+
+
+def _check_folders(config: PrepareConfig, planned: Plan, totals: SourceTotals) -> None:
+    if not totals.folders:
+        return
+    together = Counter(planned.folders) + totals.folders
+    surveyed = layout.survey(config.shown_source, together, config.rules)
+    guess = Layout(rules=config.rules, guessed=True, splits=surveyed.layout.splits)
+    for folder in totals.folders:
+        folders = tuple(folder.split("/")) if folder else ()
+        guessed, found = (place(rule, folders, "") for rule in (guess, surveyed.layout))
+        if config.rules.class_from == "name":
+            continue
+        if (guessed.split, guessed.class_name) != (found.split, found.class_name):
+            raise UserError(
+                f"--source is '{config.shown_source}'; the folder '{folder}' in a streamed archive "
+                f"was taken for {_said(guessed)}, and beside all others it is {_said(found)}. Say "
+                "it with --class-from parent or first, with --train and --val, or unpack the "
+                "archive"
+            )
+    for note in surveyed.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def _said(where: layout.Place) -> str:
+    split = f"{where.split}, " if where.split else ""
+    return f"{split}class '{where.class_name}'" if where.class_name else f"{split}no class"
+
+
+def _check_names(config: PrepareConfig, totals: SourceTotals) -> None:
+    for name, count in totals.bare_names.most_common(1):
+        if count > 1:
+            raise UserError(
+                f"--labels is '{config.labels}'; it names '{name}', and {count} images of the "
+                "source have that name. Give names with folders, such as train/"
+                f"{name}"
+            )
+
+
+def _check_classes(totals: SourceTotals, uri: str) -> None:
+    if totals.num_relabelled:
+        first = totals.relabelled[0]
+        raise UserError(
+            f"--output is '{uri}', which holds {counted(totals.num_relabelled, 'image')} of this "
+            f"source in another class, such as '{first.key}': '{first.held or '(none)'}' there, "
+            f"'{first.now or '(none)'}' now. A dataset keeps the classes of its images, and "
+            "nothing was changed: prepare the images into another --output"
+        )
