@@ -58,7 +58,8 @@ def walk(uri: str) -> Iterator[tuple[str, int]]:
 
     Of a local folder at most NAMES_AT_ONCE names are held in memory, of a bucket's one page.
     Folders that an operating system keeps for itself at the root of a disk are passed over where
-    they may not be read. Links to files are followed, and links to folders unless they lead back to a folder above.
+    they may not be read. Links to files are followed, and links to folders unless they lead back to
+    a folder above.
     """
     if is_local(uri):
         yield from _walk_local(local_path(absolute(uri)), "", frozenset())

@@ -164,6 +164,7 @@ class _Names:
         self._class_folders: dict[str, dict[str, str]] = {}
         self._left_archives: set[str] = set()
         self._hidden: set[str] = set()
+        self._archives: list[tuple[str, int, str]] = []
         self._told_columns = False
         self._tables_without_images: Counter[str] = Counter()
         self._single: str | None = None
@@ -231,10 +232,13 @@ class _Names:
             return
         ranges = Ranges(uri, size, stem)
         inside = self._inside.setdefault(uri, set())
-        for member in ranges.folders():
-            inside.add(member)
-            self._count(_join(folder, member), 1)
+        for member in ranges.members():
+            inside.add(member.rpartition("/")[0])
+            path_in_tree = _join(folder, member)
+            self._count(path_in_tree.rpartition("/")[0], 1)
+            self._suspects.add(path_in_tree)
         self._hidden |= {uri} if ranges.hides else set()
+        self._archives.append((uri, size, folder))
         for found in ranges.found:
             self._keep("tar", uri, path, folder, found, False)
 
@@ -265,6 +269,9 @@ class _Names:
             entry = json.loads(line)
             if entry[0] == "file":
                 yield printable(entry[2])
+        for uri, size, folder in self._archives:
+            for member in Ranges(uri, size, "").members():
+                yield _join(folder, member)
 
     def _acquit(self, folder: str, end: str) -> None:
         """Take label maps out of the tree, so that their folder is no class."""

@@ -44,8 +44,8 @@ class Ranges:
         self.hides = False
         """Whether images with hidden names are in it."""
 
-    def folders(self) -> Iterator[str]:
-        """The folder of every image in it; afterwards the ranges are found."""
+    def members(self) -> Iterator[str]:
+        """The name of every image and inner tar in it; afterwards the ranges are found."""
         size, begin, end, sample = self._size, 0, 0, ""
         stream = storage.open_range(self._uri, 0, size, SCAN_BYTES)
         try:
@@ -57,7 +57,7 @@ class Ranges:
                         self.found.append(Range(self._stem, begin, end - begin))
                     self.found.append(self._inner(entry, here))
                     begin = here + tars.padded_size(entry.size)
-                    yield self.found[-1].folder
+                    yield plain_name(entry.name)
                 elif end - begin >= RANGE_BYTES and (
                     own not in ("", sample) or end - begin >= SAMPLE_BYTES
                 ):
@@ -65,7 +65,7 @@ class Ranges:
                     begin = entry.begin
                 if is_image_name(entry.name) and not entry.special:
                     if is_seen(entry.name.removeprefix("./")):
-                        yield plain_folder(entry.name)
+                        yield plain_name(entry.name)
                     else:
                         self.hides = True
                 end = here + tars.padded_size(entry.size)
@@ -84,7 +84,12 @@ class Ranges:
 
 def plain_folder(name: str) -> str:
     """The folder of a member of an archive, without steps that lead nowhere."""
-    return "/".join(part for part in name.split("/")[:-1] if part not in ("", ".", ".."))
+    return plain_name(name).rpartition("/")[0]
+
+
+def plain_name(name: str) -> str:
+    """The name of a member of an archive, without steps that lead nowhere."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
 
 
 def is_image_name(name: str) -> bool:

@@ -42,6 +42,11 @@ from pipelines.prepare.run import prepare_dataset
 from pipelines.prepare.verify import InspectConfig, inspect_dataset, verify
 from pipelines.storage import objects
 
+
+def flag_of(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
 run_module = __import__("pipelines.prepare.run", fromlist=["run"])
 
 
@@ -381,7 +386,7 @@ def test_a_broken_archive_fails_the_job_unless_it_may(serially: None, tmp_path: 
 
     data = tar_of({f"{number}.jpg": jpeg(number) for number in range(30)})
     (tmp_path / "a.tar").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="1 archives are broken"):
+    with pytest.raises(UserError, match="1 archive broken"):
         prepare_dataset(prepare_config(tmp_path / "a.tar", tmp_path / "d"))
     manifest = prepared(tmp_path / "a.tar", tmp_path / "d", max_broken_archives=1)
     assert manifest.quarantine == {"broken_archive": 1}
@@ -520,7 +525,7 @@ def test_pictures_with_other_settings_are_not_mixed_in(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     prepare_dataset(prepare_config(pictures, tmp_path / "d"))
-    with pytest.raises(UserError, match=r"prepare.seed is 1; .* was made with 0"):
+    with pytest.raises(UserError, match=r"--seed is 1; .* was made with 0"):
         prepare_dataset(prepare_config(pictures, tmp_path / "d", seed=1))
     with pytest.raises(UserError, match=r"masks asked for differ.*mask_central_64 x 1") as told:
         prepare_dataset(prepare_config(pictures, tmp_path / "d", sides=(32,)))
@@ -539,7 +544,8 @@ def test_masks_are_added_without_reading_a_picture_and_equal_those_cut_at_once(
         assert columns == ["key"]
         return read(uri, group, columns)
 
-    monkeypatch.setattr(card, "write", lambda uri, manifest: None)
+    facts = card.write(str(tmp_path / "whole"), whole)
+    monkeypatch.setattr(card, "write", lambda uri, manifest: facts)
     monkeypatch.setattr(data_shards, "read_row_group", no_pictures)
     added = prepared(tmp_path / "d", tmp_path / "d", sides=(64, 96), variants=3)
     monkeypatch.setattr(data_shards, "read_row_group", read)
@@ -907,7 +913,7 @@ def test_masks_are_not_added_with_settings_that_would_be_ignored(
     before = prepared(pictures, tmp_path / "d", seed=5)
     for sides in ((64,), (96,)):  # held already, and lacking
         with pytest.raises(
-            UserError, match=rf"prepare\.{next(iter(requested))} is .*; adding masks"
+            UserError, match=rf"{flag_of(next(iter(requested)))} is .*; adding masks"
         ):
             prepare_dataset(
                 prepare_config(tmp_path / "d", tmp_path / "d", sides=sides, **requested)
@@ -988,11 +994,11 @@ def test_the_same_bytes_come_out_of_a_cluster(
         ("sides", (31,), "32 to 1024"),
         ("sides", (), "one or more, 32 to 1024"),
         ("strategies", (), "one or more of central, "),
-        ("min_side", 300, "stored_side = 256"),
+        ("min_side", 300, "--stored-side, 256"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(field: str, value: Any, words: str) -> None:
-    with pytest.raises(UserError, match=f"prepare.{field} is .*{words}"):
+    with pytest.raises(UserError, match=f"{flag_of(field)} is .*{words}"):
         PrepareConfig(source="x", **{field: value})
 
 
