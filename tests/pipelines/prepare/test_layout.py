@@ -64,7 +64,7 @@ def where(folders: dict[str, int], rules: Rules = Rules()) -> dict[str, tuple[st
     [
         ("a/train/cat a/val/cat a/test", {"a/train/cat": "train cat", "a/val/cat": "val cat"}),
         ("cars_train cars_test", {"cars_train": "train -"}),
-        ("ILSVRC_img_train ILSVRC_img_val", {"ILSVRC_img_train": "train -", "ILSVRC_img_val": "val -"}),
+        ("I_img_train I_img_val", {"I_img_train": "train -", "I_img_val": "val -"}),
         ("images/train images/val", {"images/train": "train -", "images/val": "val -"}),
         ("train/n01/images train/n02/images val/images",
          {"train/n01/images": "train n01", "train/n02/images": "train n02", "val/images": "val -"}),
@@ -72,7 +72,7 @@ def where(folders: dict[str, int], rules: Rules = Rules()) -> dict[str, tuple[st
          {"cat/train": "train cat", "cat/val": "val cat", "dog/train": "train dog",
           "dog/val": "val dog"}),
         ("bullet_train cat", {"bullet_train": "- bullet_train", "cat": "- cat"}),
-        ("train_inside train_outside bus", dict.fromkeys([]) or
+        ("train_inside train_outside bus", 
          {"train_inside": "- train_inside", "train_outside": "- train_outside", "bus": "- bus"}),
         ("set/cat set/dog", {"set/cat": "- cat", "set/dog": "- dog"}),
         ("cat", {"cat": "- cat"}),
