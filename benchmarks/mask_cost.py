@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.decode_core import LIMITS, load
@@ -78,10 +77,9 @@ def prepare_here(source: Path, uri: str, masks: tuple[manifest.MaskSpec, ...]) -
     cv2.setNumThreads(1)
     malloc.keep_freed_memory()  # as in a worker
     work = f"{uri}/_work"
-    empty = np.empty(0, "S16")
     with plan.listing(listing.pieces(str(source), Counter())) as found:
         planned = plan.make(found, work)
-    ingest.write_existing(work, ExistingImages(empty, empty, empty))
+    ingest.write_existing(work, ExistingImages.none())
     shuffle = Shuffle(SEED, planned.num_buckets, 0.0, keep_splits=False)
     began = time.process_time()
     for unit in range(planned.num_units):

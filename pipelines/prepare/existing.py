@@ -28,8 +28,7 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
         UserError: the dataset was made with other settings.
     """
     if old is None:
-        empty, none = np.empty(0, "S16"), np.empty(0, np.int32)
-        ingest.write_existing(work, ExistingImages(empty, none, empty, none, empty, ()))
+        ingest.write_existing(work, ExistingImages.none())
         return
     for name, there, wanted in (
         ("stored_side", old.stored_side, config.stored_side),

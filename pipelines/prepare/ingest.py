@@ -142,6 +142,12 @@ class ExistingImages(NamedTuple):
     """Key and bytes of what earlier jobs quarantined: not told again when they still are bad."""
     classes: tuple[str, ...]
 
+    @classmethod
+    def none(cls) -> "ExistingImages":
+        """Of a new dataset."""
+        empty, labels = np.empty(0, "S16"), np.empty(0, np.int32)
+        return cls(empty, labels, empty, labels, empty, ())
+
     def class_of(self, known: Digests, labels: Labelling, digest: bytes) -> str | None:
         """The class of an image that is known to be held."""
         label = int(labels[np.searchsorted(known, np.bytes_(digest))])

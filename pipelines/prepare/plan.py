@@ -119,7 +119,7 @@ def cut(found: Listing) -> Iterator[list[Piece]]:
         yield unit
 
 
-def make(found: Listing, work: str, folders: dict[str, int]) -> Plan:
+def make(found: Listing, work: str, folders: dict[str, int] | None = None) -> Plan:
     """Store the units under `work`, or find those of an earlier attempt."""
     uri = storage.join(work, "plan.json")
     if storage.exists(uri):
@@ -135,7 +135,7 @@ def make(found: Listing, work: str, folders: dict[str, int]) -> Plan:
         pieces=found.pieces,
         bytes=found.bytes,
         has_validation=found.has_validation,
-        folders=folders if found.has_guesses else {},
+        folders=(folders or {}) if found.has_guesses else {},
     )
     storage.publish_json(uri, asdict(plan))
     return plan

@@ -42,10 +42,10 @@ class Work(NamedTuple):
     row_group_rows: int
     groups: dict[str, tuple[str, ...]]
     """Split -> the spilled groups that it is made of."""
-    same_class: dict[str, str]
-    """Spelling of a class -> the one that stands in `classes`, where several are equal as text."""
     repeated_keys: dict[bytes, int]
     """Digest of a key that occurs more than once -> place of the image that keeps it."""
+    same_class: dict[str, str] = {}  # noqa: RUF012
+    """Spelling of a class -> the one that stands in `classes`, where several are equal as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
