@@ -47,7 +47,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """The words of every command that runs one of our jobs, continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", text)
     for line in joined.splitlines():
-        if (line.startswith("    ") or line.startswith("$ ")) and re.search(
+        if line.startswith(("    ", "$ ")) and re.search(
             r"\bjobs/\w+\.py", line
         ):
             quoted = line.partition(" #")[0].replace("$(git rev-parse HEAD)", "COMMIT")
