@@ -60,11 +60,12 @@ class PretrainSettings(TypedDict, total=False):
 
     strategy: Strategy | None
     adversarial: float | None
+    feature_matching: float | None
     reconstruction: Literal["l2", "l1"] | None
     region: Literal["hole", "image"] | None
     overlap: int | None
     ring_weight: float | None
-    fill: tuple[float, float, float] | None
+    fill: tuple[float, float, float] | Literal["smooth", "colour"] | None
     norm: Literal["batch", "lrn", "none"]
     groups: Literal[1, 2]
     dropout: float | None

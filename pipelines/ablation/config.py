@@ -27,6 +27,7 @@ NOT_UNDER_PRETRAIN = {
 DEFAULT_METRIC = {
     "alexnet": "linear/pool5/100%/accuracy",
     "inpaint": "inpainting/central/hole/128/L2",
+    "unet": "inpainting/central/hole/128/L2",
 }
 
 

@@ -93,12 +93,11 @@ def _precise(config: AblateConfig, data: str, resources: Resources) -> AblateCon
 
 def _dataset(config: AblateConfig) -> str:
     """One dataset with the holes of every strategy."""
-    rare = [s for s in config.strategies if s == "random_region_shapes"]  # not cut by default
-    strategy = (*rare, *config.strategies)[0]
-    wanted = replace(config.pretrain, source=config.source, store=config.store, strategy=strategy)
+    first = config.strategies[0]
+    wanted = replace(config.pretrain, source=config.source, store=config.store, strategy=first)
     if wanted.source is not None and not is_dataset(wanted.source):
         storage.require_folder(wanted.source, "source")
-    return storage.absolute(ensure_dataset(wanted))
+    return storage.absolute(ensure_dataset(wanted, config.strategies))
 
 
 def size_executor(config: AblateConfig, resources: Resources) -> int:

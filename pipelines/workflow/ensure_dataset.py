@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ce_model.masks import STRATEGIES
+from ce_model.masks import STRATEGIES, Strategy
 from pipelines import storage
 from pipelines.data import manifest, sample_images
 from pipelines.prepare.config import PrepareConfig
@@ -22,8 +22,8 @@ def pretrain_on_source(config: PretrainConfig) -> dict[str, Any]:
         return pretrain_model(config, ensure_dataset(config))
 
 
-def ensure_dataset(config: PretrainConfig) -> str:
-    """The URI of a prepared dataset with the holes that the config asks for."""
+def ensure_dataset(config: PretrainConfig, strategies: tuple[Strategy, ...] = ()) -> str:
+    """The URI of a prepared dataset with the holes that the config and `strategies` ask for."""
     if config.source is None:
         source = sample_images.ensure(config.store)
     elif manifest.is_dataset(config.source):
@@ -31,5 +31,6 @@ def ensure_dataset(config: PretrainConfig) -> str:
     else:
         source = config.source
     usual = PrepareConfig(source=source).strategies
-    strategies = tuple(s for s in STRATEGIES if s in {*usual, resolve_recipe(config).strategy})
-    return prepare_dataset(PrepareConfig(source=source, store=config.store, strategies=strategies))
+    wanted = {*usual, resolve_recipe(config).strategy, *strategies}
+    cut = tuple(s for s in STRATEGIES if s in wanted)
+    return prepare_dataset(PrepareConfig(source=source, store=config.store, strategies=cut))

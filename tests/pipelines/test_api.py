@@ -65,7 +65,10 @@ def test_settings_give_the_config_of_the_same_flags() -> None:
         ({"preset": "alex"}, "preset is 'alex'; it must be one of 'inpaint'"),
         ({"groups": True}, "groups is True; it must be one of 1, 2"),
         ({"adversarial": 2}, "objective.adversarial is 2.0; it must be 0 to 1"),
-        ({"fill": (1, 2)}, r"fill is \(1, 2\); it must be a list of 3 times float or None"),
+        (
+            {"fill": (1, 2)},
+            r"fill is \(1, 2\); it must be a list of 3 times float or one of .smooth.",
+        ),
         ({"shorter": 1.5}, "shorter is 1.5; it must be int or None"),
     ],
 )

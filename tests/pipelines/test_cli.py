@@ -150,5 +150,6 @@ def test_of_an_error_the_first_line_is_told_or_its_class() -> None:
 
 def test_the_quickstart_trains_with_the_joint_loss() -> None:
     config = cli.parse(PretrainConfig, ["--config", str(QUICKSTART)])
-    assert config.adversarial == 0.001
+    assert config.preset == "unet"
+    assert config.adversarial and config.feature_matching
     assert config.source is None

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ce_model import training
 from ce_model.hole_metrics import hole_errors, ssim
 from ce_model.mask_tensors import shrink
-from ce_model.masks import STRATEGIES, Strategy, mask_for
+from ce_model.masks import Strategy, mask_for
 from ce_model.networks import NetworkConfig, input_side, output_side
 from pipelines.evaluation import encoders
 from pipelines.evaluation.data.images import ImageSet, read_images
@@ -35,6 +35,9 @@ from pipelines.models.files import LoadedModel, load_model
 if TYPE_CHECKING:
     from pipelines.evaluation.config import EvaluateConfig
 
+PAPER_STRATEGIES: tuple[Strategy, ...] = (
+    "central", "random_block", "random_region", "random_region_shapes",
+)  # fmt: skip
 RING_PX = 4  # shown around the central hole of 64 px; README of the authors' code, 7 in the paper
 RIM_PX = 4  # hidden pixels this near to a visible one are the rim
 SHARES = ((0.0, 0.1), (0.1, 0.2), (0.2, 1.01))  # groups by hidden share
@@ -46,8 +49,9 @@ METRICS = ("L1", "L2", "PSNR", "SSIM")
 class InpaintingSettings:
     """Filling holes."""
 
-    strategies: tuple[Strategy, ...] = STRATEGIES
-    """Holes to fill; a model with a centre output is measured on central ones only."""
+    strategies: tuple[Strategy, ...] = PAPER_STRATEGIES
+    """Holes to fill; a model with a centre output is measured on central ones only. free_form is
+    measured where it is named."""
     pictures: int = 200
     """At most so many validation images; 0 takes all."""
     database: int = 2000
