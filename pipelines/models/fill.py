@@ -159,7 +159,10 @@ def _predict(model: LoadedModel, views: Sequence[View]) -> list[NDArray[np.float
     ).prediction
     margin = (views[0].hole.shape[0] - found.shape[2]) // 2
     found = torch.nn.functional.pad(found.mul(255), (margin,) * 4, mode="replicate")
-    return list(found.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    colours = list(found.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    if _predicts_the_rim(model):
+        return colours
+    return [np.where(v.hole[..., None], c, v.square) for v, c in zip(views, colours, strict=True)]
 
 
 def _margin(model: LoadedModel) -> int:

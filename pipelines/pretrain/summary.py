@@ -27,7 +27,10 @@ WITHOUT = {
 }
 VALIDATION = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean",
               "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam")  # fmt: skip
-SERVED_WITH = ("torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow")
+SERVED_WITH = (
+    "torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow",
+    "opencv-contrib-python-headless", "scipy", "simplejpeg", "Pillow",
+)  # fmt: skip
 
 
 def export_model(

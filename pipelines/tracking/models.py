@@ -41,14 +41,14 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     signature = ModelSignature(
         inputs=Schema(
             [
-                TensorSpec(images[1], (-1, side, side, 3), images[0]),
-                TensorSpec(masks[1], (-1, side, side), masks[0]),
+                TensorSpec(images[1], (-1, -1, -1, 3), images[0]),
+                TensorSpec(masks[1], (-1, -1, -1), masks[0]),
             ]
         ),
         outputs=Schema(
             [
                 TensorSpec(np.dtype(np.float32), (-1, -1), "features"),
-                TensorSpec(np.dtype(np.uint8), (-1, side, side, 3), "filled"),
+                TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "filled"),
             ]
         ),
     )
