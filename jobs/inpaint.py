@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Fill the holes of a folder of images; pixels outside the holes are returned unchanged.
 
-$ python jobs/inpaint.py --model models:/context-encoder-inpaint@champion --images PICTURES \
+$ python jobs/inpaint.py --model store/pretrain/KEY --images photo.jpg --masks mask.png --output OUT
+$ python jobs/inpaint.py --model models:/context-encoder@champion --images IMAGES \
     --masks MASKS --output FILLED
 $ ray job submit --working-dir . -- jobs/inpaint.py --model STAGE --strategy central ...
 """

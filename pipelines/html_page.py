@@ -49,12 +49,12 @@ def table(caption: str, heads: list[str], rows: list[list[str]], row_class: str 
     )
 
 
-def image(title: str, png: bytes) -> str:
-    """An image with its title, inside the page."""
-    source = base64.b64encode(png).decode()
+def image(title: str, data: bytes, kind: str = "png") -> str:
+    """An image with its title, inside the page; `kind` is png or jpeg."""
+    source = base64.b64encode(data).decode()
     return (
         f"<figure><figcaption>{text(title)}</figcaption>"
-        f"<img alt='{text(title)}' src='data:image/png;base64,{source}'></figure>"
+        f"<img alt='{text(title)}' src='data:image/{kind};base64,{source}'></figure>"
     )
 
 

@@ -1,95 +1,72 @@
-"""Fill the holes of images with a trained network."""
+"""Fill a batch of images and write them."""
 
 import io
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from PIL import Image
 
-from ce_model import training
 from pipelines import storage
-from pipelines.inpaint.read import (
-    Hole,
-    HoleSource,
-    Pixels,
-    UnreadableImage,
-    output_uri,
-    read_image,
-    touched_pixels,
-)
+from pipelines.data.hole_masks import Hole
+from pipelines.data.images import Picture
+from pipelines.inpaint.read import HoleSource, UnreadableImage, read_image
+from pipelines.inpaint.sources import Source, output_name
 from pipelines.models import files
 from pipelines.models.files import LoadedModel
+from pipelines.models.fill import fill_photographs
+
+FEW_PIXELS = 20_000_000  # of images that are held at once, in the mean of a batch
 
 
 class Filler:
-    """Ray Data actor: holds the model, reads, fills and writes a batch of images."""
+    """Holds the model, reads, fills and writes; for many images an actor of Ray Data."""
 
-    def __init__(self, model_uri: str, images_uri: str, holes: HoleSource, output: str) -> None:
-        """Load the model, once per process."""
-        self._model = files.load_model(model_uri)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model.generator.to(self._device)
-        self._read = partial(read_image, images_uri=images_uri, holes=holes, model=self._model)
-        self._output = output
+    def __init__(self, model: LoadedModel, holes: HoleSource, output: str) -> None:
+        """The model moves to a GPU where there is one."""
+        self._model, self._holes, self._output = model, holes, output
+        model.generator.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Name -> fault, empty for an image that was filled and written."""
-        faults: dict[str, str] = {}
-        pictures: dict[str, Pixels] = {}
-        hidden: dict[str, Hole] = {}
-        for name in map(str, batch["name"]):
+    def fill(self, sources: Iterable[tuple[str, Source]]) -> list[dict[str, str]]:
+        """Name, fault and note of each image; the fault is empty where it was filled."""
+        results: list[dict[str, str]] = []
+        waiting: list[tuple[str, Picture, Hole]] = []
+        overlap = self._model.objective.overlap
+        for name, source in sources:
             try:
-                pictures[name], hidden[name] = self._read(name)
-            except (UnreadableImage, FileNotFoundError) as error:
-                faults[name] = str(error) or "not there"
-        filled = fill_images(
-            self._model, list(pictures.values()), list(hidden.values()), self._device
+                image, hole, note = read_image(name, source, self._holes, overlap=overlap)
+            except UnreadableImage as error:
+                results.append({"name": name, "fault": str(error), "note": ""})
+                continue
+            results.append({"name": name, "fault": "", "note": note})
+            waiting.append((name, image, hole))
+            if sum(held.size // 3 for _, held, _ in waiting) >= FEW_PIXELS:
+                self._write(waiting)
+                waiting = []
+        self._write(waiting)
+        return results
+
+    def _write(self, waiting: list[tuple[str, Picture, Hole]]) -> None:
+        filled = fill_photographs(
+            self._model, [image for _, image, _ in waiting], [hole for _, _, hole in waiting]
         )
-        for name, picture in zip(pictures, filled, strict=True):
+        for (name, _, _), picture in zip(waiting, filled, strict=True):
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, format="png")
-            storage.publish(storage.join(self._output, output_uri(name)), buffer.getvalue())
-        names = [str(name) for name in batch["name"]]
-        return {"name": names, "fault": [faults.get(name, "") for name in names]}
+            storage.publish(storage.join(self._output, output_name(name)), buffer.getvalue())
 
 
-def fill_images(
-    model: LoadedModel, pictures: list[Pixels], hidden: list[Hole], device: torch.device
-) -> list[Pixels]:
-    """Fill images of any sizes; every pixel outside its hole is returned unchanged.
+class FillerActor:
+    """A `Filler` for Ray Data: loads the model once per process."""
 
-    Args:
-        model: what fills.
-        images: uint8 (H, W, 3).
-        hidden: bool (H, W), True where to fill.
-        device: where the model is.
-    """
-    if not pictures:
-        return []
-    side = model.side
-    # The network takes a hole with its ring of known context and shrinks it by that itself.
-    ring = np.ones((2 * model.objective.overlap + 1,) * 2, np.uint8)
-    holes = [
-        cv2.dilate(touched_pixels(hole, side, side).astype(np.uint8), ring) > 0 for hole in hidden
-    ]
-    squares = training.fill(
-        model.generator,
-        torch.from_numpy(np.stack([_resize(p, side, side) for p in pictures])).to(device),
-        torch.from_numpy(np.stack(holes)).to(device),
-        network=model.network,
-        objective=model.objective,
-        dtype=torch.float32,
-    )
-    return [
-        np.where(hole[..., None], _resize(square, *picture.shape[:2]), picture)
-        for picture, hole, square in zip(pictures, hidden, squares.cpu().numpy(), strict=True)
-    ]
+    def __init__(self, model_uri: str, holes: HoleSource, output: str) -> None:
+        """Read the model folder."""
+        self._filler = Filler(files.load_model(model_uri), holes, output)
 
-
-def _resize(picture: Pixels, height: int, width: int) -> Pixels:
-    shrinks = height * width < picture.shape[0] * picture.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=how), np.uint8)
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Columns of `Filler.fill`."""
+        sources = zip(map(str, batch["name"]), map(str, batch["image"]), batch["mask"], strict=True)
+        results = self._filler.fill(
+            (name, Source(image, 0, str(mask) or None, None)) for name, image, mask in sources
+        )
+        return {column: [row[column] for row in results] for column in ("name", "fault", "note")}

@@ -1,46 +1,40 @@
-"""Stage: fill the holes of many images with a trained model; outside the hole nothing changes.
+"""Stage: fill the holes of images with a trained model; outside the hole nothing changes.
 
-Every image is scaled to the square that the network sees, filled, scaled back, and only the
-pixels under the mask are taken from the result: all others are returned bit by bit. Output is PNG,
-which loses nothing, in 8-bit RGB, upright, without transparency, colour profile or metadata. A
-image's name is kept with the suffix .png.
+Every image is filled at its own resolution, hole by hole (`models/fill.py`); pixels outside the
+mask are returned bit by bit. Output is PNG, which loses nothing, in 8-bit RGB, upright, without
+transparency, colour profile or metadata. An image's name is kept with the suffix .png.
 
     OUTPUT/job.json       what is being filled with what; another job is refused here, and so are
                           images or masks that changed (in bytes) after they were used
     OUTPUT/NAME.png       one per image
-    OUTPUT/commit.json    counts and faults, written last
+    OUTPUT/index.html     image, hole and filling of the first ones, and what could not be filled
+    OUTPUT/commit.json    counts, faults and what was assumed of masks, written last
+
+A few images are filled here; for many, or where a cluster is named, Ray Data holds the model in
+actors. Whatever can be refused is refused before that.
 """
 
-import tempfile
-from pathlib import Path, PurePosixPath
+import os
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
-
-import ray
 
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.inpaint.config import InpaintConfig
 from pipelines.inpaint.fill import Filler
-from pipelines.inpaint.read import HoleSource, output_uri
+from pipelines.inpaint.gallery import write_gallery
+from pipelines.inpaint.read import HoleSource
+from pipelines.inpaint.sources import Source, describe, find_sources, output_name
 from pipelines.models import files
 from pipelines.models.files import LoadedModel
-from pipelines.runtime import cluster
-from pipelines.runtime.progress import plain_console
+from pipelines.runtime.progress import ProgressDisplay, plain_console
 from pipelines.storage import commits
-from pipelines.tracking import client, models
 
-KEY_VERSION = 2
-
-
-SUFFIXES = {".jpg", ".jpeg", ".png"}
-
-
+KEY_VERSION = 3  # 3: each hole in a crop of its own instead of the whole image squeezed
 JOB = "job.json"
-
-
-Sources = dict[str, list[int | None]]
-
-
+FEW_IMAGES = 32  # that are filled without Ray, whose start takes as long as filling them
+Sizes = dict[str, list[int | None]]
 """Name of an image -> its bytes and those of its mask; None where it has no mask."""
 
 
@@ -48,12 +42,16 @@ def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
     """Fill what is missing; returns the counts that `commit.json` holds."""
     console = plain_console(soft_wrap=True)
     output = storage.absolute(config.output)
+    sources, others = find_sources(config)
+    if others:
+        console.print(describe(others))
     model_uri = model_folder(config)
-    sources = find_sources(config)
+    model = files.load_model(model_uri)
     names = list(sources)
-    key = _key(config, names, files.load_model(model_uri))
-    todo = [name for name in names if not storage.exists(storage.join(output, output_uri(name)))]
-    _claim(output, key, sources, set(names) - set(todo))
+    key = _key(config, names, model)
+    todo = [name for name in names if not storage.exists(storage.join(output, output_name(name)))]
+    sizes: Sizes = {name: [s.image_bytes, s.mask_bytes] for name, s in sources.items()}
+    _claim(output, key, sizes, set(names) - set(todo))
     commit = commits.commit_uri(output)
     if storage.exists(commit):
         done: dict[str, Any] = storage.read_json(commit)
@@ -61,76 +59,61 @@ def inpaint_images(config: InpaintConfig) -> dict[str, Any]:
             console.print(f"already filled: {output}")
             return done
         storage.remove(commit)
-    console.print(f"{len(names)} images, {len(names) - len(todo)} filled before")
-    with cluster.connect() as resources:
-        faults = _fill_all(config, todo, model_uri, output, resources)
-    counts = {
-        "key": key,
-        "listed": len(names),
-        "filled": len(names) - len(faults),
-        "faults": faults,
-    }
+    if len(names) > len(todo):
+        console.print(f"{len(names)} images, {len(names) - len(todo)} filled before")
+    faults: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    with ProgressDisplay(console, "filling", len(todo)) as display:
+        for done_so_far, row in enumerate(_results(config, sources, todo, model, model_uri), 1):
+            if row["fault"]:
+                faults[row["name"]] = row["fault"]
+            if row["note"]:
+                notes[row["name"]] = row["note"]
+            display.update(done_so_far, f"{len(faults)} not filled" if faults else "")
+    for note, count in Counter(notes.values()).items():
+        console.print(f"{count} of {len(names)} images: {note}")
     if len(faults) > config.max_bad_share * len(names):
         shown = "; ".join(f"{name}: {why}" for name, why in list(faults.items())[:5])
         raise UserError(
             f"{len(faults)} of {len(names)} images could not be filled; max_bad_share allows "
             f"{config.max_bad_share:.1%}. {shown}"
         )
+    counts = {
+        "key": key,
+        "listed": len(names),
+        "filled": len(names) - len(faults),
+        "left_out": others,
+        "faults": faults,
+        "notes": notes,
+    }
+    page = write_gallery(
+        output, sources, _holes(config), faults,
+        overlap=model.objective.overlap, title=f"Model: {config.model}",
+    )  # fmt: skip
     storage.publish_json(commit, counts)
     console.print(f"filled {counts['filled']} of {len(names)} images: {output}")
+    console.print(f"look at them: {page}")
     return counts
 
 
 def model_folder(config: InpaintConfig) -> str:
     """Where every node can read the model; a registered one is copied into the store."""
-    if not config.model.startswith("models:/"):
-        return files.folder_of(config.model)
+    folder = files.folder_of(config.model)
+    if storage.is_local(config.model) and storage.exists(storage.join(folder, files.MODEL)):
+        return folder  # without MLflow, whose import takes seconds
+    from pipelines.models.resolve import resolve_model
+    from pipelines.tracking import client
+
     uri = client.tracking_uri(config.tracking_uri, config.store)
-    with tempfile.TemporaryDirectory() as temporary:
-        models.download_model(uri, config.model, Path(temporary))
-        digest = files.load_model(temporary).info["weights_sha256"]
-        kept = storage.join(storage.absolute(config.store), "inpaint", "models", digest[:16])
-        files.copy_model(temporary, kept)
-    return kept
+    return resolve_model(config.model, store=config.store, tracking_uri=uri).uri
 
 
-def find_sources(config: InpaintConfig) -> Sources:
-    """All images under the folder, in order, by their names relative to it.
-
-    Raises:
-        UserError: no such folders, no images, or the output would lie among them.
-    """
-    for name, folder in (("images", config.images), ("masks", config.masks)):
-        if folder is not None:
-            storage.require_folder(folder, name)
-            if storage.is_within(config.output, folder):
-                raise UserError(
-                    f"output is '{config.output}', which lies in {name} '{folder}'; the filled "
-                    "images need a folder outside it"
-                )
-    masks = {} if config.masks is None else dict(storage.walk(config.masks))
-    sources: Sources = {
-        name: [size, masks.get(name, masks.get(output_uri(name)))]
-        for name, size in storage.walk(config.images)
-        if PurePosixPath(name).suffix.lower() in SUFFIXES
-    }
-    if not sources:
-        raise UserError(f"images is '{config.images}'; there is no .jpg or .png image in it")
-    for name in sources:
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise UserError(
-                f"images is '{config.images}'; the name {name!a} in it is not UTF-8; rename it"
-            )
-    return sources
+def _holes(config: InpaintConfig) -> HoleSource:
+    return HoleSource(config.strategy, config.seed, config.mask_polarity)
 
 
 def _key(config: InpaintConfig, names: list[str], model: LoadedModel) -> str:
-    twins = len(names) - len({output_uri(name) for name in names})
-    if twins:
-        raise UserError(
-            f"images is '{config.images}'; {twins} images differ from others only in their "
-            "suffix and would overwrite them"
-        )
+    polarity = config.mask_polarity
     return storage.content_key(
         {
             "stage": "inpaint",
@@ -142,11 +125,12 @@ def _key(config: InpaintConfig, names: list[str], model: LoadedModel) -> str:
             "masks": config.masks and storage.absolute(config.masks.rstrip("/")),
             "strategy": config.strategy,
             "seed": config.seed,
+            **({} if polarity == "auto" else {"mask_polarity": polarity}),
         }
     )
 
 
-def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
+def _claim(output: str, key: str, sources: Sizes, filled: set[str]) -> None:
     """The output folder belongs to one job.
 
     Raises:
@@ -154,7 +138,7 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
     """
     uri, commit = storage.join(output, JOB), commits.commit_uri(output)
     held = (
-        [output_uri(min(filled))] if filled else [commits.COMMIT] if storage.exists(commit) else []
+        [output_name(min(filled))] if filled else [commits.COMMIT] if storage.exists(commit) else []
     )
     if held and not storage.exists(uri):
         raise UserError(
@@ -180,7 +164,7 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
     stale = sorted(filled.intersection(changed))
     if stale:
         raise UserError(
-            f"output is '{output}', which holds {output_uri(stale[0])} made from another image or "
+            f"output is '{output}', which holds {output_name(stale[0])} made from another image or "
             f"mask than the one that has the name {stale[0]} now ({len(stale)} such); choose "
             "another folder, or remove what is to be filled again"
         )
@@ -189,29 +173,48 @@ def _claim(output: str, key: str, sources: Sources, filled: set[str]) -> None:
         storage.publish_json(uri, job)
 
 
-def _fill_all(
+def _results(
     config: InpaintConfig,
+    sources: dict[str, Source],
     todo: list[str],
+    model: LoadedModel,
     model_uri: str,
-    output: str,
-    resources: cluster.Resources,
-) -> dict[str, str]:
-    """Faults by name."""
-    if not todo:
-        return {}
-    gpu = bool(resources.gpus)
-    actors = config.actors or max(1, resources.gpus if gpu else resources.cpus // 2)
-    blocks = max(1, -(-len(todo) // config.batch_size))
-    rows = ray.data.from_items([{"name": name} for name in todo], override_num_blocks=blocks)
-    rows.context.raise_original_map_exception = True  # else a full disk is no OSError
-    masks = None if config.masks is None else storage.absolute(config.masks)
-    holes = HoleSource(masks, config.strategy, config.seed)
-    results = rows.map_batches(
-        Filler,
-        fn_constructor_args=(model_uri, storage.absolute(config.images), holes, output),
-        batch_size=config.batch_size,
-        concurrency=min(actors, blocks),
-        num_gpus=1 if gpu else 0,
-        num_cpus=0 if gpu else 1,
-    )
-    return {row["name"]: row["fault"] for row in results.iter_rows() if row["fault"]}
+) -> Iterator[dict[str, str]]:
+    """Name, fault and note of each image once it is done with."""
+    output = storage.absolute(config.output)
+    if len(todo) <= FEW_IMAGES and not config.actors and not os.environ.get("RAY_ADDRESS"):
+        filler = Filler(model, _holes(config), output)
+        for first in range(0, len(todo), config.batch_size):
+            names = todo[first : first + config.batch_size]
+            yield from filler.fill((name, sources[name]) for name in names)
+        return
+    yield from _results_of_ray(config, sources, todo, model_uri)
+
+
+def _results_of_ray(
+    config: InpaintConfig, sources: dict[str, Source], todo: list[str], model_uri: str
+) -> Iterator[dict[str, str]]:
+    import ray  # a few images are filled without it, and its import takes a second
+
+    from pipelines.inpaint.fill import FillerActor
+    from pipelines.runtime import cluster
+
+    with cluster.connect() as resources:
+        gpu = bool(resources.gpus)
+        actors = config.actors or max(1, resources.gpus if gpu else resources.cpus // 2)
+        blocks = max(1, -(-len(todo) // config.batch_size))
+        items = [
+            {"name": name, "image": sources[name].image, "mask": sources[name].mask or ""}
+            for name in todo
+        ]
+        rows = ray.data.from_items(items, override_num_blocks=blocks)
+        rows.context.raise_original_map_exception = True  # else a full disk is no OSError
+        results = rows.map_batches(
+            FillerActor,
+            fn_constructor_args=(model_uri, _holes(config), storage.absolute(config.output)),
+            batch_size=config.batch_size,
+            concurrency=min(actors, blocks),
+            num_gpus=1 if gpu else 0,
+            num_cpus=0 if gpu else 1,
+        )
+        yield from results.iter_rows()

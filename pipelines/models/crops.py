@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ce_model.networks import output_side
+from ce_model.networks import output_side, takes_any_size
 from pipelines.models.files import LoadedModel
 
 Hole = NDArray[np.bool_]
@@ -26,6 +26,8 @@ Box = tuple[slice, slice]
 GRID = 1024  # cells of the longer side on which holes are told apart; nearer ones are one hole
 ROUNDS = 2
 FULL_SHARE = 0.5  # side of a hole in what a network for the whole image sees
+# Of the side in training: a network of any size sees more around holes of the size it knows.
+WIDER, WIDER_SHARE = 2, 0.75
 
 
 class Reach(NamedTuple):
@@ -58,6 +60,8 @@ def reach_of(model: LoadedModel) -> Reach:
     side, inner = model.side, output_side(model.network)
     if inner < side:
         return Reach(side, inner - 2 * model.objective.overlap, True)
+    if takes_any_size(model.network):
+        return Reach(side * WIDER, int(side * WIDER_SHARE), False)
     return Reach(side, int(side * FULL_SHARE), False)
 
 

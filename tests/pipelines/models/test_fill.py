@@ -9,7 +9,7 @@ import torch
 from helpers import draw_picture
 
 from ce_model.networks import NetworkConfig, build_generator
-from ce_model.training import Objective
+from ce_model.training import Objective, default_objective
 from pipelines.errors import UserError
 from pipelines.models.crops import Reach, hole_boxes, plan_crops, reach_of
 from pipelines.models.files import LoadedModel
@@ -26,6 +26,10 @@ def untrained(output: str) -> LoadedModel:
 
 
 CENTER, FULL = untrained("center"), untrained("full")
+UNET_NETWORK = NetworkConfig(preset="unet", output="full")
+UNET = LoadedModel(
+    build_generator(UNET_NETWORK).eval(), UNET_NETWORK, default_objective(UNET_NETWORK), {}
+)
 
 
 def corners(hole: np.ndarray) -> None:
@@ -46,9 +50,12 @@ def solid(hole: np.ndarray) -> None:
     hole[hole.shape[0] // 8 :, : hole.shape[1] * 3 // 4] = True
 
 
-@pytest.mark.parametrize("model", [CENTER, FULL], ids=["center", "full"])
-@pytest.mark.parametrize("size", [(128, 128), (211, 150), (30, 50)])
-@pytest.mark.parametrize("draw", [corners, scratch, specks, solid])
+@pytest.mark.parametrize("model", [CENTER, FULL, UNET], ids=["center", "full", "unet"])
+@pytest.mark.parametrize(
+    ("size", "draw"),
+    [((128, 128), corners), ((128, 128), specks), ((211, 150), scratch), ((211, 150), solid),
+     ((30, 50), corners)],
+)  # fmt: skip
 def test_only_the_hole_changes_and_nothing_of_it_was_seen(
     model: LoadedModel, size: tuple[int, int], draw: Callable[[np.ndarray], None]
 ) -> None:
@@ -62,7 +69,7 @@ def test_only_the_hole_changes_and_nothing_of_it_was_seen(
     assert (filled[hole] != altered[hole]).any(axis=1).mean() > 0.9
 
 
-@pytest.mark.parametrize("model", [CENTER, FULL], ids=["center", "full"])
+@pytest.mark.parametrize("model", [CENTER, FULL, UNET], ids=["center", "full", "unet"])
 @pytest.mark.parametrize("draw", [corners, scratch, specks, solid])
 def test_every_hidden_pixel_lies_in_a_box_that_the_network_can_fill(
     model: LoadedModel, draw: Callable[[np.ndarray], None]
