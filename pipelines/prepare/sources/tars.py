@@ -1,23 +1,29 @@
 """Tar archives as streams: names, kinds and bytes of the members, nothing written anywhere.
 
-Only what an image archive needs: ustar, GNU long names, pax paths and sizes. Written out here
-because an archive is untrusted: every size is bounded before it is read, links and devices are
-never followed, and names are only ever text. Field offsets: POSIX.1-1988 (ustar).
+Only what an image archive needs: ustar, GNU long names, pax paths and sizes, sparse members.
+Written out here because an archive is untrusted: every size is bounded before it is read, links and
+devices are never followed, and names are only ever text. Archives that were joined (`cat a.tar
+b.tar`) are read to the last one. Field offsets: POSIX.1-1988 (ustar).
 """
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-BLOCK = 512
+from pipelines.prepare.sources import sparse
+from pipelines.prepare.sources.sparse import BLOCK, SparseContent
+from pipelines.prepare.sources.streams import BrokenArchive as BrokenArchive
+from pipelines.prepare.sources.streams import BytesBehind
+from pipelines.prepare.sources.streams import read_fully as read_fully
+
 MAX_NAME_BYTES = 1 << 20  # of a pax header or a GNU long name
 MAX_SIZE = 1 << 50  # of a member
 REGULAR, LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL, FOLDER = b"0", b"L", b"K", b"x", b"g", b"5"
-SPECIAL = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "fifo"}
+HARD_LINK = "hard link"
+SPECIAL = {b"1": HARD_LINK, b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "fifo"}
+SPARSE = b"S"
+BEHIND = "bytes behind the end of an archive"
 PIECE_BYTES = 1 << 20
-
-
-class BrokenArchive(Exception):
-    """The archive itself is damaged from some byte on."""
+ZERO_BYTES = 64 << 20  # between joined archives, or behind the last one, before we stop looking
 
 
 class Entry(NamedTuple):
@@ -28,9 +34,11 @@ class Entry(NamedTuple):
     """First byte of its headers in the stream."""
     size: int
     special: str | None
-    """What it is when it is no regular file, such as `symbolic link`."""
+    """What it is when it is no regular file, such as `symbolic link`; BEHIND for what is no tar."""
     content: BinaryIO
     """Its bytes; read them before asking for the next member."""
+    link: str = ""
+    """The name that a hard link leads to."""
 
 
 class Content:
@@ -63,6 +71,15 @@ class Content:
         return False
 
 
+class _Said(NamedTuple):
+    """What the headers before a member say of it."""
+
+    name: str | None = None
+    size: int | None = None
+    link: str | None = None
+    sparse: tuple[tuple[bytes, bytes], ...] = ()
+
+
 def entries(stream: BinaryIO) -> Iterator[Entry]:
     """The members one after the other, folders and archive-internal headers left out.
 
@@ -70,13 +87,19 @@ def entries(stream: BinaryIO) -> Iterator[Entry]:
         BrokenArchive: a header is damaged, or the archive is empty or ends too early.
     """
     at = begin = 0
-    name: str | None = None
-    size: int | None = None
+    said = _Said()
     while header := read_fully(stream, BLOCK):
+        if not any(header):
+            header, zeros = _behind_zeros(stream)
+            if not header:
+                return
+            at += zeros
+            begin = at
+            if not _is_header(header):
+                yield Entry("", begin, 0, BEHIND, Content(stream, 0, ""))  # type: ignore[arg-type]
+                return
         if len(header) < BLOCK:
             raise BrokenArchive(f"the archive ends inside the header at byte {at}")
-        if not any(header):
-            return
         _check(header, at)
         kind = header[156:157]
         held = _number(header[124:136], at)
@@ -85,41 +108,66 @@ def entries(stream: BinaryIO) -> Iterator[Entry]:
                 raise BrokenArchive(f"a name of {held} bytes is claimed at byte {at}")
             extra = Content(stream, held, "a long name").read()
             if kind == LONG_NAME:
-                name = _text(extra.split(b"\0")[0])
+                said = said._replace(name=_text(extra.split(b"\0")[0]))
+            elif kind == LONG_LINK:
+                said = said._replace(link=_text(extra.split(b"\0")[0]))
             elif kind == PAX:
-                name, size = _pax(extra, name, size)
+                said = _pax(extra, said)
             at += BLOCK + _pad(stream, held)
             continue
-        member = _name(header) if name is None else name
-        length = held if size is None else size
+        member = _below(_name(header) if said.name is None else said.name)
+        length = held if said.size is None else said.size
         if length > MAX_SIZE:
             raise BrokenArchive(f"a member of {length} bytes is claimed at byte {begin}")
-        if kind not in SPECIAL and kind != FOLDER:
+        at += BLOCK
+        if kind in SPECIAL:
+            link = _text(header[157:257].split(b"\0")[0]) if said.link is None else said.link
+            empty = Content(stream, 0, member)
+            yield Entry(member, begin, 0, SPECIAL[kind], empty, _below(link))  # type: ignore[arg-type]
+        elif kind != FOLDER:
+            runs: tuple[sparse.Runs, int] | None = None
+            if kind == SPARSE:
+                stored, whole_size, more = sparse.gnu_runs(header, stream)
+                runs, at = (stored, whole_size), at + more
             content = Content(stream, length, member)
-            yield Entry(member, begin, length, None, content)  # type: ignore[arg-type]
+            if said.sparse:
+                runs = sparse.pax_runs(said.sparse, content)
+            if runs is None:
+                yield Entry(member, begin, length, None, content)  # type: ignore[arg-type]
+            else:
+                whole = SparseContent(content, *runs)
+                yield Entry(member, begin, runs[1], None, whole)  # type: ignore[arg-type]
             content.skip()
-            at += BLOCK + _pad(stream, length)
-        else:
-            if kind in SPECIAL:
-                empty = Content(stream, 0, member)
-                yield Entry(member, begin, 0, SPECIAL[kind], empty)  # type: ignore[arg-type]
-            at += BLOCK
-        begin, name, size = at, None, None
+            at += _pad(stream, length)
+        begin, said = at, _Said()
     if not at:
         raise BrokenArchive("there are no bytes in it")
 
 
-def read_fully(stream: BinaryIO, size: int) -> bytes:
-    """`size` bytes, fewer only at the end of the stream."""
-    data = stream.read(size)
-    if len(data) == size or not data:
-        return data
-    parts = [data]
-    left = size - len(data)
-    while left and (data := stream.read(left)):
-        parts.append(data)
-        left -= len(data)
-    return b"".join(parts)
+def _behind_zeros(stream: BinaryIO) -> tuple[bytes, int]:
+    """The first block that is not all zero, and the bytes before it; nothing at the end."""
+    zeros = BLOCK
+    try:
+        while zeros <= ZERO_BYTES and (block := read_fully(stream, BLOCK)):
+            if any(block):
+                return block, zeros
+            zeros += len(block)
+    except BytesBehind:  # the tar is whole
+        return b"behind", zeros
+    return b"", zeros
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        _check(block, 0)
+    except BrokenArchive:
+        return False
+    return len(block) == BLOCK
+
+
+def _below(name: str) -> str:
+    """A name without the slashes that would make it absolute, as tar itself unpacks it."""
+    return name.lstrip("/")
 
 
 def padded_size(size: int) -> int:
@@ -155,9 +203,11 @@ def _name(header: bytes) -> str:
     return _text(prefix + b"/" + name if prefix and not is_gnu else name)
 
 
-def _pax(data: bytes, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    """Records are `LENGTH NAME=VALUE\\n`; only path and size matter here."""
+def _pax(data: bytes, said: _Said) -> _Said:
+    """Records are `LENGTH NAME=VALUE\\n`; path, link, size and sparse maps matter here."""
     at = 0
+    name, size, link = said.name, said.size, said.link
+    runs: list[tuple[bytes, bytes]] = []
     while at < len(data):
         digits = data[at : at + 10].split(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
@@ -166,10 +216,15 @@ def _pax(data: bytes, name: str | None, size: int | None) -> tuple[str | None, i
             raise BrokenArchive("a pax header is damaged")
         if field == b"path":
             name = _text(value)
+        elif field == b"linkpath":
+            link = _text(value)
         elif field == b"size":
             size = int(value[:20])
+        elif field.startswith(sparse.PREFIX):
+            runs.append((field.removeprefix(sparse.PREFIX), value))
         at += length
-    return name, size
+    named = dict(runs).get(b"name")
+    return _Said(name if named is None else _text(named), size, link, tuple(runs))
 
 
 def _text(name: bytes) -> str:
