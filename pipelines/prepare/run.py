@@ -162,7 +162,8 @@ def _listing(config: PrepareConfig, sources: tuple[str, ...], learned: Found) ->
         if found.pieces == 0:
             raise UserError(
                 f"--source is '{config.shown_source}'; there is no image to train on in it. There: "
-                f"{kinds or 'nothing'}; images are .jpg, .jpeg or .png, alone, in .tar or .parquet"
+                f"{kinds or 'nothing'}; images are JPEG, PNG, WebP or AVIF files, "
+                "alone, in .tar, .zip or .parquet"
             )
         if kinds:
             console.print(f"not read: {kinds}", soft_wrap=True)

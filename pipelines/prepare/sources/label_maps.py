@@ -40,6 +40,14 @@ def group_of(path: str) -> tuple[Group, str] | None:
     return None
 
 
+def dotted_end(name: str) -> str | None:
+    """`.seg.png` of `0001.seg.png`: in an archive of samples, a dotted word says what a file is."""
+    end = END.search(PurePosixPath(name).stem)
+    if end and end[0].startswith(".") and name.lower().endswith(SUFFIXES) and _speaks(end[0]):
+        return f"{end[0]}{PurePosixPath(name).suffix}".lower()
+    return None
+
+
 def _speaks(name: str) -> bool:
     return any(word.lower() in WORDS for word in PART.findall(name))
 

@@ -3,7 +3,7 @@
 A source is one or several of (see `patterns`)
     a folder    the files in it may be images, archives (WebDataset shards, the ImageNet tars) or
                 Parquet files
-    an archive  .tar, .tar.gz, .tgz
+    an archive  .tar, alone or packed by gzip, bzip2, xz or zstd, or .zip
     Parquet     an image column: bytes, or {bytes, path} as Hugging Face writes it
     a list      .txt, .csv, .tsv, .jsonl of images with labels, or Parquet with a URI column
 
@@ -32,6 +32,7 @@ from pipelines.prepare.sources.ranges import (
     IMAGE_SUFFIXES,
     Range,
     Ranges,
+    ZipRanges,
     archive_stem,
     is_seen,
     is_whole,
@@ -62,9 +63,9 @@ class Piece(NamedTuple):
     """`train` or `val` where the source says so."""
     class_name: str | None = None
     begin: int = 0
-    """First byte of a tar's range; first row group."""
+    """First byte of a tar's range, or of a zip's directory; first row group."""
     end: int = 0
-    """Last row group + 1."""
+    """Last row group + 1; end of a zip's part of the directory; see `ranges.Range`."""
     layout: list[Any] | None = None
     """Of an archive: the `Layout` of what is in it; see `place_in`."""
     folder: str = ""
@@ -230,7 +231,7 @@ class _Names:
             self._count(folder, 1)
             self._keep("tar", uri, path, folder, Range(stem, 0, size), True)
             return
-        ranges = Ranges(uri, size, stem)
+        ranges = (ZipRanges if path.lower().endswith(".zip") else Ranges)(uri, size, stem)
         inside = self._inside.setdefault(uri, set())
         for member in ranges.members():
             inside.add(member.rpartition("/")[0])
@@ -346,7 +347,7 @@ class _Names:
             own.split or here.fallback,
             found.class_name,
             found.begin,
-            0,
+            found.end,
             list(here),
             _join(folder, found.folder),
         )

@@ -9,12 +9,17 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from pipelines import storage
-from pipelines.prepare.sources import tars
+from pipelines.prepare.sources import samples, tars, zips
+from pipelines.prepare.sources.streams import BrokenArchive
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff".split())
+TAR_SUFFIXES = tuple(
+    ".tar .tar.gz .tgz .tar.bz2 .tbz2 .tbz .tar.xz .txz .tar.zst .tar.zstd .tzst".split()
 )
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, zips.SUFFIX)
+LABELS_FIRST = 1  # the `end` of a tar whose labels stand far from their images
+FILES_OF_SAMPLE = 64
+FAR_JSON = 16  # .json files that stand alone and are no labels, such as a dataset's description
 RANGE_BYTES = 64 << 20  # of a tar or a Parquet file; less where a single row group is larger
 SAMPLE_BYTES = 256 << 20  # more files of one stem than that are no sample: they are cut, too
 SCAN_BYTES = 1 << 16  # headers of a nested tar lie far apart
@@ -32,6 +37,9 @@ class Range(NamedTuple):
     """Of a tar inside the tar: its name."""
     folder: str = ""
     """Where that one lies in the outer one."""
+    end: int = 0
+    """Of a tar LABELS_FIRST or 0. Of a zip where its part of the directory ends; 0 at the end, and
+    with `begin` 0 its labels are read first."""
 
 
 class Ranges:
@@ -47,11 +55,13 @@ class Ranges:
     def members(self) -> Iterator[str]:
         """The name of every image and inner tar in it; afterwards the ranges are found."""
         size, begin, end, sample = self._size, 0, 0, ""
+        far = _FarLabels()
         stream = storage.open_range(self._uri, 0, size, SCAN_BYTES)
         try:
             for entry in tars.entries(stream):
                 here = stream.tell()
                 own = sample_of(entry.name)
+                far.see(entry)
                 if _is_inner_archive(entry):
                     if end > begin:
                         self.found.append(Range(self._stem, begin, end - begin))
@@ -74,12 +84,82 @@ class Ranges:
             end = size  # whoever reads the last range meets the damage again and reports it
         if begin < min(end, size):
             self.found.append(Range(self._stem, begin, min(end, size) - begin))
+        if far.are_many() and all(found.class_name is None for found in self.found):
+            self.found = [Range(self._stem, 0, size, end=LABELS_FIRST)]
 
     def _inner(self, entry: tars.Entry, here: int) -> Range:
         inner = PurePosixPath(entry.name)
         length = min(entry.size, max(self._size - here, 0))
         key = f"{self._stem}{archive_stem(str(inner))}/"
         return Range(key, here, length, inner.name.split(".")[0], plain_folder(entry.name))
+
+
+class _FarLabels:
+    """Counts the label files of an archive that stand neither right before nor behind an image."""
+
+    def __init__(self) -> None:
+        self._image = ""
+        self._waiting: list[tuple[str, str]] = []
+        self._strong = self._weak = 0
+
+    def see(self, entry: tars.Entry) -> None:
+        """The next member."""
+        if entry.special or not is_seen(entry.name.removeprefix("./")):
+            return
+        if is_image_name(entry.name):
+            self._judge({*samples.candidates(self._image), *samples.candidates(entry.name)})
+            self._image = entry.name
+        elif found := samples.label_stem(entry.name):
+            self._waiting.append(found)
+            if len(self._waiting) > FILES_OF_SAMPLE:
+                self._judge(set(samples.candidates(self._image)))
+
+    def _judge(self, near: set[str]) -> None:
+        far = [suffix for stem, suffix in self._waiting if stem not in near]
+        self._weak += far.count(".json")
+        self._strong += len(far) - far.count(".json")
+        self._waiting.clear()
+
+    def are_many(self) -> bool:
+        """Whether the labels have to be read first; asked when all members were seen."""
+        self._judge(set(samples.candidates(self._image)))
+        return self._strong > 0 or self._weak > FAR_JSON
+
+
+class ZipRanges:
+    """The runs of a zip's directory that are read as one piece each."""
+
+    def __init__(self, uri: str, size: int, stem: str) -> None:
+        """Read nothing yet."""
+        self._uri, self._size, self._stem = uri, size, stem
+        self.found: list[Range] = []
+        self.hides = False
+
+    def folders(self) -> Iterator[str]:
+        """The folder of every image in it; afterwards the runs are found."""
+        begin = end = held = 0
+        sample, far = "", _FarLabels()
+        try:
+            for entry, packed in zips.entries(self._uri, 0, 0):
+                own = sample_of(entry.name)
+                far.see(entry)
+                if held >= RANGE_BYTES and (own not in ("", sample) or held >= SAMPLE_BYTES):
+                    self.found.append(Range(self._stem, begin, held, end=entry.begin))
+                    begin, held = entry.begin, 0
+                begin = begin or entry.begin
+                if is_image_name(entry.name) and not entry.special:
+                    if is_seen(entry.name):
+                        yield plain_folder(entry.name)
+                    else:
+                        self.hides = True
+                held += packed
+                sample = own or sample
+        except BrokenArchive:
+            self.found, begin = [], 0  # whoever reads it meets the damage again and reports it
+        if far.are_many():
+            self.found, begin, held = [], 0, self._size
+        if begin or not self.found:
+            self.found.append(Range(self._stem, begin, held or self._size, end=end))
 
 
 def plain_folder(name: str) -> str:
@@ -104,7 +184,7 @@ def archive_stem(path: str) -> str:
 
 def _is_inner_archive(entry: tars.Entry) -> bool:
     """Whether a member is an archive to read; of one that may not be read, `members` says why."""
-    if entry.special or not entry.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if entry.special or not entry.name.lower().endswith(TAR_SUFFIXES):
         return False
     path = PurePosixPath(entry.name)
     is_named = len(entry.name) <= MAX_KEY_CHARS and not path.name.startswith(".")
@@ -128,7 +208,7 @@ def _begins_with_archive(uri: str) -> bool:
         first = next(tars.entries(storage.open_range(uri, piece_bytes=SCAN_BYTES)), None)
     except tars.BrokenArchive:
         return False
-    return first is not None and first.name.lower().endswith(ARCHIVE_SUFFIXES)
+    return first is not None and first.name.lower().endswith(TAR_SUFFIXES)
 
 
 def is_seen(path: str) -> bool:
@@ -139,6 +219,8 @@ def is_seen(path: str) -> bool:
 
 def is_whole(uri: str, path: str, size: int) -> bool:
     """Whether an archive is read as one piece, unseen: see `_Ranges`."""
+    if path.lower().endswith(zips.SUFFIX):
+        return False
     if not path.lower().endswith(".tar") or not size:
         return True  # a compressed stream has no places to enter it, and an empty file is no tar
     # Headers close together are not worth a request each.

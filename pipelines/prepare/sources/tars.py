@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from pipelines.prepare.sources import sparse
-from pipelines.prepare.sources.sparse import BLOCK, SparseContent
+from pipelines.prepare.sources.sparse import BLOCK as BLOCK
+from pipelines.prepare.sources.sparse import SparseContent
 from pipelines.prepare.sources.streams import BrokenArchive as BrokenArchive
 from pipelines.prepare.sources.streams import BytesBehind
 from pipelines.prepare.sources.streams import read_fully as read_fully

@@ -64,9 +64,7 @@ def directory(uri: str) -> Directory:
     size = storage.size(uri)
     tail_begin = max(size - END_BYTES - COMMENT_BYTES, 0)
     tail = read_fully(storage.open_range(uri, tail_begin), size - tail_begin)
-    at = tail.rfind(END)
-    if at < 0 or at + END_BYTES > len(tail):
-        raise BrokenArchive("no directory at its end: it was cut, or is no zip")
+    at = _end_record(tail)
     disk, _, _, _, length, offset = struct.unpack_from("<4H2I", tail, at + 4)
     end = tail_begin + at
     locator = tail[max(at - 20, 0) : at]
@@ -89,23 +87,33 @@ def directory(uri: str) -> Directory:
     return Directory(begin, end, begin - offset)
 
 
-def entries(uri: str, begin: int, weight: int | None) -> Iterator[tuple[Entry, int]]:
-    """The members whose directory begins at `begin`, and where in the directory each one ends.
+def _end_record(tail: bytes) -> int:
+    """Where the record at the end begins: its comment, which may hold anything, ends the file."""
+    at = len(tail)
+    while (at := tail.rfind(END, 0, at)) >= 0:
+        (comment,) = struct.unpack_from("<H", tail.ljust(at + END_BYTES), at + END_BYTES - 2)
+        if at + END_BYTES + comment == len(tail):
+            return at
+    raise BrokenArchive("no directory at its end: it was cut, or is no zip")
+
+
+def entries(uri: str, begin: int, end: int) -> Iterator[tuple[Entry, int]]:
+    """The members in a run of the directory, and the bytes of each as it is packed.
 
     Args:
         uri: the archive.
-        begin: a byte of the directory, or 0 for its first one.
-        weight: as much of it as `weigh` gives; None reads to the end.
+        begin: where an entry of the directory begins in the file; 0 for the first one.
+        end: where the run ends; 0 for the end of the directory.
 
     Raises:
         BrokenArchive: the directory is damaged.
     """
     found = directory(uri)
     at = begin or found.begin
+    stop = min(end or found.end, found.end)
     names = storage.open_range(uri, at, found.end - at)
     data = storage.open_range(uri)
-    left = weight
-    while at < found.end and (left is None or left > 0):
+    while at < stop:
         head = read_fully(names, MEMBER_FIELDS.size)
         if len(head) < MEMBER_FIELDS.size or not head.startswith(MEMBER):
             raise BrokenArchive(f"its directory is damaged at byte {at}")
@@ -117,8 +125,6 @@ def entries(uri: str, begin: int, weight: int | None) -> Iterator[tuple[Entry, i
             raise BrokenArchive("its directory ends too early")
         size, packed, place = _sizes(rest[n : n + x], size, packed, place)
         at += len(head) + len(rest)
-        if left is not None:
-            left -= len(head) + len(rest) + packed
         name = _name(rest[:n], flags, made >> 8)
         if name.endswith("/"):
             continue
