@@ -124,12 +124,25 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_s3 and place[:1] in ("", "/"):
         raise UserError(f"'{uri}' names no bucket; it must be s3://BUCKET or s3://BUCKET/PREFIX")
     try:
-        fs, path = fsspec.core.url_to_fs(absolute(uri), **(S3_OPTIONS if is_s3 else {}))
+        fs, path = _opened(absolute(uri), S3_OPTIONS if is_s3 else {})
     except (ValueError, ImportError) as error:
         raise UserError(f"'{protocol}://' is no storage that can be used here: {error}") from None
     if is_s3:
         fs.retries = 1
     return fs, path
+
+
+def _opened(uri: str, options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """What fsspec makes of a URI; a name may hold the `::` between its chained filesystems."""
+    first, *others = uri.split("::")
+    is_chain = any("://" in part for part in others) or first in fsspec.available_protocols()
+    if not others or is_chain:
+        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(uri, **options)
+        return found
+    protocol = uri.partition("://")[0] if "://" in uri else "file"
+    kind = fsspec.get_filesystem_class(protocol)
+    fs = fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri), **options)
+    return fs, kind._strip_protocol(uri)
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

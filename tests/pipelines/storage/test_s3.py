@@ -22,6 +22,7 @@ from pipelines.data.manifest import is_dataset, read_manifest
 from pipelines.errors import UserError
 from pipelines.prepare.run import prepare_dataset
 from pipelines.prepare.sources import listing
+from pipelines.prepare.sources.readers import members
 from pipelines.prepare.verify import verify
 from pipelines.storage import lease, objects
 from pipelines.storage import listing as storage_listing
@@ -153,7 +154,7 @@ def without_keys(code: str, **more: str) -> subprocess.CompletedProcess[str]:
 def test_without_credentials_the_message_says_where_they_are_read(s3: FaultyServer) -> None:
     ended = without_keys(f"storage.exists({place('photos')!r})")
     message = ended.stderr.splitlines()[-1]
-    assert "UserError: looking for s3://images/t/photos: Unable to locate" in message
+    assert "UserError: looking for s3://pictures/t/photos: Unable to locate" in message
     assert "AWS_ACCESS_KEY_ID" in message and "FSSPEC_S3_ANON=true" in message
 
 
@@ -228,6 +229,14 @@ def test_a_prefix_of_any_size_is_listed_without_holding_it(
         assert not storage.is_folder(place("flat/1.jpg"))
         assert not storage.is_folder(place("fla"))
         assert not storage.is_folder("s3://no-such-bucket")
+
+
+def test_two_colons_in_a_key_are_a_part_of_it(s3: FaultyServer) -> None:
+    keys = ["cat/1.jpg", "cat/a::b.jpg", "dog/2.jpg", "dog/s3::x/3.jpg"]
+    for number, key in enumerate(keys):
+        storage.publish(place(f"colons/{key}"), jpeg(number))
+    found = [m for piece in listing.pieces(place("colons"), Counter()) for m in members(piece)]
+    assert {m.key: m.data for m in found} == {key: jpeg(n) for n, key in enumerate(keys)}
 
 
 def splits_of(source: str) -> dict[str, str | None]:
