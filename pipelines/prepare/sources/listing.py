@@ -31,12 +31,11 @@ from pipelines.prepare.sources.ranges import (
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     Range,
-    Ranges,
-    ZipRanges,
     archive_stem,
     is_seen,
     is_whole,
     plain_folder,
+    ranges_of,
 )
 from pipelines.prepare.sources.splits import named_split
 
@@ -111,8 +110,11 @@ def pieces(
     if lists:
         if len(sources) > 1:
             raise UserError(f"--source is '{shown}'; a list, '{lists[0]}', must be the only source")
-        yield from _of_list(sources[0], found)
-        return
+        archives = _archives_in(sources[0])
+        if not archives:
+            yield from _of_list(sources[0], found)
+            return
+        sources = archives
     with tempfile.TemporaryFile("w+", prefix="names-") as spool:
         names = _Names(spool, found, rules)
         for named in patterns.expand(sources):
@@ -129,6 +131,29 @@ def _is_list(source: str) -> bool:
     if storage.is_folder(source):
         return False
     return name.endswith(LIST_SUFFIXES) or tables.is_list(source)
+
+
+def _archives_in(source: str) -> tuple[str, ...]:
+    """The archives and Parquet files that a list names; nothing where it names images.
+
+    Raises:
+        UserError: it names both.
+    """
+    if source.lower().endswith(".parquet"):
+        return ()
+    named: list[str] = []
+    folder = source.rpartition("/")[0]
+    for row in lists.read_rows(source, "--source"):
+        if not row.name.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet")):
+            if named:
+                raise UserError(
+                    f"--source is '{source}'; line {row.line} is '{row.name}': a list names images "
+                    "or archives, and not both"
+                )
+            return ()
+        is_place = "://" in row.name or row.name.startswith("/")
+        named.append(row.name if is_place else storage.join(folder, row.name))
+    return tuple(named)
 
 
 def _of_list(source: str, found: Found) -> Iterator[Piece]:
@@ -231,7 +256,7 @@ class _Names:
             self._count(folder, 1)
             self._keep("tar", uri, path, folder, Range(stem, 0, size), True)
             return
-        ranges = (ZipRanges if path.lower().endswith(".zip") else Ranges)(uri, size, stem)
+        ranges = ranges_of(uri, size, stem)
         inside = self._inside.setdefault(uri, set())
         for member in ranges.members():
             inside.add(member.rpartition("/")[0])
@@ -271,7 +296,7 @@ class _Names:
             if entry[0] == "file":
                 yield printable(entry[2])
         for uri, size, folder in self._archives:
-            for member in Ranges(uri, size, "").members():
+            for member in ranges_of(uri, size, "").members():
                 yield _join(folder, member)
 
     def _acquit(self, folder: str, end: str) -> None:

@@ -135,8 +135,8 @@ class ZipRanges:
         self.found: list[Range] = []
         self.hides = False
 
-    def folders(self) -> Iterator[str]:
-        """The folder of every image in it; afterwards the runs are found."""
+    def members(self) -> Iterator[str]:
+        """The name of every image and inner tar in it; afterwards the runs are found."""
         begin = end = held = 0
         sample, far = "", _FarLabels()
         try:
@@ -147,9 +147,11 @@ class ZipRanges:
                     self.found.append(Range(self._stem, begin, held, end=entry.begin))
                     begin, held = entry.begin, 0
                 begin = begin or entry.begin
-                if is_image_name(entry.name) and not entry.special:
+                if _is_inner_archive(entry):
+                    yield plain_name(entry.name)
+                elif is_image_name(entry.name) and not entry.special:
                     if is_seen(entry.name):
-                        yield plain_folder(entry.name)
+                        yield plain_name(entry.name)
                     else:
                         self.hides = True
                 held += packed
@@ -160,6 +162,11 @@ class ZipRanges:
             self.found, begin, held = [], 0, self._size
         if begin or not self.found:
             self.found.append(Range(self._stem, begin, held or self._size, end=end))
+
+
+def ranges_of(uri: str, size: int, stem: str) -> Ranges | ZipRanges:
+    """The ranges of a tar or a zip, not yet looked for."""
+    return (ZipRanges if uri.lower().endswith(zips.SUFFIX) else Ranges)(uri, size, stem)
 
 
 def plain_folder(name: str) -> str:
