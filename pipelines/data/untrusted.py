@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from pipelines.data import orientation
 from pipelines.data.images import Picture
@@ -119,6 +119,12 @@ class Planes(NamedTuple):
 
 
 DEFAULT = Limits()
+
+
+def use_one_thread() -> None:
+    """Decode and resize on one core in this process: tasks fill the cores, not threads."""
+    cv2.setNumThreads(1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def open_rgb(data: bytes, limits: Limits = DEFAULT) -> Picture:

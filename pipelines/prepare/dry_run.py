@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-import cv2
 import numpy as np
 import psutil
 from rich.table import Table
 
+from pipelines.data import untrusted
 from pipelines.errors import UserError
 from pipelines.prepare import class_facts, plan
 from pipelines.prepare.config import PrepareConfig
@@ -30,7 +30,7 @@ SAMPLE_PICTURES = 64
 
 def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     """Print what the job would do, from a sample spread over the source."""
-    cv2.setNumThreads(1)
+    untrusted.use_one_thread()
     faults: Counter[str] = Counter()
     by_class: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     read_bytes = stored_bytes = pictures = 0

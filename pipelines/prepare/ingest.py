@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import storage
+from pipelines.data import untrusted
 from pipelines.errors import UserError
 from pipelines.prepare import digests, plan, spill
 from pipelines.prepare.digests import Digests
@@ -178,7 +178,7 @@ def ingest_unit(
     row: dict[str, Any], work: str, shuffle: Shuffle, limits: Limits, labels: Labels | None
 ) -> dict[str, int]:
     """Ray task: do one unit; returns what the progress display shows."""
-    cv2.setNumThreads(1)  # tasks fill the cores, not threads
+    untrusted.use_one_thread()
     unit = int(row["unit"])
     known = read_existing(work)
     spills = _Spills(work, unit, shuffle.num_buckets)
