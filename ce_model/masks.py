@@ -13,6 +13,7 @@ Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 
 arXiv:1604.07379, section 3.3. `random_region` is the noise family of the authors' code
 (train_random.lua); `random_region_shapes` stands for the paper's deformed segmentation shapes.
 `free_form` is not the paper's: what people paint over (see its own file).
+`grid_60` is not the paper's: it hides 60 % of the cells of a grid (see `grid`).
 """
 
 import hashlib
@@ -26,12 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ce_model.free_form import free_form
+from ce_model.grid import grid
 from ce_model.mask_shapes import MAX_SHAPES as MAX_SHAPES
 from ce_model.mask_shapes import MIN_SIZE as MIN_SIZE
 from ce_model.mask_shapes import Mask as Mask
 from ce_model.mask_shapes import draw_polygon, draw_shapes, raw_draws, visible
 
-Strategy = Literal["central", "random_block", "random_region", "random_region_shapes", "free_form"]
+Strategy = Literal[
+    "central", "random_block", "random_region", "random_region_shapes", "free_form",
+    "grid_30", "grid_40", "grid_50", "grid_60", "grid_75", "grid_90",
+]  # fmt: skip
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MASK_VERSION = 2  # part of dataset keys: raise it whenever a bit of any mask changes
@@ -74,7 +79,9 @@ def make_mask(
         return random_region(size, generator, share=share)
     if strategy == "random_region_shapes":
         return random_region_shapes(size, generator)
-    return free_form(size, generator)
+    if strategy == "free_form":
+        return free_form(size, generator)
+    return grid(size, int(strategy.removeprefix("grid_")), generator)
 
 
 def mask_seed(seed: int, strategy: Strategy, size: int, key: str, variant: int) -> int:

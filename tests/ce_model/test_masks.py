@@ -130,6 +130,7 @@ def test_mask_seeds_do_not_run_together() -> None:
         ("random_region", "8ac86100e206fc93"),
         ("random_region_shapes", "2881fcb38e3d494e"),
         ("free_form", "aa947de28eaf6bfc"),
+        ("grid_60", "ed852c1266c8b1b1"),
     ],
 )
 def test_masks_are_the_same_bits_on_every_machine(strategy: Strategy, digest: str) -> None:
