@@ -14,47 +14,60 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from ce_model.feature_targets import CELL_PX, Target, target_channels
+from ce_model.feature_targets import CELL_PX, target_channels
 from ce_model.layers import ChannelwiseLinear
 from ce_model.masked import hide, masked_layer
+from ce_model.network_config import FEATURES_SIDE, Layers, Target
 
-FEATURES_SIDE = 128
 CELLS = FEATURES_SIDE // CELL_PX  # along a side
 CONV5_CHANNELS = 256
+TOKEN_STD = 0.02  # of the initial token
 
 
-class FeaturePredictor(nn.Module):
-    """Encoder of visible cells, decoder to the target of every cell.
+def encode_cells(encoder: nn.Sequential, context: Tensor, hidden: Tensor) -> Tensor:
+    """Conv5 of the visible cells, computed on those alone; zero in the hidden ones.
+
+    Shape:
+        context: float (B, 3, 128, 128) in [-1, 1]; hidden: bool (B, 8, 8), True where hidden;
+        result: float (B, 256, 8, 8).
+    """
+    x = hide(context, hidden)
+    for layer in list(encoder)[:-1]:  # pool5 is for those who use the features
+        x = masked_layer(layer, x, hidden)
+    return x
+
+
+class CellDecoder(nn.Module):
+    """From conv5 to the target of every cell; a learned token stands for what is hidden.
+
+    1x1 convolution, channel-wise layer over 8x8, 1x1 and 3x3 convolutions, one vector a cell.
 
     Attributes:
-        encoder: plain layers conv1 to pool5; pool5 is for those who use the features.
-        masked: whether the encoder computes on visible cells alone while it is trained.
+        token: float (256,), without dense layers, whose conv5 has no holes.
+
+    Shape:
+        features: float (B, 256, 8, 8); hidden: bool (B, 8, 8); result: float
+        (B, target_channels, 8, 8).
     """
 
-    def __init__(self, target: Target, *, groups: int = 1, masked: bool = True) -> None:
+    def __init__(self, target: Target, layers: Layers) -> None:
         """Build the layers; their weights are drawn by `networks.init_weights`."""
         super().__init__()
-        self.masked = masked
-        self.encoder = padded_alexnet(groups)
-        self.decoder = _decoder(target)
-        if masked:
-            self.token = nn.Parameter(torch.zeros(CONV5_CHANNELS))
+        width = CONV5_CHANNELS
+        self.token = nn.Parameter(torch.zeros(width)) if layers == "masked" else None
+        self.enter = _block(nn.Conv2d(width, width, 1, bias=False))
+        self.channelwise = ChannelwiseLinear(width, CELLS)
+        self.mix = _block(nn.Conv2d(width, width, 1, bias=False))
+        self.refine = _block(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.predict = nn.Conv2d(width, target_channels(target), 1)
 
-    def forward(self, context: Tensor, hidden: Tensor) -> Tensor:
-        """Predict the target of every cell.
-
-        Shape:
-            context: float (B, 3, 128, 128) in [-1, 1], hidden cells painted over; hidden: bool
-            (B, 8, 8), True where hidden; result: float (B, target_channels, 8, 8).
-        """
-        x = hide(context, hidden) if self.masked else context
-        for name, layer in self.encoder.named_children():
-            if name == "pool5":
-                break
-            x = masked_layer(layer, x, hidden) if self.masked else layer(x)
-        if self.masked:
-            x = torch.where(hidden.unsqueeze(1), self.token.to(x.dtype).view(1, -1, 1, 1), x)
-        prediction: Tensor = self.decoder(x)
+    def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
+        """Predict every cell."""
+        if self.token is not None:
+            token = self.token.to(features.dtype).view(1, -1, 1, 1)
+            features = torch.where(hidden.unsqueeze(1), token, features)
+        x = torch.relu(self.channelwise(self.enter(features)))
+        prediction: Tensor = self.predict(self.refine(self.mix(x)))
         return prediction
 
 
@@ -80,18 +93,6 @@ def padded_alexnet(groups: int = 1) -> nn.Sequential:
         layers[f"relu{index}"] = nn.ReLU(inplace=True)
         if index in (1, 2, 5):
             layers[f"pool{index}"] = nn.MaxPool2d(3, 2, 1)
-    return nn.Sequential(layers)
-
-
-def _decoder(target: Target) -> nn.Sequential:
-    """1x1 convolution, channel-wise layer over 8x8, 1x1 and 3x3 convolutions, one vector a cell."""
-    width = CONV5_CHANNELS
-    layers = OrderedDict[str, nn.Module]()
-    layers["enter"] = _block(nn.Conv2d(width, width, 1, bias=False))
-    layers["channelwise"] = nn.Sequential(ChannelwiseLinear(width, CELLS), nn.ReLU(inplace=True))
-    layers["mix"] = _block(nn.Conv2d(width, width, 1, bias=False))
-    layers["refine"] = _block(nn.Conv2d(width, width, 3, padding=1, bias=False))
-    layers["predict"] = nn.Conv2d(width, target_channels(target), 1)
     return nn.Sequential(layers)
 
 

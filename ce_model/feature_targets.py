@@ -8,15 +8,15 @@ A target is one vector per cell of CELL_PX x CELL_PX pixels: float (B, D, G, G).
 - hog: its 2 x 2 histograms of oriented gradients in three channels (see `hog`).
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ce_model import hog
+from ce_model.network_config import Target
 
-Target = Literal["pixels", "normalized", "hog"]
 CELL_PX = 16  # side of a cell of the holes, and stride of conv5
 EPSILON = 1e-6  # of a cell's variance, as in MAE
 HOGS = CELL_PX // hog.CELL_PX  # histograms along the side of a cell

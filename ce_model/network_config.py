@@ -3,14 +3,17 @@
 Nothing here imports torch, so that settings are read, checked and explained (`--help`) in a moment.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-Preset = Literal["alexnet", "inpaint", "unet"]
+Preset = Literal["alexnet", "inpaint", "unet", "features"]
 Output = Literal["center", "full"]
+Target = Literal["pixels", "normalized", "hog"]
+Layers = Literal["masked", "dense"]
 
 ALEXNET_SIDE = 227
 INPAINT_SIDE = 128
+FEATURES_SIDE = 128
 CENTER_SIDE = 64
 DROPOUT = 0.5
 BOTTLENECK = 4000
@@ -21,18 +24,24 @@ class NetworkConfig:
     """Which context encoder is trained."""
 
     preset: Preset = "inpaint"
-    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images; unet fills
-    any hole in an image of any size and is trained on 128 px."""
+    """alexnet learns features from 227 px images, as in the paper; features learns better ones from
+    128 px images; inpaint fills holes in 128 px images; unet fills any hole in an image of any size
+    and is trained on 128 px."""
     output: Output = "center"
     """What is predicted: the 64 px centre or the full image; only inpaint predicts a centre."""
     norm: Literal["batch", "lrn", "none"] = "batch"
     """Normalisation of alexnet; lrn is the layout of the reference CaffeNet."""
     groups: Literal[1, 2] = 1
-    """Groups of conv2, conv4 and conv5 of alexnet; 2 in the reference CaffeNet."""
+    """Groups of conv2, conv4 and conv5 of alexnet and features; 2 in the reference CaffeNet."""
     dropout: float = DROPOUT
     """Dropout after the channel-wise layer of alexnet."""
     bottleneck: int = BOTTLENECK
     """Units of the bottleneck of inpaint."""
+    target: Target = "hog"
+    """What features predicts of a hidden cell: its colours, its colours normalised, or histograms
+    of its gradients."""
+    layers: Layers = "masked"
+    """Whether the encoder of features computes on visible cells alone while it is trained."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range and settings that the preset would ignore."""
@@ -49,8 +58,12 @@ class NetworkConfig:
             self._refuse_unused("bottleneck", self.bottleneck, BOTTLENECK)
         if self.preset != "alexnet":
             self._refuse_unused("norm", self.norm, "batch")
-            self._refuse_unused("groups", self.groups, 1)
             self._refuse_unused("dropout", self.dropout, DROPOUT)
+        if self.preset not in ("alexnet", "features"):
+            self._refuse_unused("groups", self.groups, 1)
+        if self.preset != "features":
+            self._refuse_unused("target", self.target, "hog")
+            self._refuse_unused("layers", self.layers, "masked")
 
     def _refuse_unused(self, name: str, value: object, default: object) -> None:
         if value != default:
@@ -76,3 +89,12 @@ def takes_any_size(config: NetworkConfig) -> bool:
     Such a network reads the mask as a fourth channel.
     """
     return config.preset == "unet"
+
+
+# What came after the first stored models: left out of keys at these values, so that keys stay.
+LATER = {"target": "hog", "layers": "masked"}
+
+
+def network_in_key(config: NetworkConfig) -> dict[str, Any]:
+    """The settings as they stand in a content key."""
+    return {k: v for k, v in asdict(config).items() if (k, v) not in LATER.items()}

@@ -3,8 +3,9 @@
 Preset `alexnet` learns features: a 227 px image through AlexNet to pool5, a channel-wise
 fully-connected layer, a 1x1 convolution and five up-convolutions back to 227 px. Preset `inpaint`
 fills holes: a 128 px image through a 4000-unit bottleneck to the 64 px centre or the whole 128 px
-image, with a DCGAN discriminator. Preset `unet`, which is not the paper's, fills any hole in an
-image of any size: see `unet`. Images are RGB in [-1, 1].
+image, with a DCGAN discriminator. Two presets are not the paper's: `unet` fills any hole in an
+image of any size (see `unet`), and `features` learns features from 128 px images (see
+`feature_networks`). Images are RGB in [-1, 1].
 
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, sections 3 and 5 and figure 9; layer tables of `train.lua` and
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ce_model import unet
+from ce_model.feature_networks import TOKEN_STD, CellDecoder, encode_cells, padded_alexnet
 from ce_model.layers import BilinearResize, ChannelwiseLinear, SpectralConv2d, ZeroConv2d
 
 # A network and its settings are asked for together; the settings alone need no torch.
@@ -50,7 +52,8 @@ class ContextEncoder(nn.Module):
     Shape:
         context: float (B, 3, S, S) in [-1, 1], S = input_side; result: float (B, 3, T, T) in the
         same range, T = output_side (alexnet and unet have a linear last layer and may leave the
-        range). unet: context (B, 4, H, W), result (B, 3, H, W).
+        range). unet: context (B, 4, H, W), result (B, 3, H, W). features: result float (B, D, 8, 8),
+        and cells bool (B, 8, 8), True where hidden; see `feature_targets`.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -63,20 +66,30 @@ class ContextEncoder(nn.Module):
             self.encoder, self.decoder = _alexnet_encoder(config), _alexnet_decoder(config)
         elif config.preset == "inpaint":
             self.encoder, self.decoder = _inpaint_encoder(config), _inpaint_decoder(config)
+        elif config.preset == "features":
+            self.encoder = padded_alexnet(config.groups)
+            self.decoder = CellDecoder(config.target, config.layers)
         else:
             self.encoder, self.decoder = unet.encoder(), unet.Decoder()
 
-    def forward(self, context: Tensor) -> Tensor:
-        """Predict the hidden pixels."""
+    def forward(self, context: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Predict the hidden pixels, or of `features` the target of every cell."""
         prediction: Tensor
         if isinstance(self.decoder, unet.Decoder):
             prediction = self.decoder(context, self.encoder_features(context))
+        elif isinstance(self.decoder, CellDecoder):
+            assert cells is not None, "preset features predicts hidden cells: say which"
+            masked = self.config.layers == "masked"
+            conv5 = (
+                encode_cells(self.encoder, context, cells) if masked else self.encoder[:-1](context)
+            )
+            prediction = self.decoder(conv5, cells)
         else:
             prediction = self.decoder(self.encoder(context))
         return prediction
 
     def encoder_features(self, context: Tensor) -> dict[str, Tensor]:
-        """Activations by layer: conv1 to pool5 of alexnet, e1 to e6 of inpaint, e1 to e5 of unet.
+        """Activations by layer: conv1 to pool5 of alexnet and features, e1 to e6 (unet: e5) else.
 
         Convolutions are taken after their activation; e6 is (B, bottleneck).
         """
@@ -171,6 +184,8 @@ def init_weights(network: nn.Module, std: float | None, generator: torch.Generat
                 nn.init.zeros_(bias)
             if isinstance(module, SpectralConv2d):
                 nn.init.normal_(module.direction, generator=generator)
+        elif isinstance(module, CellDecoder) and module.token is not None:
+            nn.init.normal_(module.token, 0.0, TOKEN_STD, generator=generator)
 
 
 def _fan_in(module: nn.Module) -> float:

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ce_model.training.inference import (
         STATISTICS_BATCH,
         STATISTICS_PICTURES,
+        CellPrediction,
         Prediction,
         dropout_shifts_statistics,
         estimate_statistics,
         fill,
         predict,
+        predict_cells,
     )
     from ce_model.training.objective import (
         IMAGENET_MEAN,
@@ -56,6 +58,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "STATISTICS_BATCH",
     "STATISTICS_PICTURES",
+    "CellPrediction",
     "LearningRates",
     "Networks",
     "Objective",
@@ -82,6 +85,7 @@ __all__ = [
     "make_views",
     "num_ranks",
     "predict",
+    "predict_cells",
     "rate_factor",
     "resolve_precision",
     "set_learning_rates",

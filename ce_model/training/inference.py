@@ -8,11 +8,12 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from ce_model import feature_targets
 from ce_model.networks import NetworkConfig
 from ce_model.training.distributed import unwrap
 from ce_model.training.objective import Objective
 from ce_model.training.precision import autocast
-from ce_model.training.views import make_views
+from ce_model.training.views import Views, make_views, predict_from
 
 STATISTICS_BATCH = 32
 
@@ -70,10 +71,42 @@ def estimate_statistics(
                 part = slice(start, start + STATISTICS_BATCH)
                 views = make_views(image[part], hidden[part], network, objective)
                 with autocast(image.device, dtype):
-                    encoder(views.context)
+                    predict_from(encoder, views)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+class CellPrediction(NamedTuple):
+    """What preset features predicts of the hidden cells, beside the truth.
+
+    Shape:
+        prediction, target: float (N, D), N hidden cells, D = `target_channels`.
+    """
+
+    prediction: Tensor
+    target: Tensor
+
+
+@torch.no_grad()
+def predict_cells(
+    generator: nn.Module,
+    image: Tensor,
+    hidden: Tensor,
+    *,
+    network: NetworkConfig,
+    objective: Objective,
+    dtype: torch.dtype,
+) -> CellPrediction:
+    """Predict the hidden cells in evaluation mode. Shapes as in `train_step`."""
+    views = make_views(image, hidden, network, objective)
+    assert views.cells is not None
+    with _evaluating(generator) as encoder, autocast(image.device, dtype):
+        prediction = predict_from(encoder, views)
+    found, target = (
+        values.float().permute(0, 2, 3, 1)[views.cells] for values in (prediction, views.target)
+    )
+    return CellPrediction(found, target)
 
 
 @torch.no_grad()
@@ -89,9 +122,24 @@ def predict(
     """Predict in evaluation mode, for the metrics. Shapes as in `train_step`."""
     views = make_views(image, hidden, network, objective)
     with _evaluating(generator) as encoder, autocast(image.device, dtype):
-        prediction = encoder(views.context)
+        prediction = predict_from(encoder, views)
+    if views.cells is not None:
+        return _of_cells(prediction.float(), views, image, network)
     prediction = prediction.float().add(1).div(2).clamp(0, 1)
     return Prediction(prediction, views.target.add(1).div(2), views.hole)
+
+
+def _of_cells(
+    prediction: Tensor, views: Views, image: Tensor, network: NetworkConfig
+) -> Prediction:
+    """A prediction of cells as colours (of hog as glyphs), the truth beside it in the same form."""
+    truth = image.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    shown, target = (
+        feature_targets.as_image(network.target, values, truth).add(1).div(2).clamp(0, 1)
+        for values in (prediction, views.target)
+    )
+    assert views.cells is not None
+    return Prediction(shown, target, feature_targets.whole_cells(views.cells).unsqueeze(1))
 
 
 def fill(

@@ -76,7 +76,7 @@ def default_objective(network: NetworkConfig) -> Objective:
 
     unet, which is not the paper's, minimises the absolute error of the hole from a smooth start.
     """
-    if network.preset == "alexnet":
+    if network.preset in ("alexnet", "features"):
         return Objective(adversarial=0.0, overlap=0)
     if network.preset == "unet":
         return Objective(
@@ -94,16 +94,26 @@ def default_strategy(preset: Preset) -> Strategy:
 
 def default_shorter(network: NetworkConfig) -> int:
     """Shorter side to which an image is resized before the random crop, px; 0 keeps its size."""
-    return 0 if network.preset == "alexnet" else 144
+    return 144 if network.preset == "inpaint" else 0
 
 
-def default_optimization(network: NetworkConfig) -> Optimization:
+def default_optimization(network: NetworkConfig, steps: int) -> Optimization:
     """Adam at a constant rate for the paper's networks, as in train.lua.
 
     unet, whose residuals have no batch norm to tame them, warms up, clips, and ends with a cosine.
+    features takes AdamW with a cosine, as is usual for masked prediction: MAE, arXiv:2111.06377,
+    table 8, and SparK, arXiv:2301.03580.
     """
     if network.preset == "unet":
         return Optimization(betas=(0.5, 0.99), schedule="cosine", warmup_steps=50, clip_norm=0.5)
+    if network.preset == "features":
+        return Optimization(
+            optimizer="adamw",
+            betas=(0.9, 0.95),
+            weight_decay=0.05,
+            schedule="cosine",
+            warmup_steps=round(0.05 * steps),
+        )
     return Optimization()
 
 
@@ -111,7 +121,9 @@ def default_learning_rates(
     network: NetworkConfig, strategy: Strategy, adversarial: float
 ) -> LearningRates:
     """The rates of train.lua, and for alexnet those reported for the paper."""
-    if network.preset == "alexnet":
+    if network.preset == "features":
+        generator = 1e-3
+    elif network.preset == "alexnet":
         generator = 1e-3 if strategy == "central" else 1e-4
     elif network.preset == "unet":
         return LearningRates(UNET_RATE, UNET_RATE)

@@ -30,7 +30,7 @@ from ce_model.training.objective import Objective
 from ce_model.training.optimization import Optimization, rate_factor
 from ce_model.training.optimizers import make_optimizer, set_learning_rate
 from ce_model.training.precision import autocast
-from ce_model.training.views import Views, make_views
+from ce_model.training.views import Views, make_views, predict_from
 from ce_model.training.weight_average import WeightAverage
 
 
@@ -131,7 +131,7 @@ def train_step(
     views = make_views(image, hidden, network, objective)
     num_pixels = count_hidden(views.weight, networks.generator)
     with autocast(image.device, dtype):
-        prediction = networks.generator(views.context)
+        prediction = predict_from(networks.generator, views)
     skip = torch.zeros((), device=image.device)
     metrics: dict[str, Tensor] = {}
     if networks.discriminator is not None:

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
+from ce_model import feature_targets
 from ce_model.mask_tensors import shrink
 from ce_model.networks import NetworkConfig, input_side, output_side, takes_any_size
 from ce_model.push_pull import smooth_fill
@@ -21,12 +22,15 @@ class Views(NamedTuple):
         target: float (B, 3, T, T), contiguous as the loss needs it.
         hole: bool (B, 1, T, T), True where the network saw nothing, in the frame of the target.
         weight: float (B, 1, T, T), weight of each pixel in the reconstruction loss.
+        cells: bool (B, G, G), the hidden cells of preset features, whose target is a vector per
+            cell (B, D, G, G) with hole and weight (B, 1, G, G); None for other presets.
     """
 
     context: Tensor
     target: Tensor
     hole: Tensor
     weight: Tensor
+    cells: Tensor | None = None
 
 
 def make_views(
@@ -50,6 +54,8 @@ def make_views(
             f"network.preset {network.preset} needs (B, {sides}, 3) and (B, {sides})"
         )
     picture = image.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    if network.preset == "features":
+        return _cell_views(picture, hidden, network, objective)
     hole = shrink(hidden, objective.overlap)
     context = _with_start(picture, hole, objective)
     if any_size:
@@ -68,6 +74,25 @@ def make_views(
     if objective.overlap:
         weight = weight.masked_fill(hidden & ~hole, objective.ring_weight)
     return Views(context, target.contiguous(), hole.unsqueeze(1), weight.unsqueeze(1))
+
+
+def predict_from(network: nn.Module, views: Views) -> Tensor:
+    """What a network, plain or wrapped, predicts of the views."""
+    given = (views.context,) if views.cells is None else (views.context, views.cells)
+    prediction: Tensor = network(*given)
+    return prediction
+
+
+def _cell_views(
+    picture: Tensor, hidden: Tensor, network: NetworkConfig, objective: Objective
+) -> Views:
+    """Views of preset features: a cell with a hidden pixel is hidden whole."""
+    cells = feature_targets.hidden_cells(hidden)
+    context = _with_start(picture, feature_targets.whole_cells(cells), objective)
+    target = feature_targets.make_target(network.target, picture).contiguous()
+    hole = cells.unsqueeze(1)
+    weight = hole.float() if objective.region == "hole" else torch.ones_like(hole.float())
+    return Views(context, target, hole, weight, cells)
 
 
 def _with_start(picture: Tensor, hole: Tensor, objective: Objective) -> Tensor:

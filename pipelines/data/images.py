@@ -55,3 +55,22 @@ def square(picture: Picture, side: int, shorter: int, down: float, across: float
     top = round(down * (picture.shape[0] - side))
     left = round(across * (picture.shape[1] - side))
     return picture[top : top + side, left : left + side]
+
+
+def resized_crop(
+    picture: Picture, size: tuple[int, int], side: int, down: float, across: float
+) -> Picture:
+    """A window of an image, resized to side x side.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        size: height and width of the window, px, no larger than the image.
+        side: px.
+        down, across: where the window lies, 0 (top, left) to 1 (bottom, right).
+    """
+    top = round(down * (picture.shape[0] - size[0]))
+    left = round(across * (picture.shape[1] - size[1]))
+    window = picture[top : top + size[0], left : left + size[1]]
+    how = cv2.INTER_AREA if min(size) > side else cv2.INTER_LINEAR
+    resized: Picture = cv2.resize(window, (side, side), interpolation=how)
+    return resized

@@ -176,14 +176,20 @@ class _Decoder:
         for slot in slots.tolist():
             at = chosen[slot]
             draw = Draw.of(plan, self._epoch, self._keys[at])
-            block["image"][slot] = images.square(
-                _decode(plan, self._jpegs[at]), plan.side, plan.shorter, draw.down, draw.across
-            )
+            block["image"][slot] = _crop(plan, _decode(plan, self._jpegs[at]), draw)
             begin = draw.variant % spec.variants * spec.bytes_per_mask
             block["mask"][slot] = np.frombuffer(
                 self._masks[at], np.uint8, spec.bytes_per_mask, begin
             )
             block["augment"][slot] = draw.augment
+
+
+def _crop(plan: StreamPlan, picture: images.Picture, draw: Draw) -> images.Picture:
+    if plan.crop is None or not plan.augment:
+        return images.square(picture, plan.side, plan.shorter, draw.down, draw.across)
+    height, width = picture.shape[:2]
+    size = plan.crop.size(height, width, draw.resized)
+    return images.resized_crop(picture, size, plan.side, draw.down, draw.across)
 
 
 def window_rows(plan: StreamPlan, window: Window) -> pa.Table:

@@ -1,6 +1,7 @@
 """The order of training images: windows, permutations and draws, as pure functions of the seed."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,10 +12,41 @@ from ce_model.masks import Strategy
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
 
+CROP_RATIO = (3 / 4, 4 / 3)
 WINDOW_ROWS = 4096  # images a task shuffles at once; 120 MB of JPEG at 30 kB each
 
 
 BLOCK_BYTES = 32 * 2**20  # a block costs Ray about 25 ms of processor time, whatever its size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizedCrop:
+    """Random crops that are resized to one side, after Szegedy et al. 2015, arXiv:1409.4842."""
+
+    area: tuple[float, float]
+    """Least and greatest share of the image's area."""
+    ratio: tuple[float, float] = CROP_RATIO
+    """Least and greatest width over height, drawn evenly in its logarithm."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range."""
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise UserError(f"crop_area is {self.area}; it must be two rising shares, above 0 to 1")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise UserError(f"crop_ratio is {self.ratio}; it must be two rising numbers above 0")
+
+    def size(self, height: int, width: int, draw: tuple[float, float]) -> tuple[int, int]:
+        """Height and width of a crop, px; what is longer than the image is cut to its side.
+
+        Args:
+            height, width: of the image, px.
+            draw: where in the ranges of area and of ratio, 0 to 1.
+        """
+        area = height * width * (self.area[0] + draw[0] * (self.area[1] - self.area[0]))
+        low, high = map(math.log, self.ratio)
+        ratio = math.exp(low + draw[1] * (high - low))
+        down, across = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        return max(1, min(height, down)), max(1, min(width, across))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +68,10 @@ class StreamPlan:
     window_rows: int = WINDOW_ROWS
     augment: bool = True
     """Random crop, flip and symmetry of the hole; False gives the centre crop."""
+    crop: ResizedCrop | None = None
+    """Random crops that are resized; None: crops of `side` px after resizing to `shorter`."""
+    flip: bool = True
+    """Mirror half of the images."""
 
     def __post_init__(self) -> None:
         """Whole batches for every worker."""
@@ -137,6 +173,8 @@ class Draw:
     across: float
     variant: int
     augment: int
+    resized: tuple[float, float] = (1.0, 0.5)
+    """Where in the ranges of a `ResizedCrop` its area and its ratio lie, 0 to 1."""
 
     @classmethod
     def of(cls, plan: StreamPlan, epoch: int, key: str) -> "Draw":
@@ -146,7 +184,13 @@ class Draw:
         bits = hashlib.blake2b(f"{plan.seed}/{epoch}/{key}".encode(), digest_size=8).digest()
         down = int.from_bytes(bits[0:2], "little") / 65535
         across = int.from_bytes(bits[2:4], "little") / 65535
-        return cls(down, across, int.from_bytes(bits[4:6], "little"), bits[6] % 16)
+        variant = int.from_bytes(bits[4:6], "little")
+        augment = bits[6] % 16 if plan.flip else bits[6] % 8
+        if plan.crop is None:
+            return cls(down, across, variant, augment)
+        more = hashlib.blake2b(f"{plan.seed}/{epoch}/{key}/crop".encode(), digest_size=4).digest()
+        area, ratio = (int.from_bytes(more[at : at + 2], "little") / 65535 for at in (0, 2))
+        return cls(down, across, variant, augment, (area, ratio))
 
 
 def permutation(size: int, seed: int, *names: object) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import ray
 import torch
 from rich.console import Console
 
+from ce_model.network_config import network_in_key
 from ce_model.networks import NetworkConfig
 from ce_model.training import Precision
 from pipelines import storage
@@ -222,7 +223,7 @@ def _baseline_uri(kind: str, data: str, seed: int, config: EvaluateConfig) -> st
             "stage": "baseline",
             "version": baselines.VERSION,
             "kind": kind,
-            "network": asdict(config.network),
+            "network": network_in_key(config.network),
             "settings": asdict(config.baseline),
             "data": manifest.read_manifest(data).fingerprint,
             "seed": seed,

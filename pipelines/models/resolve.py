@@ -2,10 +2,11 @@
 
 import re
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ce_model.network_config import network_in_key
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
 from pipelines import storage
@@ -60,7 +61,7 @@ def _short(ref: str) -> str:
 
 def untrained_ref(name: str, kind: Kind, network: NetworkConfig) -> ModelRef:
     """Random weights of a network; the seed of the measurement draws them."""
-    identity = storage.content_key([kind, asdict(network)])
+    identity = storage.content_key([kind, network_in_key(network)])
     return ModelRef(name=name, kind=kind, uri="", sha256="", identity=identity, network=network)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ce_model.masks import Strategy
-from ce_model.network_config import NetworkConfig, Preset, input_side
+from ce_model.network_config import Layers, NetworkConfig, Preset, Target, input_side
 from ce_model.training import (
     ADAPTIVE,
     LearningRates,
@@ -21,7 +21,7 @@ from ce_model.training import (
     default_strategy,
     discriminator_rate,
 )
-from pipelines.data.stream_plan import WINDOW_ROWS
+from pipelines.data.stream_plan import CROP_RATIO, WINDOW_ROWS, ResizedCrop
 from pipelines.errors import UserError
 
 LEAST = {  # what a setting must be at the least
@@ -42,6 +42,7 @@ LEAST = {  # what a setting must be at the least
 MAX_SEED = 2**64 - 1  # torch takes no larger one
 Color = tuple[float, float, float]
 NO_COLOR: Color = (0.0, 0.0, 0.0)
+FEATURES_AREA = (0.35, 1.0)  # share of an image that a crop of preset features takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,21 @@ class PretrainConfig:
     store: str = "store"
     """Folder or s3:// URI for datasets, checkpoints and models; with SQLite also the tracking."""
     preset: Preset = "inpaint"
-    """alexnet learns features from 227 px images; inpaint fills holes in 128 px images; unet fills
-    any hole in an image of any size."""
+    """alexnet learns features from 227 px images, as in the paper; features learns better ones from
+    128 px images; inpaint fills holes in 128 px images; unet fills any hole in an image of any
+    size."""
     strategy: Strategy | None = None
     """Where the holes are; None: central for inpaint, random_region for alexnet, free_form for
-    unet."""
+    unet, grid_60 (60 % of the cells of a grid) for features."""
+    target: Target | None = None
+    """What features predicts of a hidden cell: its colours (pixels), its colours less their mean
+    over their deviation (normalized), or histograms of its gradients (hog). None: hog."""
+    layers: Layers | None = None
+    """masked: the encoder of features computes on visible cells alone while it is trained; dense:
+    on all, holes painted over. None: masked."""
     adversarial: float | None = None
     """Weight of the adversarial loss; the reconstruction has the rest. 0 builds no discriminator.
-    None: 0.001 for inpaint, 0 for alexnet and unet."""
+    None: 0.001 for inpaint, 0 for the others."""
     feature_matching: float | None = None
     """Weight of the distance between what the discriminator sees of the filled and of the real
     image; unet with an adversarial loss only. None: 0."""
@@ -76,11 +84,12 @@ class PretrainConfig:
     """Weight of the ring against the hole; None: 10."""
     fill: tuple[float, float, float] | Literal["smooth", "colour"] | None = None
     """What stands in the hole of the input: its surroundings drawn smoothly into it (smooth), the
-    dataset's mean colour (colour), or RGB 0..255. None: smooth for unet, colour for the others."""
+    dataset's mean colour (colour), or RGB 0..255. None: smooth for unet, colour for the others.
+    The masked layers of features see no hole."""
     norm: Literal["batch", "lrn", "none"] = "batch"
     """Normalisation of alexnet."""
     groups: Literal[1, 2] = 1
-    """Groups of conv2, conv4 and conv5 of alexnet; 2 in the reference CaffeNet."""
+    """Groups of conv2, conv4 and conv5 of alexnet and features; 2 in the reference CaffeNet."""
     dropout: float | None = None
     """Dropout after the channel-wise layer of alexnet; None: 0.5."""
     bottleneck: int | None = None
@@ -95,21 +104,22 @@ class PretrainConfig:
     """None: a tenth of the generator's; without a reconstruction loss (--adversarial 1) the same,
     as in train.lua."""
     optimizer: Optimizer | None = None
-    """Rule of an update of both networks; None: adam, as in the paper."""
+    """Rule of an update of both networks; None: adam, as in the paper; adamw for features."""
     weight_decay: float | None = None
     """Decoupled with adamw, else added to the gradient; biases and norms are never decayed.
-    None: 0."""
+    None: 0; 0.05 for features."""
     betas: tuple[float, float] | None = None
-    """Of adam and adamw; None: 0.5 0.999."""
+    """Of adam and adamw; None: 0.5 0.999; 0.9 0.95 for features."""
     momentum: float | None = None
     """Of sgd and lars; None: 0.9."""
     schedule: Schedule | None = None
     """Learning rate over the steps: constant, half a cosine down to 0, or a tenth at each of
-    the milestones. None: constant."""
+    the milestones. None: constant; cosine for features."""
     milestones: tuple[int, ...] | None = None
     """Steps of schedule step; None: at a third and at two thirds of the steps."""
     warmup_steps: int | None = None
-    """Steps in which the learning rate rises in a straight line to its full value; None: 0."""
+    """Steps in which the learning rate rises in a straight line to its full value; None: 0; 5 % of
+    the steps for features."""
     clip_norm: float | None = None
     """Largest norm of all gradients of a network; None or 0: not clipped."""
     seed: int = 0
@@ -120,7 +130,14 @@ class PretrainConfig:
     """Compile the networks with torch.compile."""
     shorter: int | None = None
     """Shorter side to which an image is resized before the random crop, px; 0 keeps the stored
-    size. None: 144 for inpaint and unet, 0 for alexnet."""
+    size. None: 144 for inpaint and unet, 0 for alexnet; features crops by area instead."""
+    crop_area: tuple[float, float] | None = None
+    """Least and greatest share of an image's area that a random crop takes, which is then resized
+    to what the network reads. None: 0.35 1 for features; the others crop without resizing."""
+    crop_ratio: tuple[float, float] | None = None
+    """Least and greatest width over height of such a crop; None: 3/4 to 4/3."""
+    flip: bool = True
+    """Mirror half of the training images."""
     window_rows: int = WINDOW_ROWS
     """Images shuffled at once."""
     num_workers: int = 1
@@ -179,12 +196,37 @@ class PretrainConfig:
                 f"feature_matching is {self.feature_matching} with preset {self.preset}; it must "
                 "be 0: only the discriminator of preset unet has features to match"
             )
+        self._check_features(recipe)
         if self.shorter and self.shorter < recipe.side:
             raise UserError(
                 f"shorter is {self.shorter} px; it must be 0 or at least {recipe.side}, the side "
                 f"of the images that {self.preset} reads"
             )
         self._check_optimization(recipe.optimization)
+
+    def _check_features(self, recipe: "Recipe") -> None:
+        """Refuse settings of features and of crops that would be ignored."""
+        if self.preset == "features":
+            if recipe.objective.adversarial:
+                raise UserError(
+                    f"adversarial is {self.adversarial}; it must be 0 with preset features, whose "
+                    "predictions are no images that a discriminator could judge"
+                )
+            if self.fill is not None and recipe.network.layers == "masked":
+                raise UserError(
+                    f"fill is {self.fill}; masked layers see no hole: leave it out, or add "
+                    "--layers dense"
+                )
+        if self.shorter is not None and self.crop_area is not None:
+            raise UserError(
+                f"shorter is {self.shorter} and crop_area {self.crop_area}; give one: shorter for "
+                "crops of fixed size, crop_area for crops that are resized"
+            )
+        if self.crop_ratio is not None and recipe.crop is None:
+            raise UserError(
+                f"crop_ratio is {self.crop_ratio}; it needs --crop-area, since other crops are "
+                "square"
+            )
 
     def _check_optimization(self, wanted: Optimization) -> None:
         """Refuse settings of the optimizer that would be ignored or cannot work."""
@@ -218,6 +260,8 @@ class Recipe:
     optimization: Optimization
     shorter: int
     """Shorter side before the crop, px; 0: as stored."""
+    crop: ResizedCrop | None
+    """Random crops that are resized; None: crops of the network's side."""
 
     @property
     def side(self) -> int:
@@ -239,7 +283,7 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         output="center" if center else "full",
         norm=config.norm,
         groups=config.groups,
-        **_given(config, "dropout", "bottleneck"),
+        **_given(config, "dropout", "bottleneck", "target", "layers"),
     )
     usual = default_objective(network)
     objective = replace(
@@ -249,18 +293,30 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         **_given(config, "reconstruction", "adversarial", "feature_matching", "overlap",
                  "ring_weight", "region"),
     )  # fmt: skip
+    crop = _crop(config)
+    # Where crops are resized, the centre crop is of the whole image.
+    shorter = default_shorter(network) if crop is None else input_side(network)
     return Recipe(
         strategy=strategy,
         network=network,
         objective=objective,
         learning_rates=_learning_rates(config, network, strategy, objective.adversarial),
-        optimization=_optimization(config, default_optimization(network)),
-        shorter=default_shorter(network) if config.shorter is None else config.shorter,
+        optimization=_optimization(config, default_optimization(network, config.steps)),
+        shorter=shorter if config.shorter is None else config.shorter,
+        crop=crop,
     )
 
 
 def _start(fill: Color | Literal["smooth", "colour"]) -> Literal["smooth", "colour"]:
     return "smooth" if fill == "smooth" else "colour"
+
+
+def _crop(config: PretrainConfig) -> ResizedCrop | None:
+    usual = FEATURES_AREA if config.preset == "features" and config.shorter is None else None
+    area = config.crop_area or usual
+    if area is None:
+        return None
+    return ResizedCrop(area=area, ratio=config.crop_ratio or CROP_RATIO)
 
 
 def _given(config: PretrainConfig, *names: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, fields
 from typing import Any
 
+from ce_model.network_config import network_in_key
 from ce_model.training import Objective, Optimization
 from pipelines import storage
 from pipelines.data.manifest import Manifest
@@ -25,7 +26,9 @@ NOT_IN_KEY = {
     "tracking_uri",
     "experiment",
 }
-LATER = {field.name for field in fields(Optimization)} | {"start", "feature_matching"}
+LATER = {field.name for field in fields(Optimization)} | {
+    "start", "feature_matching", "target", "layers", "crop_area", "crop_ratio", "flip",
+}  # fmt: skip
 """Settings that came after the first keys: in a key only where they depart from the paper's."""
 
 
@@ -41,7 +44,7 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
     generator, discriminator = recipe.learning_rates
     return {
         **settings,
-        **asdict(recipe.network),
+        **network_in_key(recipe.network),
         **{k: v for k, v in asdict(recipe.objective).items() if k not in LATER},
         "version": KEY_VERSION,
         "strategy": recipe.strategy,
@@ -50,6 +53,8 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
         "shorter": recipe.shorter,
         **_departures(recipe.optimization, Optimization()),
         **{k: v for k, v in _departures(recipe.objective, Objective()).items() if k in LATER},
+        **({} if recipe.crop is None else {"crop": asdict(recipe.crop)}),
+        **({} if config.flip else {"flip": False}),
     }
 
 

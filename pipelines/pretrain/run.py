@@ -88,6 +88,8 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
         steps=config.steps,
         seed=config.seed,
         window_rows=config.window_rows,
+        crop=recipe.crop,
+        flip=config.flip,
     )
     manifest.mask_spec(plan.strategy, plan.side)
     if not manifest.rows("val"):

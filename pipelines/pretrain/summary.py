@@ -26,7 +26,8 @@ WITHOUT = {
     "psnr_untrained": "untrained network",
 }
 VALIDATION = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean",
-              "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam")  # fmt: skip
+              "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam",
+              "target_error", "target_error_mean")  # fmt: skip
 SERVED_WITH = (
     "torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow",
     "opencv-contrib-python-headless", "scipy", "simplejpeg", "Pillow",
@@ -130,6 +131,27 @@ def shortfalls(measured: dict[str, float]) -> list[str]:
     ]
 
 
+def _measured_rows(measured: dict[str, float]) -> dict[str, str]:
+    rows = {}
+    if "psnr_hole" in measured:
+        rows = {
+            "PSNR of the hole": f"{measured['psnr_hole']:.2f} dB",
+            "without training": "   ".join(
+                f"{what} {measured[name]:.2f} dB"
+                for name, what in WITHOUT.items()
+                if name in measured
+            ),
+            "L1, L2 of the hole": f"{measured['l1_hole']:.2%}, {measured['l2_hole']:.2%}",
+            "looks": _looks(measured),
+        }
+    if "target_error" in measured:
+        rows["error of the target"] = (
+            f"{measured['target_error']:.4f}   (the mean of all cells "
+            f"{measured['target_error_mean']:.4f})"
+        )
+    return rows
+
+
 def closing_table(summary: dict[str, Any], console: Console) -> None:
     """Print what a training reached, and where it left what it made."""
     table = Table(show_header=False, title="pretraining", title_justify="left")
@@ -147,12 +169,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
         "losses": "  ".join(
             f"{k.removeprefix('loss/')} {v:.4f}" for k, v in sorted(losses.items())
         ),
-        "PSNR of the hole": f"{measured['psnr_hole']:.2f} dB",
-        "without training": "   ".join(
-            f"{what} {measured[name]:.2f} dB" for name, what in WITHOUT.items() if name in measured
-        ),
-        "L1, L2 of the hole": f"{measured['l1_hole']:.2%}, {measured['l2_hole']:.2%}",
-        "looks": _looks(measured),
+        **_measured_rows(measured),
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
         f"{summary['data_wait_share']:.1%} of the time, peak memory {memory:.1f} GB",
     }

@@ -14,6 +14,7 @@ from ce_model.hole_metrics import gradient_energies, hole_errors, ssim
 from ce_model.networks import NetworkConfig
 from ce_model.training import Objective, fill, predict
 from pipelines.data import classical_fill
+from pipelines.pretrain.cell_validation import cell_panel, measure_cells
 
 PANEL_PICTURES = 8
 CHUNK = 64  # images evaluated at once
@@ -48,6 +49,18 @@ def to_device(
 
 
 def measure(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> dict[str, float]:
+    """Errors in the hole; of preset features those of its target, and of colours if it has them."""
+    if look.network.preset != "features":
+        return measure_colours(generator, pictures, look)
+    found = measure_cells(generator, pictures.image, pictures.hidden, **look._asdict())
+    if look.network.target == "hog":
+        return found
+    return measure_colours(generator, pictures, look) | found
+
+
+def measure_colours(
+    generator: nn.Module, pictures: FixedImages, look: EvalSettings
+) -> dict[str, float]:
     """Errors in the hole, averaged over the images of all ranks.
 
     Returns:
@@ -89,9 +102,9 @@ def measure(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> 
 def measure_classical(pictures: FixedImages, look: EvalSettings) -> dict[str, float]:
     """psnr_telea: what Telea's method, which needs no training, reaches on the same pixels, dB.
 
-    Nothing for preset alexnet, which learns features and is not after good fillings.
+    Nothing for presets alexnet and features, which are not after good fillings.
     """
-    if look.network.preset == "alexnet":
+    if look.network.preset in ("alexnet", "features"):
         return {}
     hole = mask_tensors.shrink(pictures.hidden, look.objective.overlap).cpu()
     rows = [torch.empty(0, 1, dtype=torch.float64)]
@@ -140,6 +153,8 @@ def _hole_colour(picture: Tensor, hole: Tensor) -> Tensor:
 def panel(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> dict[str, Any]:
     """Input, hole, output and target of the first images: uint8 (N, S, S, 3), hole (N, S, S)."""
     image, hidden = pictures.image[:PANEL_PICTURES], pictures.hidden[:PANEL_PICTURES]
+    if look.network.preset == "features":
+        return cell_panel(generator, image, hidden, **look._asdict())
     hole = mask_tensors.shrink(hidden, look.objective.overlap)
     colour = torch.tensor(look.objective.fill, device=image.device).round().to(torch.uint8)
     output = fill(generator, image, hidden, **look._asdict())
