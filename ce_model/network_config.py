@@ -91,6 +91,11 @@ def takes_any_size(config: NetworkConfig) -> bool:
     return config.preset == "unet"
 
 
+def predicts_images(config: NetworkConfig) -> bool:
+    """Whether the network fills holes with colours; `features` only learns from them."""
+    return config.preset != "features"
+
+
 # What came after the first stored models: left out of keys at these values, so that keys stay.
 LATER = {"target": "hog", "layers": "masked"}
 

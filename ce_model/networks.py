@@ -37,6 +37,7 @@ from ce_model.network_config import Output as Output
 from ce_model.network_config import Preset as Preset
 from ce_model.network_config import input_side as input_side
 from ce_model.network_config import output_side as output_side
+from ce_model.network_config import predicts_images as predicts_images
 from ce_model.network_config import takes_any_size as takes_any_size
 from ce_model.patch_discriminator import PatchDiscriminator
 
@@ -52,8 +53,8 @@ class ContextEncoder(nn.Module):
     Shape:
         context: float (B, 3, S, S) in [-1, 1], S = input_side; result: float (B, 3, T, T) in the
         same range, T = output_side (alexnet and unet have a linear last layer and may leave the
-        range). unet: context (B, 4, H, W), result (B, 3, H, W). features: result float (B, D, 8, 8),
-        and cells bool (B, 8, 8), True where hidden; see `feature_targets`.
+        range). unet: context (B, 4, H, W), result (B, 3, H, W). features: cells bool (B, 8, 8), True
+        where hidden, and result float (B, D, 8, 8); see `feature_targets`.
     """
 
     def __init__(self, config: NetworkConfig) -> None:

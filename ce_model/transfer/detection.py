@@ -19,6 +19,7 @@ from ce_model.transfer.heads import (
     CONV5_STRIDE,
     HEAD_DROPOUT,
     HEAD_WIDTH,
+    margin_of,
     pad_to_grid,
 )
 from ce_model.transfer.initialisation import Weighted
@@ -59,7 +60,8 @@ class FastRCNN(nn.Module):
 
     def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Judge regions."""
-        features = self.encoder(pad_to_grid(x, CONV5_STRIDE, CONV5_PADDING))
+        margin = margin_of(self.encoder, CONV5_PADDING)
+        features = self.encoder(pad_to_grid(x, CONV5_STRIDE, margin))
         pooled = roi_pool(features, rois, POOLED_SIDE, 1 / CONV5_STRIDE).flatten(1)
         for layer in (self.fc6, self.fc7):
             pooled = F.dropout(F.relu(layer(pooled)), self.dropout, self.training)

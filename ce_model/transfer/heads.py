@@ -86,7 +86,7 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of every pixel."""
         height, width = x.shape[2:]
-        x = self.encoder(pad_to_grid(x, POOL5_STRIDE, POOL5_PADDING))
+        x = self.encoder(pad_to_grid(x, POOL5_STRIDE, margin_of(self.encoder, POOL5_PADDING)))
         x = F.relu(self.fc6(F.pad(x, (2, 3, 2, 3))))
         x = F.relu(self.fc7(F.dropout2d(x, self.dropout, self.training)))
         x = self.score(F.dropout2d(x, self.dropout, self.training))
@@ -98,7 +98,13 @@ class Segmenter(nn.Module):
         return [[self.fc6], [self.fc7], [self.score]]
 
 
-def pad_to_grid(x: Tensor, stride: int, padding: int) -> Tensor:
+def margin_of(encoder: nn.Sequential, padding: int) -> int | None:
+    """The `padding` of an encoder for `pad_to_grid`; None when its layers pad themselves."""
+    first = next(layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d))
+    return None if any(side > 0 for side in first.padding if isinstance(side, int)) else padding
+
+
+def pad_to_grid(x: Tensor, stride: int, padding: int | None) -> Tensor:
     """Zeros around an image so that cell (i, j) of the features is centred on its own pixels.
 
     Without padding, cell 0 of conv5 is centred on pixel 17 and a cell of pool5 on pixel 33; cell i
@@ -107,8 +113,12 @@ def pad_to_grid(x: Tensor, stride: int, padding: int) -> Tensor:
     Args:
         x: float (B, 3, H, W).
         stride: px between cells.
-        padding: px before the first pixel.
+        padding: px before the first pixel; None where the layers pad themselves, and the image
+            only has to be of whole cells.
     """
+    if padding is None:
+        height, width = (-side % stride for side in x.shape[2:])
+        return F.pad(x, (0, width, 0, height))
     needed = [stride * -(-side // stride) + 2 * padding + 1 for side in x.shape[2:]]
     after = [n - side - padding for n, side in zip(needed, x.shape[2:], strict=True)]
     return F.pad(x, (padding, after[1], padding, after[0]))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from ce_model.network_config import Preset
 from pipelines.ablation.config import AblateConfig, Cell, pretraining
 from pipelines.data.manifest import read_manifest
 from pipelines.evaluation import config as measuring
@@ -18,7 +19,10 @@ from pipelines.tracking.scores import scores_of
 from pipelines.workflow import graph, stages
 from pipelines.workflow.graph import Stage, StageOutcome
 
-CURVE = "validation/psnr_hole"
+
+def curve_of(preset: Preset) -> str:
+    """The validation curve that a report shows."""
+    return "validation/target_error" if preset == "features" else "validation/psnr_hole"
 
 
 def failures(found: dict[str, Any]) -> list[str]:
@@ -102,7 +106,8 @@ def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> di
     summary = stages.train(config, data)
     found = checkpoint.latest(stage_uri(config.store, summary["key"]))
     history = found.state["history"] if found else []
-    curve = [[r["step"], r["values"][CURVE]] for r in history if CURVE in r["values"]]
+    name = curve_of(config.preset)
+    curve = [[r["step"], r["values"][name]] for r in history if name in r["values"]]
     return {**summary, "curve": curve}
 
 
@@ -131,6 +136,8 @@ def cell_result(cell: Cell, outcomes: Mapping[str, StageOutcome]) -> dict[str, A
         "arm": str(cell.arm),
         "strategy": cell.arm.strategy,
         "adversarial": cell.arm.adversarial,
+        "target": cell.arm.target,
+        "layers": cell.arm.layers,
         "seed": cell.seed,
         "steps": cell.steps,
         "status": "failed" if measured.result is None else "done",

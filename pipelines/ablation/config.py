@@ -1,10 +1,12 @@
 """What a sweep is asked to do, and its cells."""
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ce_model.masks import Strategy
+from ce_model.network_config import Layers, Target
 from ce_model.training import Precision
 from pipelines.evaluation.task import TaskName
 from pipelines.evaluation.tasks.finetune import FinetuneSettings
@@ -26,6 +28,7 @@ NOT_UNDER_PRETRAIN = {
 }
 DEFAULT_METRIC = {
     "alexnet": "linear/pool5/100%/accuracy",
+    "features": "linear/pool5/100%/accuracy",
     "inpaint": "inpainting/central/hole/128/L2",
     "unet": "inpainting/central/hole/128/L2",
 }
@@ -36,10 +39,13 @@ class Arm(NamedTuple):
 
     strategy: Strategy
     adversarial: float
+    target: Target | None = None
+    layers: Layers | None = None
 
     def __str__(self) -> str:
         """Its name in tables."""
-        return f"{self.strategy}-{self.adversarial:g}"
+        given = (f"{self.adversarial:g}", self.target, self.layers)
+        return "-".join([self.strategy, *(name for name in given if name is not None)])
 
 
 class Cell(NamedTuple):
@@ -56,12 +62,16 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
-    """Compare mask strategies and losses: every cell is a training and its evaluation."""
+    """Compare mask strategies, losses and targets: every cell is a training and its evaluation."""
 
     strategies: tuple[Strategy, ...] = ("central", "random_block", "random_region")
     """Families of masks to compare."""
     adversarial: tuple[float, ...] = (0.0,)
     """Weights of the adversarial loss to compare; 0 trains without a discriminator."""
+    targets: tuple[Target, ...] = ()
+    """Targets of preset features to compare; none: that of --pretrain."""
+    layers: tuple[Layers, ...] = ()
+    """Layers of preset features to compare, masked and dense; none: those of --pretrain."""
     seeds: int = 3
     """Every arm is trained with the seeds 0, 1, ... of this number."""
     source: str | None = None
@@ -105,9 +115,10 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything starts."""
-        for name in ("strategies", "adversarial", "tasks"):
+        for name in ("strategies", "adversarial", "tasks", "targets", "layers"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            needed = name not in ("targets", "layers")
+            if (needed and not values) or len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values}; give at least one value, each once")
         for name in ("seeds", "attempts"):
             if getattr(self, name) < 1:
@@ -122,6 +133,12 @@ class AblateConfig:
                 raise ValueError(
                     f"pretrain.{name} is {getattr(self.pretrain, name)}; a sweep sets it for its "
                     f"cells: use {flag}"
+                )
+        for swept, name in ((self.targets, "target"), (self.layers, "layers")):
+            if swept and getattr(self.pretrain, name) is not None:
+                raise ValueError(
+                    f"pretrain.{name} is {getattr(self.pretrain, name)}, and the sweep compares "
+                    f"{', '.join(swept)}: leave one of them out"
                 )
         if list(self.rungs) != sorted({*self.rungs}) or any(
             not 0 < rung < self.pretrain.steps for rung in self.rungs
@@ -140,8 +157,14 @@ class AblateConfig:
 
 
 def arms(config: AblateConfig) -> list[Arm]:
-    """Every strategy with every loss."""
-    return [Arm(s, weight) for s in config.strategies for weight in config.adversarial]
+    """Every strategy with every loss, target and kind of layers."""
+    return [
+        Arm(*choice)
+        for choice in itertools.product(
+            config.strategies, config.adversarial, config.targets or (None,),
+            config.layers or (None,),
+        )
+    ]  # fmt: skip
 
 
 def cells(config: AblateConfig, chosen: list[Arm], steps: int) -> list[Cell]:
@@ -155,6 +178,8 @@ def pretraining(config: AblateConfig, cell: Cell) -> PretrainConfig:
         config.pretrain,
         strategy=cell.arm.strategy,
         adversarial=cell.arm.adversarial,
+        target=cell.arm.target or config.pretrain.target,
+        layers=cell.arm.layers or config.pretrain.layers,
         seed=cell.seed,
         steps=cell.steps,
         source=config.source,

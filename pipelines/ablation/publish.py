@@ -70,7 +70,11 @@ def _log(config: AblateConfig, found: dict[str, Any], uri: str, written: Report)
                 spec,
                 key=storage.content_key([found["key"], cell["arm"], cell["seed"], cell["steps"]]),
                 name=name,
-                params={n: cell[n] for n in ("strategy", "adversarial", "seed", "steps")},
+                params={
+                    n: cell[n]
+                    for n in ("strategy", "adversarial", "target", "layers", "seed", "steps")
+                    if cell.get(n) is not None
+                },
                 tags={"stage": "cell", "mlflow.parentRunId": parent},
             )
             with registry.open_run(below, good=cell["status"] == "done") as child:

@@ -11,6 +11,7 @@ from pipelines.ablation import comparison
 from pipelines.ablation.cells import (
     cell_result,
     cell_stages,
+    curve_of,
     evaluation_config,
     evaluation_settings_in_key,
     model_of_cell,
@@ -175,6 +176,7 @@ def _result(
         "metric": metric,
         "verdict": verdict,
         "arms": [str(arm) for arm in arms(config)],
+        "curve": curve_of(config.pretrain.preset),
         "seeds": config.seeds,
         "steps": config.pretrain.steps,
         "rungs": rungs,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ce_model import training
-from ce_model.networks import ContextEncoder, build_generator
+from ce_model.networks import ContextEncoder, build_generator, predicts_images
 from ce_model.training import Precision
 from ce_model.transfer import initialisation
 from pipelines.errors import UserError
@@ -23,6 +23,7 @@ from pipelines.models.resolve import ModelRef, resolve_named
 KMEANS_PICTURES = 64
 
 
+WITH_CONV5 = ("alexnet", "features")  # presets
 CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on conv5 and pool5
 
 
@@ -97,11 +98,17 @@ def resolve_precision(requested: Precision) -> torch.dtype:
 
 def require_network(subject: ModelRef, task: str, side: int | None = None) -> None:
     """Refuse an encoder that a task, or a probe at a side of its own, cannot use."""
-    if subject.network.preset == "alexnet" or (task not in CONVOLUTIONAL and side is None):
+    if task == "inpainting" and not predicts_images(subject.network):
+        raise UserError(
+            f"task 'inpainting' needs a model that fills holes; '{subject.name}' is of preset "
+            f"{subject.network.preset}, which learns features alone: leave the task out, as in "
+            "--tasks linear knn"
+        )
+    if subject.network.preset in WITH_CONV5 or (task not in CONVOLUTIONAL and side is None):
         return
     what = task if side is None else f"{task} at frozen.side {side}"
     raise UserError(
-        f"task '{what}' needs an encoder of preset alexnet, with its conv5 and pool5; "
-        f"'{subject.name}' is of preset {subject.network.preset}: measure one of preset alexnet, "
-        "or leave this out"
+        f"task '{what}' needs an encoder of preset {' or '.join(WITH_CONV5)}, with its conv5 and "
+        f"pool5; '{subject.name}' is of preset {subject.network.preset}: measure one of preset "
+        f"{' or '.join(WITH_CONV5)}, or leave this out"
     )

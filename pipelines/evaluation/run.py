@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ce_model.networks import predicts_images
 from pipelines import storage
+from pipelines.errors import UserError
 from pipelines.evaluation import encoders, plan, report, results
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.executor import Executor, precision_of_workers, with_baselines
@@ -77,6 +79,11 @@ def _subject(ref: str, config: EvaluateConfig, uri: str) -> ModelRef | None:
         return untrained_ref(name, "random", config.network)
     if rest == "random-kmeans":
         return untrained_ref(name, "random-kmeans", config.network)
+    if rest == "autoencoder" and not predicts_images(config.network):
+        raise UserError(
+            f"model is '{ref}' with network.preset {config.network.preset}, which predicts no "
+            "images; take --network.preset alexnet for this row, or leave it out"
+        )
     if rest in BASELINES:
         return None
     return resolve_model(ref, store=config.store, tracking_uri=uri)

@@ -6,6 +6,7 @@ from ce_model.network_config import NetworkConfig
 
 INTRODUCTIONS = {
     "alexnet": "AlexNet to pool5, pretrained by inpainting to learn features of whole images.",
+    "features": "AlexNet with padding to pool5, pretrained to predict hidden cells of an image.",
     "inpaint": "The encoder of an inpainting network: a bottleneck that describes the context.",
 }
 PAPER = (

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ce_model import training
-from ce_model.networks import output_side
+from ce_model.networks import output_side, predicts_images
 from pipelines.data.images import Picture
 from pipelines.errors import UserError
 from pipelines.models.crops import ROUNDS, Box, Crop, Hole, plan_crops, reach_of
@@ -60,8 +60,13 @@ def fill_photographs(
         uint8 (H, W, 3) each; outside of the hole the bits of the image.
 
     Raises:
-        UserError: sizes differ, or a mask hides the whole photograph.
+        UserError: sizes differ, a mask hides the whole photograph, or the model fills nothing.
     """
+    if not predicts_images(model.network):
+        raise UserError(
+            f"the model is of preset {model.network.preset}, which learns features and fills no "
+            "holes; take one of preset inpaint or alexnet"
+        )
     for image, hole in zip(images, hidden, strict=True):
         _check(image, hole)
     filled = [image.copy() for image in images]

@@ -6,7 +6,8 @@ are safetensors, its settings JSON.
 Input: image uint8 (B, H, W, 3) RGB of any size and mask uint8 (B, H, W), not 0 where the image is
 hidden. Output: features float32 (B, D) of the visible context, squeezed to the square that the
 encoder reads (pool5 of `alexnet`, the bottleneck of `inpaint`), and filled uint8 (B, H, W, 3),
-changed inside the hole only, wherever that lies.
+changed inside the hole only, wherever that lies; of preset `features`, which predicts no colours,
+features alone.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ import mlflow.pyfunc
 import numpy as np
 import torch
 
+from ce_model.networks import predicts_images
 from ce_model.training import make_views
 from pipelines.data.hole_masks import touched_pixels
 from pipelines.models import files
@@ -40,7 +42,9 @@ class ServedContextEncoder(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         model = self._model
         image = np.array(model_input["image"], np.uint8)
         hidden = np.array(model_input["mask"]) != 0
-        filled = np.stack(fill_photographs(model, list(image), list(hidden)))
+        filled = None
+        if predicts_images(model.network):
+            filled = np.stack(fill_photographs(model, list(image), list(hidden)))
         side = (model.side, model.side)
         if image.shape[1:3] != side:
             shrinks = min(image.shape[1:3]) > model.side
@@ -52,7 +56,8 @@ class ServedContextEncoder(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         )
         with torch.no_grad():
             features = list(model.generator.encoder_features(views.context).values())[-1]
-        return {"features": features.flatten(1).numpy(), "filled": filled}
+        found = {"features": features.flatten(1).numpy()}
+        return found if filled is None else {**found, "filled": filled}
 
 
 def _path(uri: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from ray.train import ScalingConfig
 from rich.console import Console
 
+from ce_model.networks import NetworkConfig
 from pipelines import storage
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.stream_plan import StreamPlan
@@ -192,7 +193,7 @@ def _train(
         summary = export_model(config, task, spec, found, watch)
         summary["tracking_run_id"], problem = recorder.flush(DELIVERY_WAIT_S)
         if problem is None:
-            problem = _log_result(spec.uri, summary, task.plan.side)
+            problem = _log_result(spec.uri, summary, task.network)
         status = "FINISHED" if problem is None else None
     except KeyboardInterrupt:
         status = "KILLED"
@@ -210,11 +211,11 @@ def _train(
     return summary
 
 
-def _log_result(uri: str, summary: dict[str, Any], side: int) -> str | None:
+def _log_result(uri: str, summary: dict[str, Any], network: NetworkConfig) -> str | None:
     """Log the model and the summary; returns why that has to wait, as a recorder does."""
     run_id = summary["tracking_run_id"]
     try:
-        summary["model_uri"] = log_trained_model(uri, run_id, summary["model"], side)
+        summary["model_uri"] = log_trained_model(uri, run_id, summary["model"], network)
         text = json.dumps(summary, indent=2).encode()
         runs.log_bytes(client(uri), run_id, "summary.json", text)
     except Exception as error:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ce_model import training
-from ce_model.networks import ContextEncoder
+from ce_model.networks import ContextEncoder, NetworkConfig, input_side, predicts_images
 from pipelines import storage
 from pipelines.models import checkpoint, files
 from pipelines.pretrain import worker
@@ -96,13 +96,15 @@ def export_model(
     }
 
 
-def log_trained_model(uri: str, run_id: str, model: str, side: int) -> str:
+def log_trained_model(uri: str, run_id: str, model: str, network: NetworkConfig) -> str:
     """Log a model folder to its MLflow run; returns the URI of the logged model."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         files.copy_model(model, str(folder))
         requirements = [f"{n}=={importlib.metadata.version(n).split('+')[0]}" for n in SERVED_WITH]
-        return models.log_model(uri, run_id, folder, side, requirements)
+        return models.log_model(
+            uri, run_id, folder, input_side(network), requirements, fills=predicts_images(network)
+        )
 
 
 def describe_training(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:

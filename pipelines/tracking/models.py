@@ -23,7 +23,9 @@ WEIGHTS_TAG = "weights_sha256"
 SERVED_MODEL = Path(__file__).parents[1] / "models" / "pyfunc.py"
 
 
-def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list[str]) -> str:
+def log_model(
+    uri: str, run_id: str, folder: Path, side: int, requirements: list[str], *, fills: bool = True
+) -> str:
     """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run, once.
 
     The model is code of ours (`models/pyfunc.py`, `ce_model`) beside plain tensors: loading it
@@ -38,6 +40,8 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
     if logged_before := _model_of_weights(uri, run_id, digest):
         return logged_before
     images, masks = ("image", np.dtype(np.uint8)), ("mask", np.dtype(np.uint8))
+    features = TensorSpec(np.dtype(np.float32), (-1, -1), "features")
+    filled = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "filled")
     signature = ModelSignature(
         inputs=Schema(
             [
@@ -45,12 +49,7 @@ def log_model(uri: str, run_id: str, folder: Path, side: int, requirements: list
                 TensorSpec(masks[1], (-1, -1, -1), masks[0]),
             ]
         ),
-        outputs=Schema(
-            [
-                TensorSpec(np.dtype(np.float32), (-1, -1), "features"),
-                TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "filled"),
-            ]
-        ),
+        outputs=Schema([features, filled] if fills else [features]),
     )
     mask = np.zeros((2, side, side), np.uint8)
     mask[:, side // 4 : side * 3 // 4, side // 4 : side * 3 // 4] = 1

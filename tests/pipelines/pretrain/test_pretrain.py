@@ -368,7 +368,7 @@ def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
     for log, there in ((away, False), (log_bytes, True)):
         monkeypatch.setattr(runs, "log_bytes", log)
         summary = {"tracking_run_id": run_id, "model": folder}
-        assert (run_module._log_result(uri, summary, 128) is None) == there
+        assert (run_module._log_result(uri, summary, network) is None) == there
         uris.append(summary["model_uri"])
     server = client(uri)
     run = server.get_run(run_id)
