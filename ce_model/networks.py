@@ -53,8 +53,8 @@ class ContextEncoder(nn.Module):
     Shape:
         context: float (B, 3, S, S) in [-1, 1], S = input_side; result: float (B, 3, T, T) in the
         same range, T = output_side (alexnet and unet have a linear last layer and may leave the
-        range). unet: context (B, 4, H, W), result (B, 3, H, W). features: cells bool (B, 8, 8), True
-        where hidden, and result float (B, D, 8, 8); see `feature_targets`.
+        range). unet: context (B, 4, H, W), result (B, 3, H, W). features: cells bool (B, 8, 8),
+        True where hidden, and result float (B, D, 8, 8); see `feature_targets`.
     """
 
     def __init__(self, config: NetworkConfig) -> None:

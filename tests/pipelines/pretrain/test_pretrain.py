@@ -27,8 +27,9 @@ import torch.multiprocessing
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
+from ce_model.masks import Strategy
 from ce_model.networks import NetworkConfig, build_generator
-from ce_model.training import Networks, default_objective
+from ce_model.training import Networks, Optimization, default_objective
 from pipelines import storage
 from pipelines.data.manifest import default_masks, read_manifest
 from pipelines.errors import UserError
@@ -593,7 +594,9 @@ def test_losses_are_those_of_the_paper_unless_told(
 
 
 def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) -> None:
-    manifest = replace(read_manifest(dataset_uri), masks=default_masks((128, 227)))
+    strategies: tuple[Strategy, ...] = ("central", "random_block", "random_region", "grid_60")
+    masks = default_masks((128, 227), strategies)
+    manifest = replace(read_manifest(dataset_uri), masks=masks)
 
     def made(**changes: Any) -> tuple[Task, str]:
         config = PretrainConfig(**{"batch_size": 8, "shorter": None, **changes})
@@ -610,19 +613,26 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) ->
         "window_rows": 16, "validation_images": 9, "num_workers": 2, "threads_per_worker": 3,
         "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9, "validate_every": 9,
         "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.95), "schedule": "cosine",
-        "warmup_steps": 5, "clip_norm": 1.0,
+        "warmup_steps": 5, "clip_norm": 1.0, "crop_area": (0.5, 1.0), "flip": False,
     }  # fmt: skip
     of_others: dict[str, dict[str, Any]] = {
         "momentum": {"optimizer": "sgd"},
         "milestones": {"schedule": "step"},
         "feature_matching": {"preset": "unet", "strategy": "central", "adversarial": 0.1},
+        "crop_ratio": {"crop_area": (0.5, 1.0)},
+        "target": {"preset": "features"},
+        "layers": {"preset": "features"},
     }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures"}
     names = {field.name for field in fields(PretrainConfig)}
     assert of_inpaint.keys() | of_alexnet.keys() | of_others.keys() == names - of_the_driver
     for name, needed in of_others.items():
-        value = {"momentum": 0.5, "milestones": (7,), "feature_matching": 2.0}[name]
+        value = {
+            "momentum": 0.5, "milestones": (7,), "crop_ratio": (1.0, 1.0),
+            "target": "normalized", "layers": "dense",
+            "feature_matching": 2.0,
+        }[name]  # fmt: skip
         first, second = made(**needed), made(**needed, **{name: value})
         assert first[0] != second[0] and first[1] != second[1], name
     for preset, changes in (("inpaint", of_inpaint), ("alexnet", of_alexnet)):
@@ -690,6 +700,36 @@ def test_the_key_names_what_is_computed_not_how(dataset_uri: str, tmp_path: Path
     assert pretrain_key(alone, manifest) == pretrain_key(same, manifest)
     other = replace(manifest, seed=manifest.seed + 1)
     assert pretrain_key(config, other) != key
+
+
+def test_features_has_the_recipe_of_masked_prediction() -> None:
+    recipe = resolve_recipe(PretrainConfig(preset="features", steps=1600))
+    assert recipe.strategy == "grid_60" and recipe.network.target == "hog"
+    assert recipe.learning_rates.generator == 1e-3
+    assert recipe.optimization == Optimization(
+        optimizer="adamw", betas=(0.9, 0.95), weight_decay=0.05, schedule="cosine", warmup_steps=80
+    )
+    assert recipe.crop is not None and recipe.crop.area == (0.35, 1.0) and recipe.shorter == 128
+    fixed = resolve_recipe(PretrainConfig(preset="features", shorter=144))
+    assert fixed.crop is None and fixed.shorter == 144
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "features", "adversarial": 0.1}, "adversarial is 0.1; it must be 0"),
+        ({"preset": "features", "fill": (0.0, 0.0, 0.0)}, "masked layers see no hole"),
+        ({"preset": "features", "shorter": 144, "crop_area": (0.5, 1.0)}, "give one"),
+        ({"crop_ratio": (1.0, 2.0)}, "it needs --crop-area"),
+        ({"crop_area": (0.5, 1.5)}, "crop_area is"),
+        ({"crop_area": (0.5, 1.0), "crop_ratio": (2.0, 1.0)}, "crop_ratio is"),
+    ],
+)
+def test_settings_of_features_and_crops_that_cannot_be_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        PretrainConfig(**changes)
 
 
 @pytest.mark.parametrize("preset", ["inpaint", "alexnet"])

@@ -1,13 +1,15 @@
 """Validation: what counts in the means, however the images are shared out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ce_model.networks import NetworkConfig
-from ce_model.training import Objective
+from ce_model.feature_targets import make_target
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective, default_objective
 from pipelines.pretrain import validation
 from pipelines.pretrain.validation import EvalSettings, FixedImages
 
@@ -57,6 +59,47 @@ def test_a_picture_without_a_hidden_pixel_is_left_out() -> None:
     hidden[2] = False
     expected = validation.measure(Grey(), FixedImages(some.image[:2], some.hidden[:2]), LOOK)
     assert validation.measure(Grey(), FixedImages(some.image, hidden), LOOK) == expected
+
+
+FEATURES = NetworkConfig(preset="features", output="full", target="normalized")
+CELLS = EvalSettings(FEATURES, default_objective(FEATURES), torch.float32)
+
+
+class Half(torch.nn.Module):
+    """Predicts half of every target; knows the images."""
+
+    def __init__(self, some: FixedImages) -> None:
+        super().__init__()
+        self.some = some
+
+    def forward(self, context: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        image = self.some.image.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return make_target("normalized", image) / 2
+
+
+def test_cells_are_measured_as_by_numpy() -> None:
+    some = pictures(3)
+    measured = validation.measure(Half(some), some, CELLS)
+    image = some.image.numpy().astype(np.float64) / 127.5 - 1
+    cells = image.reshape(3, 8, 16, 8, 16, 3).transpose(0, 1, 3, 5, 2, 4).reshape(3, 8, 8, -1)
+    mean, variance = cells.mean(-1, keepdims=True), cells.var(-1, ddof=1, keepdims=True)
+    target = ((cells - mean) / np.sqrt(variance + 1e-6))[:, 2:6, 2:6].reshape(-1, 768)
+    assert measured["target_error"] == pytest.approx((target**2).mean() / 4, rel=1e-4)
+    assert measured["target_error_mean"] == pytest.approx(target.var(0).mean(), rel=1e-4)
+    assert measured["variance_ratio"] == pytest.approx(0.25, rel=1e-4)
+    assert "psnr_hole" in measured
+
+
+def test_hog_has_no_errors_of_colours_and_a_panel_of_glyphs() -> None:
+    network = replace(FEATURES, target="hog")
+    look = EvalSettings(network, default_objective(network), torch.float32)
+    some, generator = pictures(2), build_generator(network)
+    assert not validation.measure(generator, some, look).keys() & {"psnr_hole", "l1_hole"}
+    shown = validation.panel(generator, some, look)
+    visible = ~shown["hole"]
+    assert (shown["input"][visible] == some.image.numpy()[visible]).all()
+    assert (shown["output"][visible] == shown["target"][visible]).all()
+    assert (shown["target"] != some.image.numpy()).any()
 
 
 class Copy(torch.nn.Module):
