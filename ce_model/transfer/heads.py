@@ -98,7 +98,7 @@ class Segmenter(nn.Module):
         return [[self.fc6], [self.fc7], [self.score]]
 
 
-def margin_of(encoder: nn.Sequential, padding: int) -> int | None:
+def margin_of(encoder: nn.Module, padding: int) -> int | None:
     """The `padding` of an encoder for `pad_to_grid`; None when its layers pad themselves."""
     first = next(layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d))
     return None if any(side > 0 for side in first.padding if isinstance(side, int)) else padding
