@@ -193,7 +193,7 @@ def _train(
         summary = export_model(config, task, spec, found, watch)
         summary["tracking_run_id"], problem = recorder.flush(DELIVERY_WAIT_S)
         if problem is None:
-            problem = _log_result(spec.uri, summary, task.network)
+            problem = _log_result(spec.uri, summary, task.recipe.network)
         status = "FINISHED" if problem is None else None
     except KeyboardInterrupt:
         status = "KILLED"
