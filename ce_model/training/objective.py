@@ -14,7 +14,7 @@ from ce_model.training.optimization import Optimization
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
 UNET_RATE = 5e-4  # learning rate of the preset that is not the paper's
 DEFAULT_STRATEGY: dict[Preset, Strategy] = {
-    "alexnet": "random_region", "inpaint": "central", "unet": "free_form"
+    "alexnet": "random_region", "inpaint": "central", "unet": "free_form", "features": "grid_60"
 }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def default_strategy(preset: Preset) -> Strategy:
 
 def default_shorter(network: NetworkConfig) -> int:
     """Shorter side to which an image is resized before the random crop, px; 0 keeps its size."""
-    return 144 if network.preset == "inpaint" else 0
+    return 0 if network.preset in ("alexnet", "features") else 144
 
 
 def default_optimization(network: NetworkConfig, steps: int) -> Optimization:
