@@ -48,7 +48,7 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
         args = [*args[:at], *args[at + 2 :]]
     if "--config" in args:
         _exit_2("--config is given twice; give it once: --config FILE.yaml --flag ...")
-    args = list(_bare_flags(config_type, [*written, *args]))
+    args = list(_bare_flags(config_type, [*written, *_joined(config_type, args)]))
     _check_choices(config_type, args)
     return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
 
@@ -67,6 +67,26 @@ def _bare_flags(config_type: type, args: Sequence[str]) -> Iterator[str]:
         yield arg
         if arg.replace("_", "-") in flags and following.startswith("--"):
             yield "True"
+
+
+def _joined(config_type: type, args: Sequence[str]) -> list[str]:
+    """A flag of several values may be given several times: `--source a --source b`."""
+    several = {
+        f"--{name}".replace("_", "-")
+        for name, kind in get_type_hints(config_type).items()
+        if tuple in (get_origin(kind), *map(get_origin, get_args(kind)))
+    }
+    groups: list[list[str]] = []
+    for arg in args:
+        if arg.startswith("--") or not groups:
+            groups.append([arg])
+        else:
+            groups[-1].append(arg)
+    joined: dict[str, list[str]] = {}
+    for place, (flag, *values) in enumerate(groups):
+        name = flag.replace("_", "-")
+        joined.setdefault(name if name in several else f"{place} {flag}", [flag]).extend(values)
+    return [arg for group in joined.values() for arg in group]
 
 
 def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:

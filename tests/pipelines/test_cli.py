@@ -47,6 +47,8 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
     assert cli.parse(Outer, ["--size", "7", "--config", str(file)]) == expected
     assert cli.parse(Outer, [f"--config={file}", "--size=7"]) == expected
     assert cli.parse(Outer, ["--name=a=b"]).name == "a=b"
+    repeated = ["--kinds", "green", "--size", "7", "--kinds", "red"]
+    assert cli.parse(Outer, repeated).kinds == ("green", "red")
     assert cli.parse(Outer, []) == Outer()
 
 

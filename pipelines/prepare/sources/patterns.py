@@ -38,7 +38,7 @@ def expand(sources: tuple[str, ...]) -> Iterator[Named]:
     """
     names = _short_names(sources)
     for source, prefix in zip(sources, names, strict=True):
-        if storage.exists(source):
+        if _is_there(source):
             is_folder = storage.is_folder(source)
             name = source.rstrip("/").rpartition("/")[2]
             alone = not is_folder and len(sources) == 1
@@ -55,6 +55,13 @@ def expand(sources: tuple[str, ...]) -> Iterator[Named]:
             yield from _of_glob(source, prefix)
         else:
             raise UserError(f"--source is '{source}'; there is no such file or folder")
+
+
+def _is_there(source: str) -> bool:
+    """Whether a place of this very name exists; fsspec would read `::` in it as a chain."""
+    if "::" in source and storage.is_local(source):
+        return storage.local_path(source).exists()
+    return storage.exists(source)
 
 
 def _of_braces(source: str, prefix: str) -> Iterator[Named]:

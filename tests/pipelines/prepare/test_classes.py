@@ -1,0 +1,179 @@
+"""Classes as they come out: told in every table, never stale, never in silence."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from dataset_helpers import prepare_config, prepared, quarantine_of, rows_of
+from helpers import jpeg
+
+from pipelines.errors import UserError
+from pipelines.prepare import class_facts
+from pipelines.prepare.run import prepare_dataset
+from pipelines.prepare.sources.patterns import expand, expand_braces
+
+
+def put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def write_classes(root: Path, **counts: int) -> Path:
+    number = 0
+    for name, count in counts.items():
+        for _ in range(count):
+            put(root / name / f"{number}.jpg", jpeg(number))
+            number += 1
+    return root
+
+
+def warned(**by_class: dict[str, int]) -> str:
+    by_split = {"train": {}, "val": {}, **by_class}
+    names = tuple(sorted({n for counts in by_split.values() for n in counts} - {"(none)"}))
+    return "\n".join(class_facts.facts(by_split, names)["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("by_class", "words"),
+    [
+        ({"train": {"cat": 3}}, "one class, 'cat', holds every image"),
+        ({"train": {"images": 3, "x": 1}}, "1 class called 'images'"),
+        ({"train": {"train": 3, "Val2017": 1}}, "2 classes called 'Val2017', 'train'"),
+        ({"train": {".git": 3, "x": 1}}, "1 class with a hidden name: '.git'"),
+        ({"train": {"a": 1, "b": 1}, "val": {"b": 1, "c": 1}}, "1 class in val only: 'c'"),
+        ({"train": {"a": 1, "(none)": 2, "b": 1}}, "2 images without a class beside 2 classes"),
+        ({"train": {"Cat": 1, "cat": 1}}, "look alike: 'Cat', 'cat'"),
+        ({"train": {"a": 1, "b": 0}}, "1 class without an image: 'b'"),
+        ({"val": {"a": 1, "b": 1}}, "no image to train on"),
+    ],
+)
+def test_what_looks_wrong_is_said(by_class: dict[str, dict[str, int]], words: str) -> None:
+    assert words in warned(**by_class)
+
+
+def test_two_plain_classes_in_both_splits_need_no_warning() -> None:
+    assert warned(train={"a": 3, "b": 4}, val={"a": 1, "b": 1}) == ""
+
+
+def test_the_closing_table_and_the_dry_run_show_the_classes(
+    serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_classes(tmp_path / "p", cat=6, dog=4)
+    put(source / "README", b"text")
+    put(source / "top.jpg", jpeg(99))
+    for dry in (True, False):
+        prepare_dataset(prepare_config(source, tmp_path / "d", dry_run=dry, validation_share=0.0))
+        shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert (
+            "2 classes" in shown and "4 ('dog') to 6 images ('cat'); 1 image without one" in shown
+        )
+        assert "warning: 1 image without a class beside 2 classes" in shown
+        assert "not read: 1 file like README or LICENSE" in shown
+
+
+def test_a_class_whose_images_are_all_bad_is_no_class(serially: None, tmp_path: Path) -> None:
+    source = write_classes(tmp_path / "p", cat=4, dog=4)
+    put(source / "bad" / "1.jpg", b"<html>404</html>")
+    assert prepared(source, tmp_path / "d").classes == ("cat", "dog")
+
+
+def test_a_label_list_comes_before_places_and_a_changed_one_is_never_in_silence(
+    serially: None, tmp_path: Path
+) -> None:
+    source = write_classes(tmp_path / "p", cat=3, dog=3)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,label\n0.jpg,owl\n")
+    requested = {"labels": str(labels), "validation_share": 0.0}
+    manifest = prepared(source, tmp_path / "d", **requested)
+    found = {
+        key: manifest.classes[label] for key, (_, label) in rows_of(tmp_path / "d", "label").items()
+    }
+    assert found["cat/0.jpg"] == "owl" and found["cat/1.jpg"] == "cat"
+    labels.write_text("file,label\n0.jpg,elk\n")
+    with pytest.raises(UserError, match=r"1 image of this source.*'cat/0.jpg': 'owl' there, 'elk'"):
+        prepared(source, tmp_path / "d", **requested)
+    assert prepared(source, tmp_path / "other", **requested).classes == ("cat", "dog", "elk")
+
+
+def test_an_image_that_moved_to_another_class_is_told(
+    serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_classes(tmp_path / "p", cat=3, dog=3)
+    prepared(source, tmp_path / "d")
+    (source / "cat" / "1.jpg").rename(source / "dog" / "1.jpg")
+    assert prepared(source, tmp_path / "d").contradictions == 1
+    assert "1 image left out whose bytes stand in another class" in capsys.readouterr().err
+
+
+def test_of_equal_bytes_the_labelled_copy_stays_and_two_labels_are_a_contradiction(
+    serially: None, tmp_path: Path
+) -> None:
+    source = write_classes(tmp_path / "p", cat=4)
+    for number in range(3):
+        shutil.copy(source / "cat" / f"{number}.jpg", source / f"all{number}.jpg")
+    put(source / "dog" / "9.jpg", jpeg(9))
+    shutil.copy(source / "cat" / "3.jpg", source / "dog" / "3.jpg")
+    manifest = prepared(source, tmp_path / "d", validation_share=0.0)
+    assert set(rows_of(tmp_path / "d")) == {*(f"cat/{n}.jpg" for n in range(4)), "dog/9.jpg"}
+    assert manifest.contradictions == 1 and manifest.duplicates == 4
+    assert quarantine_of(tmp_path / "d")["dog/3.jpg"] == "duplicate"
+
+
+def test_a_bare_name_that_two_images_have_is_refused(serially: None, tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val")):
+        put(tmp_path / "p" / split / "1.jpg", jpeg(number))
+    labels = tmp_path / "labels.txt"
+    labels.write_text("1.jpg cat\n")
+    with pytest.raises(UserError, match=r"names '1.jpg', and 2 images"):
+        prepared(tmp_path / "p", tmp_path / "d", labels=str(labels))
+    labels.write_text("train/1.jpg cat\nval/1.jpg dog\n")
+    assert prepared(tmp_path / "p", tmp_path / "d", labels=str(labels)).classes == ("cat", "dog")
+
+
+def test_a_list_that_names_only_validation_is_one_message(serially: None, tmp_path: Path) -> None:
+    for number in range(4):
+        put(tmp_path / "p" / "train" / f"t_{number}.jpg", jpeg(number))
+        put(tmp_path / "p" / "val" / f"v_{number}.jpg", jpeg(10 + number))
+    (tmp_path / "truth.txt").write_text("2\n1\n3\n2\n")
+    with pytest.raises(UserError, match="label list names none of the 4 images of train"):
+        prepared(tmp_path / "p", tmp_path / "d", labels=str(tmp_path / "truth.txt"))
+
+
+def test_composed_and_decomposed_names_are_one_class(serially: None, tmp_path: Path) -> None:
+    for number, (split, name) in enumerate((("train", "caf\u00e9"), ("val", "cafe\u0301"))):
+        put(tmp_path / "p" / split / name / "1.jpg", jpeg(number))
+    assert prepared(tmp_path / "p", tmp_path / "d").classes == ("caf\u00e9",)
+
+
+def test_validation_is_drawn_from_all_that_has_no_split(serially: None, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, count in (("s/train/cat", 30), ("s/train/dog", 30), ("s/extra", 20)):
+            for number in range(count):
+                put(tmp_path / name / f"{number}.jpg", jpeg(1000 * len(name) + number))
+        archive.add(tmp_path / "s", "s")
+    prepared(tmp_path / "s.tar", tmp_path / "d", validation_share=0.4)
+    drawn = [key for key, (split,) in rows_of(tmp_path / "d").items() if split == "val"]
+    assert {key.split("/")[1] for key in drawn} == {"train", "extra"}
+
+
+def test_sources_are_files_braces_globs_and_several(tmp_path: Path) -> None:
+    for name in ("a/x-000.tar", "a/x-001.tar", "b/y.jpg", "photos {2023}/1.jpg"):
+        put(tmp_path / name, b"x")
+
+    def paths(*sources: str) -> list[str]:
+        return [named.path for named in expand(tuple(f"{tmp_path}/{s}" for s in sources))]
+
+    assert paths("a/x-{000..001}.tar") == paths("a/*.tar") == ["x-000.tar", "x-001.tar"]
+    assert paths("a/x-{000,001}.tar") == ["x-000.tar", "x-001.tar"]
+    assert paths("{a,b}/*") == ["a/x-000.tar", "a/x-001.tar", "b/y.jpg"]
+    assert paths("photos {2023}") == [""] and paths("a", "b") == ["a", "b"]
+    for source, words in (
+        ("a/x-{000..003}.tar", r"2 of 4 are not there: '.*x-002.tar' and 1 more"),
+        ("a/x-000.tar::b/y.jpg", "give several sources"),
+        ("a/*.zip", "no file below .* matches"),
+        ("a/{x}", "a rising range or words"),
+    ):
+        with pytest.raises(UserError, match=words):
+            paths(source)
+    assert expand_braces("{a,b}{0..1}") == ["a0", "a1", "b0", "b1"]
