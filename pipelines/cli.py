@@ -2,10 +2,13 @@
 
 import dataclasses
 import difflib
+import io
 import itertools
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -20,16 +23,28 @@ Config = TypeVar("Config")
 def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     """Parse the command line and run; a user's mistake ends as one message and exit code 1.
 
-    Ctrl-C, and SIGTERM while Ray runs, end as one message and exit code 130, as shells expect.
+    Ctrl-C, SIGTERM and a terminal that is closed (SIGHUP, unless under `nohup`) end as one message
+    and exit code 130, as shells expect, from the first second on.
     """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # there is no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # under LANG=C or PYTHONIOENCODING=ascii
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(parse(config_type))
     except (UserError, OSError) as error:  # a full disk, a server that is away, no permission
-        sys.exit(f"error: {redact(str(error))}")
+        text = f"error: {redact(str(error))}"
+        if isinstance(error, OSError) or error.code == 1:
+            sys.exit(text)
+        sys.stderr.write(f"{text}\n")
+        sys.exit(error.code)
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "interrupted: rerun the same command, and it resumes from what is finished\n"
-        )
+        with suppress(OSError):  # the terminal is gone
+            sys.stderr.write(
+                "interrupted: rerun the same command, and it resumes from what is finished\n"
+            )
         sys.exit(130)
     except Exception:  # a defect: the whole traceback, as Python prints it, but no password
         sys.stderr.write(redact(traceback.format_exc()))

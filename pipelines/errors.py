@@ -23,6 +23,9 @@ def redact(text: str) -> str:
 class UserError(ValueError):
     """Something the user can fix: the message says what was given, what is allowed, what to do."""
 
+    code = 1
+    """Exit code of a job that ends with it."""
+
     def __init__(self, message: str) -> None:
         """Keep the message beside the arguments, into which Ray Data writes advice of its own."""
         self.message = redact(message)

@@ -93,11 +93,26 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
             description["files"][SCRIPT] = storage.sha256_of(folder / SCRIPT)
         (folder / CARD).write_text(model_card(description, model.info), "utf-8")
         for name in (*errors, CARD):
-            storage.publish(storage.join(output, name), (folder / name).read_bytes())
+            _publish_new(storage.join(output, name), (folder / name).read_bytes())
     storage.publish_json(done, description, exclusive=True)
     worst = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     console.print(f"exported {config.output}: largest difference to the original {worst}")
     return description
+
+
+def _publish_new(uri: str, data: bytes) -> None:
+    """Publish a file, unless another export into the same folder was first: files would mix.
+
+    Raises:
+        UserError: it is there.
+    """
+    try:
+        storage.publish(uri, data, exclusive=True)
+    except FileExistsError:
+        raise UserError(
+            f"'{uri}' is there already: another export into this folder is running, or was killed "
+            "before its end; name another --output, or remove the folder"
+        ) from None
 
 
 def fold_encoder(encoder: nn.Sequential) -> nn.Sequential:

@@ -198,6 +198,7 @@ def _results_of_ray(
 
     from pipelines.inpaint.fill import FillerActor
     from pipelines.runtime import cluster
+    from pipelines.runtime.reservation import reserve
 
     with cluster.connect() as resources:
         gpu = bool(resources.gpus)
@@ -209,12 +210,16 @@ def _results_of_ray(
         ]
         rows = ray.data.from_items(items, override_num_blocks=blocks)
         rows.context.raise_original_map_exception = True  # else a full disk is no OSError
-        results = rows.map_batches(
-            FillerActor,
-            fn_constructor_args=(model_uri, _holes(config), storage.absolute(config.output)),
-            batch_size=config.batch_size,
-            concurrency=min(actors, blocks),
-            num_gpus=1 if gpu else 0,
-            num_cpus=0 if gpu else 1,
-        )
-        yield from results.iter_rows()
+        wanted = min(actors, blocks)
+        tell = plain_console(soft_wrap=True).print
+        # They hold what they have to the end: a training's data must find a CPU beside them.
+        with reserve(cpus=0 if gpu else wanted, gpus=wanted if gpu else 0, tell=tell) as (cpus, _):
+            results = rows.map_batches(
+                FillerActor,
+                fn_constructor_args=(model_uri, _holes(config), storage.absolute(config.output)),
+                batch_size=config.batch_size,
+                concurrency=wanted if gpu else cpus,
+                num_gpus=1 if gpu else 0,
+                num_cpus=0 if gpu else 1,
+            )
+            yield from results.iter_rows()

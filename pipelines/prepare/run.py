@@ -48,7 +48,7 @@ from pipelines.prepare.sources.labels import Labels, read_labels
 from pipelines.prepare.sources.layout import Rules
 from pipelines.prepare.sources.listing import Found
 from pipelines.prepare.tasks import run_tasks
-from pipelines.runtime import cluster
+from pipelines.runtime import cluster, environment
 
 NOUNS = ("image", "archive", "cell", "file")  # that kinds of what is not read begin with
 SHOWN_KINDS = 8  # of what is in a source and not read
@@ -60,6 +60,8 @@ def prepare_dataset(config: PrepareConfig) -> str:
     sources = tuple(map(storage.absolute, config.sources))
     if len(sources) == 1 and is_dataset(sources[0]):
         return sidecars.add_masks(config, sources[0])
+    flag = "store" if config.output is None else "output"
+    environment.require_lasting(flag, config.output or config.store)
     home = storage.absolute(config.output or storage.join(config.store, "prepare"))
     if not config.dry_run:
         _require_apart(sources, home)

@@ -16,7 +16,6 @@ from pipelines.errors import UserError
 from pipelines.pretrain import panel
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.task import Task
-from pipelines.runtime.mailbox import create_mailbox
 from pipelines.runtime.progress import ProgressDisplay
 from pipelines.tracking.recorder import Recorder
 
@@ -81,19 +80,21 @@ class DriverWatch:
         self.diverged: dict[str, Any] | None = None
 
     @contextmanager
-    def running(self) -> Iterator[Any]:
+    def running(self, mailbox: Any) -> Iterator[None]:
         """Follow a mailbox from a thread while the block runs."""
-        mailbox = create_mailbox()
         thread = threading.Thread(target=self._follow, args=(mailbox,), daemon=True)
         thread.start()
         try:
-            yield mailbox
+            yield
         finally:
             self._stop.set()
             thread.join()
             self._take(ray.get(mailbox.drain.remote()))
             self._progress.close()
-            ray.kill(mailbox)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._progress.note(text)
 
     def replay(self, history: list[dict[str, Any]]) -> None:
         """Hand a whole history to the recorder, which leaves out what the server has."""
@@ -120,6 +121,8 @@ class DriverWatch:
             elif message["kind"] == "resumed":
                 self._progress.note(f"resumed at step {step}")
                 self.replay(message["history"])
+            elif message["kind"] == "note":
+                self._progress.note(message["text"])
             elif message["kind"] == "diverged":
                 self.diverged = message
 

@@ -6,7 +6,6 @@ import ray
 import ray.train
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from pipelines import storage
 from pipelines.data import stream
@@ -14,15 +13,23 @@ from pipelines.errors import UserError
 from pipelines.pretrain import worker
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.task import Task
-from pipelines.runtime import cluster
+from pipelines.runtime import ray_internals
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.mailbox import Failure
 
 COLLECTIVE_TIMEOUT_S = 300
 
 
-def scaling_config(config: PretrainConfig, resources: Resources) -> ScalingConfig:
-    """One GPU per worker where there are GPUs; on CPUs one core stays free for the data tasks."""
+def scaling_config(
+    config: PretrainConfig, resources: Resources, reserved_cpus: int | None = None
+) -> ScalingConfig:
+    """One GPU per worker where there are GPUs; on CPUs one core stays free for the data tasks.
+
+    Args:
+        config: the training.
+        resources: of the cluster.
+        reserved_cpus: what this job may keep of its CPUs; None: all.
+    """
     workers = config.num_workers
     if resources.gpus:
         if workers > resources.gpus:
@@ -36,7 +43,8 @@ def scaling_config(config: PretrainConfig, resources: Resources) -> ScalingConfi
             f"num_workers is {workers}; the cluster has {resources.cpus} CPUs and no GPU: use "
             f"--num-workers {resources.cpus} or fewer"
         )
-    share = min(1.0, (resources.cpus - 1) / workers)
+    cpus = resources.cpus if reserved_cpus is None else reserved_cpus
+    share = min(1.0, (cpus - 1) / workers)
     # One byte of memory, since Ray refuses to place what takes nothing.
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": share, "memory": 1})
 
@@ -90,7 +98,4 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         Ray's cleaner of placement groups asks the dashboard whether the controller still lives. A
         cluster without one is ours alone and ends with this process, so nothing is to be cleaned.
         """
-        callbacks: list[Any] = super()._create_default_callbacks()
-        if cluster.has_dashboard():
-            return callbacks
-        return [x for x in callbacks if not isinstance(x, PlacementGroupCleanerCallback)]
+        return ray_internals.without_idle_cleaner(super()._create_default_callbacks())

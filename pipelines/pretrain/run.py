@@ -1,6 +1,7 @@
 """The pretraining stage: train what is missing, log it, commit the result."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,12 +26,21 @@ from pipelines.pretrain.summary import (
     log_trained_model,
 )
 from pipelines.pretrain.task import Task
-from pipelines.runtime import cluster
+from pipelines.runtime import cluster, environment
+from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import plain_console
-from pipelines.storage import commits
+from pipelines.runtime.reservation import reserve
+from pipelines.storage import commits, lease
 from pipelines.tracking import runs
 from pipelines.tracking.client import client, describe_error, may_pass, tracking_uri
 from pipelines.tracking.recorder import Recorder
+
+LEASE = "lease"
+LEASE_S = 60.0  # for a job that vanished with its machine; another one of this machine is seen
+
+
+BEGIN_WAIT_S = 15.0  # a refusal is better told before the training than after it
+
 
 DELIVERY_WAIT_S = 120.0  # for an MLflow server that is away when training has ended
 
@@ -43,6 +53,16 @@ def stage_uri(store: str, key: str) -> str:
 def is_committed(stage: str) -> bool:
     """Whether a training has ended and MLflow has all of it."""
     return commits.is_committed(stage)
+
+
+def read_commit(stage: str) -> dict[str, Any]:
+    """The summary of a finished training, with the places of today if its store was moved."""
+    summary: dict[str, Any] = storage.read_json(commits.commit_uri(stage))
+    inside = storage.join("pretrain", stage.rpartition("/")[2])
+    old = str(summary["model"]).removesuffix(f"/{inside}/model")
+    new = stage.removesuffix(f"/{inside}")
+    moved: dict[str, Any] = storage.relocate(summary, old, new)
+    return moved
 
 
 def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
@@ -58,19 +78,28 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     key = pretrain_key(config, manifest)
     stage = stage_uri(config.store, key)
     uri = tracking_uri(config.tracking_uri, config.store)
-    if is_committed(stage):
-        summary: dict[str, Any] = storage.read_json(commits.commit_uri(stage))
-        console.print(f"already trained: {stage}")
-    else:
-        what = describe_training(
-            config.preset, recipe.strategy, config.steps, config.batch_size, plan.rows
-        )
-        console.print(f"training {what}", soft_wrap=True)
-        with cluster.connect() as resources:
+    what = describe_training(
+        config.preset, recipe.strategy, config.steps, config.batch_size, plan.rows
+    )
+
+    def tell(owner: str) -> None:
+        text = f"waiting: {owner} is training {what}, which this command asks for, too"
+        console.print(text, soft_wrap=True)
+
+    environment.require_train_v2()
+    with ExitStack() as held:
+        if not is_committed(stage):
+            held.enter_context(lease.alone(storage.join(stage, LEASE), lease_s=LEASE_S, tell=tell))
+        if is_committed(stage):
+            summary = read_commit(stage)
+            console.print(f"already trained: {stage}", soft_wrap=True)
+        else:
+            console.print(f"training {what}", soft_wrap=True)
+            resources = held.enter_context(cluster.connect())
             task = _task(config, recipe, plan, stage)
             scaling = scaling_config(config, resources)
             spec = _run_spec(config, recipe, manifest, dataset_uri, key, uri, scaling)
-            summary = _train(config, task, scaling, spec, console)
+            summary = _train(config, task, resources, spec, console)
     if config.summary:
         storage.publish_json(config.summary, summary)
     closing_table(summary, console)
@@ -108,7 +137,7 @@ def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) 
         recipe=recipe,
         precision=config.precision,
         compile=config.compile,
-        threads=config.threads_per_worker,
+        threads=environment.threads_per_worker(config.threads_per_worker),
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
         log_every=config.log_every,
@@ -157,7 +186,7 @@ def _run_spec(
 def _train(
     config: PretrainConfig,
     task: Task,
-    scaling: ScalingConfig,
+    resources: Resources,
     spec: runs.RunSpec,
     console: Console,
 ) -> dict[str, Any]:
@@ -166,6 +195,12 @@ def _train(
     status: str | None = "FAILED"
     problem = None
     try:
+        if late := recorder.begin(BEGIN_WAIT_S):
+            console.print(
+                f"warning: MLflow does not answer yet ({late}); training goes on, and what it "
+                "measures is delivered later",
+                soft_wrap=True,
+            )
         found = checkpoint.latest(task.stage_uri)
         if unusable := checkpoint.passed_over(task.stage_uri, found):
             console.print(
@@ -173,7 +208,15 @@ def _train(
                 f"over; going on from step {found.step if found else 0}"
             )
         if found is None or found.step < task.plan.steps:
-            with watch.running() as mailbox:
+            with (
+                reserve(
+                    cpus=1 if resources.gpus else config.num_workers + 1,
+                    gpus=config.num_workers if resources.gpus else 0,
+                    tell=watch.note,
+                ) as (cpus, mailbox),
+                watch.running(mailbox),
+            ):
+                scaling = scaling_config(config, resources, cpus)
                 fit_or_raise(config, task, scaling, mailbox)
             found = checkpoint.latest(task.stage_uri)
         if watch.diverged is not None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +21,10 @@ from pipelines.pretrain import device_feed, validation
 from pipelines.pretrain.ddp import distribute
 from pipelines.pretrain.reporter import Reporter
 from pipelines.pretrain.task import Task
-from pipelines.runtime import malloc
+from pipelines.runtime import cluster, malloc
 from pipelines.runtime.mailbox import Failure
+
+WITH_OPTIMIZERS = 3  # weights and the two moments of Adam, in a checkpoint
 
 
 def training_stream(task: Task) -> ray.data.Dataset:
@@ -48,14 +49,15 @@ def train(settings: dict[str, Any]) -> None:
         cause = getattr(error, "cause", error)  # of a data task
         if isinstance(cause, UserError | OSError):
             passing = isinstance(cause, FileNotFoundError) or storage.may_pass(cause)
-            ray.get(mailbox.fail.remote(Failure(str(cause), final=not passing)))
+            reason = storage.describe_full(cause, settings["task"].stage_uri) or str(cause)
+            ray.get(mailbox.fail.remote(Failure(reason, final=not passing)))
         raise
 
 
 def _train(task: Task, mailbox: Any) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
-    share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    share = max(1, cluster.node_cpus() // context.get_local_world_size())
     torch.set_num_threads(task.threads or share)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
@@ -70,6 +72,8 @@ def _train(task: Task, mailbox: Any) -> None:
     start = int(first["step"][0])
 
     networks, optimizers = build(task, device)
+    if rank == 0:
+        warn_of_space(task, networks, mailbox)
     part = (rank, ranks)
     pictures = read_fixed_images(task, "val", task.validation_images, part, device)
     typical = None
@@ -108,6 +112,22 @@ def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
     return networks, training.make_optimizers(
         networks, *task.recipe.learning_rates, task.recipe.optimization
     )
+
+
+def warn_of_space(task: Task, networks: Networks, mailbox: Any) -> None:
+    """Tell the driver before the first step, if the store has no room for the checkpoints."""
+    free = storage.free_bytes(task.stage_uri)
+    tensors = [t for module in networks if module is not None for t in module.parameters()]
+    weights = sum(t.numel() * t.element_size() for t in tensors)
+    one = weights * WITH_OPTIMIZERS
+    needed = one * (task.keep_checkpoints + 1) + weights  # a new one is written before one goes
+    if free is not None and free < needed:
+        text = (
+            f"warning: the store has {free / 1e9:.2f} GB free at {task.stage_uri}; this training "
+            f"needs about {needed / 1e9:.2f} GB: {task.keep_checkpoints + 1} checkpoints of "
+            f"{one / 1e9:.2f} GB, and the model. Make room, or lower --keep-checkpoints"
+        )
+        ray.get(mailbox.post.remote({"kind": "note", "step": 0, "text": text}))
 
 
 def read_fixed_images(

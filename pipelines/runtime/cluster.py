@@ -6,16 +6,17 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import ray
-from ray._private import utils as ray_utils
 
 from pipelines.errors import UserError, first_line
+from pipelines.runtime import environment, ray_internals
 
 # The stream keeps a few batches per core in flight, not the dataset.
 OBJECT_STORE_BYTES, OBJECT_STORE_BYTES_PER_CPU = 1 << 30, 1 << 29
@@ -30,6 +31,21 @@ class Resources(NamedTuple):
     gpus: int
 
 
+_shared: list[ExitStack] = []
+"""That of the outermost `connect_once` of this process."""
+
+
+@contextmanager
+def connect_once() -> Iterator[None]:
+    """The first `connect` inside the block, if there is one, lasts until the end of the block."""
+    with ExitStack() as held:
+        _shared.append(held)
+        try:
+            yield
+        finally:
+            _shared.remove(held)
+
+
 @contextmanager
 def connect() -> Iterator[Resources]:
     """Join the cluster of RAY_ADDRESS (as in a submitted job), or start one here for the block.
@@ -39,13 +55,25 @@ def connect() -> Iterator[Resources]:
     """
     if ray.is_initialized():
         yield resources()
-        return
+    elif _shared:
+        yield _shared[0].enter_context(_connect())
+    else:
+        with _connect() as found:
+            yield found
+
+
+@contextmanager
+def _connect() -> Iterator[Resources]:
     silence_logging()
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:  # an environment file may set it to nothing
+    address = environment.ray_address()
+    environment.tell_hidden_gpus()
+    if address:
         _require_answer(address)
     else:
+        environment.require_temporary_folder()
+        # Ray gives its workers the lowest priority, for the sake of servers beside them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
         options["address"] = "local"
         options["include_dashboard"] = False
@@ -57,10 +85,11 @@ def connect() -> Iterator[Resources]:
         except Exception as error:  # Ray raises it bare for a node that does not start
             what = f"joining the cluster at {address}" if address else "starting Ray here"
             reason = first_line(error)
+            home = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
             raise UserError(
                 f"{what} failed: {reason} Look whether the machine is overloaded, "
                 "whether RAY_AUTH_TOKEN_PATH holds this cluster's token, and into "
-                "/tmp/ray/session_latest/logs"
+                f"{home}/ray/session_latest/logs"
             ) from error
     try:
         with _ending_on_sigterm():
@@ -70,16 +99,31 @@ def connect() -> Iterator[Resources]:
 
 
 def node_cpus() -> int:
-    """CPUs of this machine, or of this container where it has a limit."""
-    return int(ray_utils.get_num_cpus(override_docker_cpu_warning=True))
+    """CPUs that this process may use: of the machine, or the limit of its container or scheduler.
+
+    Inside a cluster no more than Ray was given of this node.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else sys.maxsize
+    return max(1, min(ray_internals.limit_of_cpus(), allowed, _cpus_of_node()))
+
+
+def _cpus_of_node() -> int:
+    """CPUs that Ray counts here; no limit outside of a cluster, or on a node without any."""
+    if not ray.is_initialized():
+        return sys.maxsize
+    here = ray.get_runtime_context().get_node_id()
+    found: dict[str, float] = next(
+        (node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {}
+    )
+    return int(found.get("CPU", 0)) or sys.maxsize
 
 
 def _object_store_bytes() -> int:
     """Room for blocks in flight on this machine, or within the limits of this container."""
     wanted: int = max(OBJECT_STORE_BYTES, node_cpus() * OBJECT_STORE_BYTES_PER_CPU)
     if sys.platform == "linux":  # for what does not fit there, Ray takes a file on the disk
-        wanted = min(wanted, max(OBJECT_STORE_BYTES, ray_utils.get_shared_memory_bytes()))
-    return min(wanted, int(ray_utils.estimate_available_memory()) // 5)
+        wanted = min(wanted, max(OBJECT_STORE_BYTES, ray_internals.shared_memory_bytes()))
+    return min(wanted, ray_internals.available_memory_bytes() // 5)
 
 
 @contextmanager
@@ -100,7 +144,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def _require_answer(address: str) -> None:
     """Look whether anybody listens; Ray itself tries for more than five minutes."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
     if found is None:
         return  # such as "auto", which Ray answers at once
     try:
@@ -116,11 +160,6 @@ def resources() -> Resources:
     """CPUs and GPUs of the cluster we are in."""
     total = ray.cluster_resources()
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
-
-
-def has_dashboard() -> bool:
-    """Whether the cluster we are in answers questions about its state."""
-    return bool(ray._private.worker.get_dashboard_url())
 
 
 def silence_logging() -> None:

@@ -41,7 +41,12 @@ class Mailbox:
         return posted
 
 
-def create_mailbox() -> Any:
-    """The handle of a new mailbox actor, beside the driver: no other node's loss takes it away."""
+def create_mailbox(**options: Any) -> Any:
+    """The handle of a new mailbox actor, beside the driver: no other node's loss takes it away.
+
+    Args:
+        options: of the actor, such as its name.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+    return actor.options(**options).remote()

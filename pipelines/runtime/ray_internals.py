@@ -1,4 +1,8 @@
-"""Callbacks that fix two habits of Ray Data's scheduler; both were measured with Ray 2.60."""
+"""All private interfaces of Ray, measured with Ray 2.60: an upgrade is one look at this file.
+
+Callbacks that fix two habits of Ray Data's scheduler; a dataset of numbers; a trainer that ends
+when it should; what Ray knows of this machine.
+"""
 
 import time
 from dataclasses import replace
@@ -6,11 +10,32 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray._private import utils as ray_utils
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.interfaces.ref_bundle import BlockSlice
 from ray.data._internal.logical.interfaces import LogicalPlan
 from ray.data._internal.logical.operators import InputData
 from ray.data._internal.stats import DatasetStats
+
+
+def limit_of_cpus() -> int:
+    """CPUs of this machine, or of this container where it has a limit."""
+    return int(ray_utils.get_num_cpus(override_docker_cpu_warning=True))
+
+
+def shared_memory_bytes() -> int:
+    """Size of /dev/shm."""
+    return int(ray_utils.get_shared_memory_bytes())
+
+
+def available_memory_bytes() -> int:
+    """Memory that is left on this machine, or in this container."""
+    return int(ray_utils.estimate_available_memory())
+
+
+def has_dashboard() -> bool:
+    """Whether the cluster we are in answers questions about its state."""
+    return bool(ray._private.worker.get_dashboard_url())
 
 
 class RefreshLimits(ExecutionCallback):  # type: ignore[misc]
@@ -61,3 +86,17 @@ def number_dataset(first: int, last: int) -> ray.data.Dataset:
     return ray.data.Dataset(
         plan, whole.context, DatasetStats(metadata={"numbers": []}, parent=None)
     )
+
+
+def without_idle_cleaner(callbacks: list[Any]) -> list[Any]:
+    """The callbacks of Ray Train, without its cleaner of placement groups where it has no work.
+
+    It asks the dashboard whether the controller still lives.
+    """
+    # Here, since it imports torch, which data tasks do without.
+    from ray.train.v2._internal.callbacks import placement_group_callback
+
+    if has_dashboard():
+        return callbacks
+    cleaner = placement_group_callback.PlacementGroupCleanerCallback
+    return [each for each in callbacks if not isinstance(each, cleaner)]

@@ -31,6 +31,7 @@ from pipelines.storage.objects import (
     read_bytes,
     read_json,
     read_range,
+    relocate,
     remove,
     remove_if_empty,
     require_folder,
@@ -39,6 +40,7 @@ from pipelines.storage.objects import (
     size,
     staged_file,
 )
+from pipelines.storage.space import describe_full, free_bytes
 
 __all__ = [
     "ATTEMPTS",
@@ -58,9 +60,11 @@ __all__ = [
     "arrow_filesystem",
     "children",
     "content_key",
+    "describe_full",
     "exists",
     "filesystem",
     "folders_among",
+    "free_bytes",
     "is_folder",
     "is_local",
     "is_within",
@@ -74,6 +78,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_range",
+    "relocate",
     "remove",
     "remove_if_empty",
     "require_folder",

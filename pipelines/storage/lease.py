@@ -1,7 +1,8 @@
 """Single flight: one holder at a time of a name in the store.
 
 A lease is a folder of numbered claims. Claiming the next number is an exclusive create, so
-exactly one process wins; a claim ends by its own time unless its holder renews it. A holder that
+exactly one process wins; a claim ends by its own time unless its holder renews it, and at once
+when its holder was a process of the same machine that is gone. A holder that
 was presumed dead notices that a higher number exists. Clocks of the machines may differ by less
 than `lease_s`. Leases save double work and order changes to what has no compare-and-set; what is
 committed stays guarded by exclusive commits.
@@ -61,7 +62,7 @@ def acquire(uri: str, owner: str, *, lease_s: float, now: float) -> Claim:
             before = storage.read_json(_claim_uri(uri, number))
         except FileNotFoundError:  # a newer claim has cleaned it up since
             raise LeaseBusyError("a faster process", now + lease_s) from None
-        if before["expires"] > now:
+        if before["expires"] > now and not is_dead(before["owner"]):
             raise LeaseBusyError(before["owner"], before["expires"])
     claim = Claim(uri, number + 1, owner)
     try:
@@ -117,6 +118,46 @@ def acquire_patiently(
             if clock() >= until:
                 raise
         sleep(min(1.0, lease_s / 10))
+
+
+@contextmanager
+def alone(uri: str, *, lease_s: float, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lease while the block runs, however long it takes to get it.
+
+    Args:
+        uri: of the lease.
+        lease_s: seconds after which a holder that does not renew it is presumed dead.
+        tell: gets the holder's name once, if somebody else has it.
+    """
+    owner, told = new_owner(), False
+    while True:
+        try:
+            claim = acquire(uri, owner, lease_s=lease_s, now=time.time())
+            break
+        except LeaseBusyError as busy:
+            if not told and busy.owner:
+                tell(busy.owner)
+                told = True
+        time.sleep(min(1.0, lease_s / 10))
+    with hold(claim, lease_s=lease_s):
+        yield
+
+
+def is_dead(owner: str) -> bool:
+    """Whether an owner was a process of this machine that has ended; of others nobody knows."""
+    host, _, rest = owner.partition("/")
+    pid = rest.partition("/")[0]
+    return host == socket.gethostname() and pid.isdecimal() and not _exists(int(pid))
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @contextmanager

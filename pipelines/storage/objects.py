@@ -104,6 +104,17 @@ def local_path(uri: str) -> Path:
     return Path(os.path.expanduser(uri.removeprefix("file://")))
 
 
+def relocate(value: Any, old: str, new: str) -> Any:
+    """A JSON value whose texts that name something inside `old` name it inside `new`."""
+    if isinstance(value, dict):
+        return {name: relocate(each, old, new) for name, each in value.items()}
+    if isinstance(value, list):
+        return [relocate(each, old, new) for each in value]
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value[len(old) :]
+    return value
+
+
 def is_within(uri: str, folder: str) -> bool:
     """Whether a place is a folder or lies below it, however the two are written."""
     if is_local(uri) and is_local(folder):

@@ -18,7 +18,7 @@ def pretrain_on_source(config: PretrainConfig) -> dict[str, Any]:
     if config.source is not None and not manifest.is_dataset(config.source):
         storage.require_folder(config.source, "source")
     client.tracking_uri(config.tracking_uri, config.store)  # refused before hours of preparing
-    with cluster.connect():
+    with cluster.connect_once():
         return pretrain_model(config, ensure_dataset(config))
 
 

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from pipelines import storage
-from pipelines.errors import UserError
+from pipelines.errors import UserError, redact
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import ProgressDisplay
 from pipelines.workflow.graph import (
@@ -146,6 +146,7 @@ def _start(
 ) -> Any:
     inputs = {need: outcomes[need].result for need in stage.needs}
     record = {**identity_of(stage, found), "name": stage.name, "key": found[stage.name]}
+    record["store"] = redact(storage.absolute(store))
     task = ray.remote(num_cpus=0, max_retries=SYSTEM_RETRIES)(_run_and_commit)
     return task.options(name=stage.name).remote(stage, inputs, record, store, resources)
 
@@ -176,7 +177,7 @@ def _run_and_commit(
     try:
         storage.publish_json(commit_uri(store, record["key"]), record, exclusive=True)
     except FileExistsError:  # another job was first; both results are of the same key
-        record = storage.read_json(commit_uri(store, record["key"]))
+        record = read_commit(store, record["key"]) or record
     last = {name: record[name] for name in ("key", "settings", "inputs")}
     storage.publish_json(latest_uri(store, stage.name), last)
     return record
@@ -190,4 +191,4 @@ def _outcome(record: Mapping[str, Any], name: str, status: Status) -> StageOutco
 def _short(error: object) -> str:
     """The last lines of a traceback say what happened; the rest is in the task's log."""
     lines = str(error).strip().splitlines()[-3:]
-    return f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"[:600]
+    return redact(f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}")[:600]

@@ -136,7 +136,10 @@ def commit_uri(store: str, key: str) -> str:
 
 def read_commit(store: str, key: str) -> dict[str, Any] | None:
     """The record of a finished stage."""
-    return commits.read_commit(_folder(store, key))
+    record = commits.read_commit(_folder(store, key))
+    if record is not None and (old := record.get("store")):  # it may have been moved since
+        record["result"] = storage.relocate(record["result"], old, storage.absolute(store))
+    return record
 
 
 def _folder(store: str, key: str) -> str:

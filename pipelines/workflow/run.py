@@ -77,6 +77,7 @@ class WorkflowConfig:
                     f"pretrain.{name} is {getattr(self.pretrain, name)}; the workflow sets it for "
                     f"all stages: use --{name.replace('_', '-')}"
                 )
+        registry.require_name(self.name)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks is {self.tasks}; give at least one, each once")
         for task in self.tasks:

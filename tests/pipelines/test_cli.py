@@ -1,6 +1,9 @@
 """One grammar for files and flags, and one message for a mistake."""
 
+import os
 import pickle
+import signal
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -155,3 +158,60 @@ def test_the_quickstart_trains_with_the_joint_loss() -> None:
     assert config.preset == "unet"
     assert config.adversarial and config.feature_matching
     assert config.source is None
+
+
+class Gone(UserError):
+    code = 4
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (Gone("http://a:b@host is gone"), 4, "error: http://host is gone\n"),
+        (KeyboardInterrupt(), 130, "interrupted: rerun the same command, and it resumes from "
+         "what is finished\n"),
+    ],
+)  # fmt: skip
+def test_how_a_job_ends_is_told_in_one_line(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def run(_: Outer) -> None:
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(run, Outer)
+    assert (stopped.value.code, capsys.readouterr().err) == (code, said)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_first_second_ends_a_job_as_ctrl_c_does(
+    sent: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.signal(sent, signal.SIG_DFL)
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(lambda _: os.kill(os.getpid(), sent), Outer)
+        signal.signal(sent, signal.SIG_IGN)
+        cli.main(lambda _: os.kill(os.getpid(), sent), Outer)  # as under `nohup`
+    finally:
+        signal.signal(sent, before)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted: ")
+
+
+def test_a_defect_is_a_traceback_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: Outer) -> None:
+        raise RuntimeError("at http://alice:s3cr3t-PW@host/x")
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(run, Outer)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert said.startswith("Traceback") and "RuntimeError: at http://host/x" in said
+    assert "s3cr3t" not in said

@@ -237,3 +237,12 @@ def test_a_form_that_differs_is_not_published(
     with pytest.raises(UserError, match=r"encoder.onnx differs from the model by"):
         exported(tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_two_exports_into_one_folder_the_second_is_refused_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    run._publish_new(str(tmp_path / "encoder.safetensors"), b"first")
+    with pytest.raises(UserError, match=r"encoder\.safetensors' is there already.*--output"):
+        run._publish_new(str(tmp_path / "encoder.safetensors"), b"second")
+    assert (tmp_path / "encoder.safetensors").read_bytes() == b"first"

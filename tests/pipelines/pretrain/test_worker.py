@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from ce_model import training
 from ce_model.mask_tensors import apply_symmetry
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import LearningRates, Networks, Objective, Optimization, estimate_statistics
+from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain import device_feed, validation, worker
@@ -303,3 +305,19 @@ def test_the_device_is_idle_from_the_end_of_a_step_to_the_next_batch() -> None:
         time.sleep(0.1)  # a step
     assert 0.06 <= idle.take() < 0.1
     assert idle.take() == 0
+
+
+@pytest.mark.parametrize(("free", "told"), [(10**12, False), (10_000, True), (None, False)])
+def test_a_store_without_room_for_the_checkpoints_is_told_before_the_first_step(
+    free: int | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posted: list[Any] = []
+    mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
+    monkeypatch.setattr(ray, "get", lambda _: None)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: free)
+    networks = training.Networks(torch.nn.Linear(9, 100), None)  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(stage_uri="/store/pretrain/k", keep_checkpoints=2)
+    worker.warn_of_space(task, networks, mailbox)
+    assert len(posted) == int(told)
+    if told:  # 1,000 weights: 3 checkpoints of 12,000 bytes and a model of 4,000
+        assert "needs about 0.00 GB: 3 checkpoints" in posted[0]["text"]

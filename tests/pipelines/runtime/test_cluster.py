@@ -1,14 +1,18 @@
 """Joining and starting clusters: what a person reads when it does not work."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import ray
 from helpers import free_port
 
 from pipelines.errors import UserError
-from pipelines.runtime import cluster
+from pipelines.runtime import cluster, ray_internals
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "[::1]:{}"])
 def test_an_address_where_nobody_listens_is_refused_at_once(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +78,54 @@ def test_the_object_store_has_room_for_every_core_that_decodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gib = 1 << 30
-    monkeypatch.setattr(cluster.ray_utils, "get_num_cpus", lambda **_: cpus)
-    monkeypatch.setattr(cluster.ray_utils, "get_shared_memory_bytes", lambda: int(shared_gib * gib))
-    monkeypatch.setattr(cluster.ray_utils, "estimate_available_memory", lambda: available_gib * gib)
+    monkeypatch.setattr(cluster, "node_cpus", lambda: cpus)
+    monkeypatch.setattr(ray_internals, "shared_memory_bytes", lambda: int(shared_gib * gib))
+    monkeypatch.setattr(ray_internals, "available_memory_bytes", lambda: available_gib * gib)
     assert cluster._object_store_bytes() == expected_gib * gib
+
+
+@pytest.mark.parametrize(
+    ("container", "scheduler", "node", "expected"),
+    [(64, 64, None, 64), (4, 64, None, 4), (64, 6, None, 6), (64, 64, 2, 2), (2, 64, 4, 2)],
+)
+def test_threads_follow_the_smallest_limit_of_this_process(
+    container: int,
+    scheduler: int,
+    node: int | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_internals, "limit_of_cpus", lambda: container)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(scheduler)), raising=False)
+    if node is not None:
+        monkeypatch.setattr(cluster, "_cpus_of_node", lambda: node)
+    else:
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert cluster.node_cpus() == expected
+
+
+def test_ray_starts_for_the_first_that_needs_it_and_ends_with_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def start() -> Iterator[cluster.Resources]:
+        said.append("start")
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        yield cluster.Resources(2, 0)
+        said.append("end")
+
+    monkeypatch.setattr(cluster, "_connect", start)
+    monkeypatch.setattr(cluster, "resources", lambda: cluster.Resources(2, 0))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with cluster.connect_once():
+        assert said == []
+        for _ in range(2):
+            with cluster.connect() as found:
+                assert found.cpus == 2
+        said.append("last")
+    assert said == ["start", "last", "end"]
+    with cluster.connect_once():
+        pass
+    assert said == ["start", "last", "end"]

@@ -1,5 +1,7 @@
 """A lease has one holder at a time, and survives a holder that dies."""
 
+import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -165,3 +167,29 @@ def test_a_lease_that_another_holder_took_is_lost(tmp_path: Path) -> None:
         while not lost():
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_process_of_this_machine_that_is_gone_is_succeeded_at_once(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner = f"{socket.gethostname()}/{gone.pid}/abc"
+    lease.acquire(str(tmp_path), owner, lease_s=LEASE_S, now=100)
+    assert lease.acquire(str(tmp_path), "heir", lease_s=LEASE_S, now=101).number == 2
+
+
+@pytest.mark.parametrize("owner", ["elsewhere/1/abc", "plain", f"{socket.gethostname()}/x/y"])
+def test_of_a_process_elsewhere_nobody_knows_whether_it_lives(owner: str) -> None:
+    assert not lease.is_dead(owner)
+    assert not lease.is_dead(lease.new_owner())
+
+
+def test_who_has_to_wait_is_told_once_for_whom(tmp_path: Path) -> None:
+    held = lease.acquire(str(tmp_path), "first", lease_s=1.0, now=time.time())
+    said: list[str] = []
+
+    def tell(owner: str) -> None:
+        said.append(owner)
+        lease.release(held)
+
+    with lease.alone(str(tmp_path), lease_s=1.0, tell=tell):
+        assert said == ["first"]

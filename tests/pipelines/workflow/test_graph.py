@@ -246,3 +246,18 @@ def test_every_end_is_a_line_with_its_reason(ray_cluster: None, tmp_path: Path, 
     assert lines[0] == "stages: 1 x, 1 after, 1 alone"
     ends = {line.partition("] ")[2] for line in lines[1:4]}
     assert ends == {"broken: failed: x is 3", "after: blocked: needs broken", "alone: done in 0 s"}
+
+
+def test_the_results_of_a_moved_store_name_its_places_of_today(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    result = {"data": f"{old}/prepare/d", "all": [f"{old}", f"{old}er/x", 3], "n": None}
+    record = {"key": "k" * 64, "store": str(old), "result": result}
+    storage.publish_json(graph.commit_uri(str(old), "k" * 64), record)
+    found = graph.read_commit(str(old), "k" * 64)
+    assert found is not None and found["result"] == result
+    old.rename(new)
+    found = graph.read_commit(str(new), "k" * 64)
+    assert found is not None
+    assert found["result"] == {
+        "data": f"{new}/prepare/d", "all": [f"{new}", f"{old}er/x", 3], "n": None
+    }  # fmt: skip
