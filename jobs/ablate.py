@@ -3,7 +3,7 @@
 
 $ python jobs/ablate.py --strategies central random_block random_region --adversarial 0 0.001
 $ ray job submit --working-dir . -- jobs/ablate.py --config configs/ablation_nightly.yaml \
-    --tick nightly
+    --store s3://bucket/store --tick nightly
 """
 
 from pipelines.ablation.config import AblateConfig

@@ -2,7 +2,8 @@
 """Measure models: how well they fill holes, and what their features are worth.
 
 $ python jobs/evaluate.py --model store/pretrain/KEY --tasks inpainting linear knn --data DATASET
-$ ray job submit --working-dir . -- jobs/evaluate.py --config configs/evaluate.yaml --model RUN
+$ ray job submit --working-dir . -- jobs/evaluate.py --config configs/evaluate.yaml --model RUN \
+    --store s3://bucket/store
 """
 
 from pipelines.cli import main

@@ -4,7 +4,8 @@
 $ python jobs/inpaint.py --model store/pretrain/KEY --images photo.jpg --masks mask.png --output OUT
 $ python jobs/inpaint.py --model models:/context-encoder@champion --images IMAGES \
     --masks MASKS --output FILLED
-$ ray job submit --working-dir . -- jobs/inpaint.py --model STAGE --strategy central ...
+$ ray job submit --working-dir . -- jobs/inpaint.py --model s3://bucket/store/pretrain/KEY \
+    --strategy central --images s3://bucket/photos --output s3://bucket/filled
 """
 
 from pipelines.cli import main

@@ -2,7 +2,8 @@
 """Pretrain a context encoder, on sample images or on yours.
 
 $ python jobs/pretrain.py --config configs/quickstart.yaml
-$ ray job submit --working-dir . -- jobs/pretrain.py --source s3://bucket/photos
+$ ray job submit --working-dir . -- jobs/pretrain.py --source s3://bucket/photos \
+    --store s3://bucket/store
 """
 
 from pipelines.cli import main

@@ -5,7 +5,8 @@ $ python jobs/promote.py --run RUN --name context-encoder --gates configs/gates.
 $ python jobs/promote.py --name context-encoder --rollback
 $ python jobs/promote.py --explain models:/context-encoder@champion
 
-Exit codes: 0 done, 3 refused by a gate, 1 a mistake that the message names, 2 a flag.
+Exit codes: 0 done, 3 refused by a gate, 4 the run or that of the champion was deleted, 1 a mistake
+that the message names, 2 a flag.
 """
 
 from pipelines.cli import main

@@ -3,7 +3,8 @@
 
 $ python jobs/workflow.py --source PICTURES --pretrain.steps 2000
 $ python jobs/workflow.py --source PICTURES --plan
-$ ray job submit --working-dir . -- jobs/workflow.py --source s3://bucket/photos --until evaluate
+$ ray job submit --working-dir . -- jobs/workflow.py --source s3://bucket/photos \
+    --store s3://bucket/store --until evaluate
 """
 
 from pipelines.cli import main

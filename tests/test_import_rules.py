@@ -18,6 +18,7 @@ ALLOWED = {
 ONLY_IN = {
     "mlflow": {
         "pipelines/tracking/client.py",
+        "pipelines/tracking/environment.py",
         "pipelines/tracking/mlflow_internals.py",
         "pipelines/tracking/sqlite_file.py",
         "pipelines/tracking/runs.py",
@@ -135,3 +136,25 @@ def test_data_tasks_start_without_torch_and_mlflow(module: str, tmp_path: Path) 
         "assert not {'torch', 'mlflow', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
     )
     in_fresh_process(program, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [
+        ("ray", "pipelines/runtime/ray_internals.py"),
+        ("mlflow", "pipelines/tracking/mlflow_internals.py"),
+    ],
+)
+def test_private_interfaces_of_a_library_are_used_in_one_file(library: str, home: str) -> None:
+    """An upgrade is one look: no other file names a module or a name that begins with `_`."""
+    for path in FILES:
+        if path.relative_to(ROOT).as_posix() == home:
+            continue
+        for name in imported_modules(path):
+            parts = name.split(".")
+            hidden = parts[0] == library and any(part.startswith("_") for part in parts[1:])
+            assert not hidden, f"{path} imports {name}; {home} is the place"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                named = ast.unparse(node)
+                assert not named.startswith(f"{library}."), f"{path} uses {named}"

@@ -58,13 +58,18 @@ def save_model(
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file.
+    """A safetensors file, with the rights that every new file gets.
+
+    safetensors alone lets nobody but the owner read it, and so no server or job of another user.
 
     Raises:
         OSError: the disk is full, say; safetensors itself raises an error of its own.
     """
+    path.touch()
+    rights = path.stat().st_mode & 0o777
     try:
         safetensors.torch.save_file(tensors, path)
+        path.chmod(rights)
     except safetensors.SafetensorError as error:
         code = re.search(r"\(os error (\d+)\)", str(error))
         if code is None:

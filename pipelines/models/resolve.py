@@ -103,9 +103,8 @@ def resolve_model(ref: str, *, store: str, tracking_uri: str) -> ModelRef:
         raise UserError(
             f"model is '{ref}', which only jobs/evaluate.py knows; here it must be {REFERENCES}"
         )
-    if RUN_ID.fullmatch(ref):
-        folder = models.run_model(tracking_uri, ref)
-        return trained_ref(name, folder, run_id=ref)
+    if run_id := _run_id(ref):
+        return trained_ref(name, _folder_of_run(run_id, store, tracking_uri), run_id=run_id)
     if ref.startswith("models:/"):
         with tempfile.TemporaryDirectory() as temporary:
             run_id = models.download_model(tracking_uri, ref, Path(temporary))
@@ -126,6 +125,40 @@ def resolve_model(ref: str, *, store: str, tracking_uri: str) -> ModelRef:
             soft_wrap=True,
         )
         return found
+
+
+def _run_id(ref: str) -> str | None:
+    """The run of a reference such as 0123456789abcdef0123456789abcdef or runs:/RUN/model."""
+    if RUN_ID.fullmatch(ref):
+        return ref
+    if not ref.startswith("runs:/"):
+        return None
+    found = re.fullmatch(r"runs:/([0-9a-f]{32})(?:/model)?/?", ref)
+    if found is None:
+        raise UserError(f"model is '{ref}'; it must be runs:/RUN_ID/model, or the run's id")
+    return found[1]
+
+
+def _folder_of_run(run_id: str, store: str, tracking_uri: str) -> str:
+    """The model folder of a run: where it was written, in this store, or as MLflow has it.
+
+    The store may have been moved since, or be mounted elsewhere.
+    """
+    summary = models.run_summary(tracking_uri, run_id)
+    places = [summary["model"]]
+    if key := summary.get("key"):
+        places.append(storage.join(storage.absolute(store), "pretrain", key[:16], "model"))
+    for place in places:
+        if storage.exists(storage.join(place, files.MODEL)):
+            return str(place)
+    if logged := summary.get("model_uri"):
+        with tempfile.TemporaryDirectory() as temporary:
+            models.download_model(tracking_uri, logged, Path(temporary))
+            return _keep(Path(temporary), store)
+    raise UserError(
+        f"model is run '{run_id}', whose model folder is none of {', '.join(places)}, and which "
+        "has logged no model; give the --store of its training, or the model folder"
+    )
 
 
 def run_of(uri: str, tracking_uri: str) -> str | None:

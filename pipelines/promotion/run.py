@@ -1,6 +1,7 @@
 """Register, judge, move the alias; or roll back; or explain.
 
-Exit codes: 0 done, 3 refused by a gate, 1 the user's mistake, 2 a flag or file that cannot be read.
+Exit codes: 0 done, 3 refused by a gate, 4 the run or that of the champion was deleted, 1 another
+mistake of the user, 2 a flag or file that cannot be read.
 """
 
 import getpass
@@ -26,6 +27,7 @@ from pipelines.tracking.registry import Version
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 REFUSED = 3  # exit code
+GONE = 4  # exit code
 LEASE_S = 60.0
 WAIT_S = 180.0  # for another promotion to end
 NONE = "none"
@@ -43,6 +45,8 @@ class PromoteConfig:
     """YAML file of what is demanded; None: the gates.yaml that comes with the package."""
     rollback: bool = False
     """Make the previous champion the champion again."""
+    replace_missing_champion: bool = False
+    """Replace, without a comparison, a champion whose run was deleted for good (mlflow gc)."""
     explain: str | None = None
     """Print where a registered model came from: models:/NAME@champion or models:/NAME/3."""
     store: str = "store"
@@ -51,13 +55,20 @@ class PromoteConfig:
     """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
 
     def __post_init__(self) -> None:
-        """One thing at a time."""
+        """One thing at a time, of a name that there can be."""
+        registry.require_name(self.name)
         requested = [self.run is not None, self.rollback, self.explain is not None]
         if sum(requested) != 1:
             raise ValueError(
                 f"run is {self.run}, rollback is {self.rollback}, explain is {self.explain}; give "
                 "exactly one of the three"
             )
+
+
+class GoneError(UserError):
+    """What a promotion needs was deleted on the tracking server."""
+
+    code = GONE
 
 
 class Decision(NamedTuple):
@@ -80,7 +91,10 @@ def run_promotion(config: PromoteConfig) -> None:
         console.print(roll_back(uri, config.name, config.store))
     elif config.run is not None:
         demanded = gates.read_gates(config.gates)
-        decision = promote(uri, config.run, config.name, demanded, config.store)
+        decision = promote(
+            uri, config.run, config.name, demanded, config.store,
+            replace_missing=config.replace_missing_champion,
+        )  # fmt: skip
         for verdict in decision.verdicts:
             console.print(str(verdict))
         console.print(decision.text)
@@ -88,7 +102,15 @@ def run_promotion(config: PromoteConfig) -> None:
             sys.exit(REFUSED)
 
 
-def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> Decision:
+def promote(
+    uri: str,
+    run_id: str,
+    name: str,
+    demanded: Gates,
+    store: str,
+    *,
+    replace_missing: bool = False,
+) -> Decision:
     """Judge a run's model and make it champion if every gate holds.
 
     What speaks against the evidence itself (nothing measured, other weights, a pickle) is found
@@ -97,7 +119,15 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
     Raises:
         UserError: another promotion changed the champion meanwhile, or what a gate asks for could
             not be read.
+        GoneError: the run was deleted; or that of the champion was for good, and `replace_missing`
+            does not say that it may be replaced all the same.
     """
+    registry.require_name(name)
+    if registry.run_facts(uri, run_id).deleted:
+        raise GoneError(
+            f"run is '{run_id}', which was deleted at {uri}; restore it (mlflow runs restore "
+            f"--run-id {run_id}) or promote another; nothing was registered"
+        )
     source = candidate.source_of(uri, run_id)
     model = candidate.collect(uri, run_id, source)
     sound = gates.integrity(model, demanded)
@@ -114,10 +144,12 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
             text = f"{name} version {version.version} is the champion already"
             return Decision(True, version.version, sound, text)
         registry.set_alias(uri, name, CANDIDATE, version.version)
-        theirs = None
-        if champion is not None:
-            theirs = candidate.collect(uri, champion.run_id, champion.source)
+        theirs = _evidence_of_champion(uri, champion, replace_missing)
         verdicts = sound + gates.quality(model, theirs, demanded)
+        if champion is not None and theirs is None:
+            verdicts.append(
+                Verdict("champion", True, f"the run of version {champion.version} is gone", "asked")
+            )
         if not all(verdict.passed for verdict in verdicts):
             text = _refusal(verdicts)
             registry.tag_version(uri, version, _audit("refused", text))
@@ -128,6 +160,28 @@ def promote(uri: str, run_id: str, name: str, demanded: Gates, store: str) -> De
     before = "none" if champion is None else f"version {champion.version}"
     text = f"promoted: {name} version {version.version} is champion; before: {before}"
     return Decision(True, version.version, verdicts, text)
+
+
+def _evidence_of_champion(
+    uri: str, champion: Version | None, replace_missing: bool
+) -> Candidate | None:
+    """What is known of the champion; None where there is none, or one that may be replaced.
+
+    Raises:
+        GoneError: its run was deleted for good.
+    """
+    if champion is None:
+        return None
+    if registry.find_facts(uri, champion.run_id) is not None:
+        return candidate.collect(uri, champion.run_id, champion.source)
+    if replace_missing:
+        return None
+    raise GoneError(
+        f"name is '{champion.name}', whose champion, version {champion.version}, was trained by "
+        f"run '{champion.run_id}', which {uri} no longer has (mlflow gc removes deleted runs): "
+        "nothing can be compared with it, and it stays. --replace-missing-champion replaces it "
+        "without a comparison"
+    )
 
 
 def _crown(uri: str, version: Version, champion: Version | None, verdicts: list[Verdict]) -> None:

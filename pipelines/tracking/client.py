@@ -17,7 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import storage
 from pipelines.errors import UserError, first_line, redact
-from pipelines.tracking import mlflow_internals, sqlite_file
+from pipelines.runtime.environment import require_lasting
+from pipelines.tracking import environment, mlflow_internals, sqlite_file
 
 UNKNOWN = "unknown"
 
@@ -57,6 +58,13 @@ def tracking_uri(requested: str | None, store: str) -> str:
     Raises:
         UserError: MLflow can never speak to that, or no SQLite file can live in the store.
     """
+    require_lasting("store", store)
+    found = _tracking_uri(requested, store)
+    environment.tell_ignored(found)
+    return found
+
+
+def _tracking_uri(requested: str | None, store: str) -> str:
     if uri := requested or os.environ.get("MLFLOW_TRACKING_URI"):
         return _one_line(uri)
     if not storage.is_local(store):

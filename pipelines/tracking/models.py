@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import mlflow.artifacts
@@ -83,8 +84,8 @@ def _model_of_weights(uri: str, run_id: str, digest: str) -> str | None:
     return whole[0] if whole else None
 
 
-def run_model(uri: str, run_id: str) -> str:
-    """URI of the model folder that a pretraining run wrote.
+def run_summary(uri: str, run_id: str) -> dict[str, Any]:
+    """What a pretraining run says of itself: its key, its model folder, its logged model.
 
     Raises:
         UserError: no such run, or it has not finished.
@@ -98,7 +99,8 @@ def run_model(uri: str, run_id: str) -> str:
                 f"model is run '{run_id}', from which {uri} gives no summary.json "
                 f"({first_line(error)}); name a finished pretraining run or a model folder"
             ) from None
-        return str(json.loads(Path(local).read_text())["model"])
+        found: dict[str, Any] = json.loads(Path(local).read_text())
+        return found
 
 
 def download_model(uri: str, model_uri: str, folder: Path) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
-from pipelines.errors import redact
+from pipelines.errors import UserError, redact
 from pipelines.tracking.client import MAX_METRICS, client, describe_error
 from pipelines.tracking.runs import RunSpec, ensure_run, log_bytes
 
@@ -50,6 +50,7 @@ class Recorder:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._problem: str | None = None
+        self._refusal: UserError | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow-recorder", daemon=True)
         self._thread.start()
 
@@ -83,6 +84,21 @@ class Recorder:
         """Why delivery is late at the moment, if it is."""
         return self._problem
 
+    def begin(self, wait_s: float) -> str | None:
+        """Wait until the run is there, for at most `wait_s`; returns why it is not, for a warning.
+
+        Raises:
+            UserError: it never will be, such as in an experiment that was deleted.
+        """
+        deadline = time.monotonic() + wait_s
+        while self._run_id is None and not self._problem and time.monotonic() < deadline:
+            time.sleep(FLUSH_POLL_S)
+        if self._refusal is not None:
+            raise self._refusal
+        if self._run_id is not None:
+            return None
+        return self._problem or f"{self._spec.uri} has not answered within {wait_s:.0f} s"
+
     def flush(self, wait_s: float) -> Delivery:
         """Wait until everything is delivered, for at most `wait_s`; the run goes on."""
         self._wake.set()
@@ -115,9 +131,10 @@ class Recorder:
             self._wake.clear()
             try:
                 self._deliver()
-                self._problem = None
+                self._problem = self._refusal = None
             except Exception as error:  # whatever the server does, training goes on
                 self._problem = describe_error(self._spec.uri, error)
+                self._refusal = error if isinstance(error, UserError) else None
                 self._delivered.clear()  # a request that failed may still have arrived
                 if self._closing.wait(RETRY_WAIT_S):
                     time.sleep(1.0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError, first_line, redact
@@ -24,6 +25,7 @@ MAX_TAG = 5000  # characters of a tag's value
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an alias
 THERE = "RESOURCE_ALREADY_EXISTS"
 AWAY = "INTERNAL_ERROR"
+NOT_IN_NAME = "/:@%\\"
 
 Value = TypeVar("Value")
 
@@ -35,6 +37,8 @@ class RunFacts:
     run_id: str
     experiment_id: str
     status: str
+    deleted: bool
+    """Whether it is only kept for `mlflow runs restore`."""
     params: Mapping[str, str]
     tags: Mapping[str, str]
 
@@ -84,13 +88,21 @@ def run_facts(uri: str, run_id: str) -> RunFacts:
     Raises:
         UserError: there is no such run.
     """
-    try:
-        return _facts(_asking(uri, lambda server: server.get_run(run_id)))
-    except MlflowException:
+    found = find_facts(uri, run_id)
+    if found is None:
         raise UserError(
             f"run is '{run_id}', which {uri} does not have; give the id of a pretraining run, as "
             "jobs/pretrain.py prints it"
-        ) from None
+        )
+    return found
+
+
+def find_facts(uri: str, run_id: str) -> RunFacts | None:
+    """A run by its id; None where it never was, or was deleted for good (`mlflow gc`)."""
+    try:
+        return _facts(_asking(uri, lambda server: server.get_run(run_id)))
+    except MlflowException:
+        return None
 
 
 def _facts(run: Any) -> RunFacts:
@@ -98,6 +110,7 @@ def _facts(run: Any) -> RunFacts:
         run_id=str(run.info.run_id),
         experiment_id=str(run.info.experiment_id),
         status=str(run.info.status),
+        deleted=run.info.lifecycle_stage == LifecycleStage.DELETED,
         params=dict(run.data.params),
         tags=dict(run.data.tags),
     )
@@ -129,6 +142,19 @@ def tag_run(uri: str, run_id: str, name: str, value: str) -> None:
     _asking(uri, lambda server: server.set_tag(run_id, name, redact(value)[:MAX_TAG]))
 
 
+def require_name(name: str) -> None:
+    """Refuse, before anything runs, a name that no registered model can have.
+
+    Raises:
+        UserError: it is empty, or has a letter that means something else in `models:/NAME@ALIAS`.
+    """
+    if not name.strip() or name in (".", "..") or set(name) & set(NOT_IN_NAME) or "\n" in name:
+        raise UserError(
+            f"name is '{name}'; a registered model is called by a text without any of "
+            f"{' '.join(NOT_IN_NAME)}, such as context-encoder"
+        )
+
+
 def ensure_name(uri: str, name: str) -> None:
     """Create the registered model unless it is there."""
     try:
@@ -140,10 +166,10 @@ def ensure_name(uri: str, name: str) -> None:
 
 def versions_of_run(uri: str, name: str, run_id: str) -> list[Version]:
     """Versions of a model that a run made, oldest first."""
-    found = _asking(
-        uri, lambda server: server.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    )
-    return sorted((_version(v) for v in found), key=lambda version: int(version.version))
+    # Not by the name, since a quote in it would end the condition.
+    found = _asking(uri, lambda server: server.search_model_versions(f"run_id = '{run_id}'"))
+    versions = [_version(each) for each in found if each.name == name]
+    return sorted(versions, key=lambda version: int(version.version))
 
 
 def ensure_version(uri: str, name: str, run_id: str, source: str, tags: dict[str, str]) -> Version:

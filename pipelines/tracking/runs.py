@@ -16,6 +16,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines import storage
 from pipelines.errors import UserError, redact
+from pipelines.tracking import environment
 from pipelines.tracking.client import MAX_DIGEST, MAX_PARAMS, SQLITE, UNKNOWN, client, is_there
 
 KEY_TAG = "pipeline_key"
@@ -76,11 +77,13 @@ class RunSpec:
 def ensure_run(spec: RunSpec) -> str:
     """Find the run of the key and set it running again, or create it; returns the run id."""
     server = client(spec.uri)
-    experiment = experiment_id(server, spec.experiment, spec.store)
+    name = environment.experiment_name(server, spec.experiment)
+    experiment = experiment_id(server, name, spec.store)
     run = find_run(server, experiment, spec.key)
     if run is None:
         # With who started it and by which command, as MLflow's own runs have it.
-        tags = resolve_tags({**_shown(spec.tags), KEY_TAG: spec.key, COMMIT_TAG: git_commit()})
+        own = {**_shown(spec.tags), KEY_TAG: spec.key, COMMIT_TAG: git_commit()}
+        tags = resolve_tags({**environment.parent_tags(server), **own})
         run = server.create_run(experiment, run_name=spec.name, tags=tags)
     else:
         server.update_run(run.info.run_id, status="RUNNING")

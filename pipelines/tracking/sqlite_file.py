@@ -11,6 +11,8 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mlflow.exceptions import MlflowException
 
@@ -21,6 +23,14 @@ from pipelines.tracking import mlflow_internals
 
 SETTLE_S = 60.0  # another program, such as `mlflow server`, may be at work on a file this young
 POLL_S = 0.5
+ARTIFACTS = "mlartifacts"  # beside the file
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 LOCK_S = 5.0  # another job may write a moment
 HEAD = "SELECT version_num FROM alembic_version"
 _usable: set[Path] = set()
@@ -40,6 +50,8 @@ def ensure_database(file: Path) -> None:
         _make(file)
     elif file not in _usable and not is_whole(file):
         _mend(file)
+    if file not in _usable:
+        follow_move(file)
     _usable.add(file)
 
 
@@ -80,6 +92,40 @@ def _mend(file: Path) -> None:
         f"job leaves it; it is now '{aside.name}', and a new one is made"
     )
     _make(file)
+
+
+def follow_move(file: Path) -> None:
+    """Let the records of a store that was moved, or is mounted elsewhere, name its files of today.
+
+    MLflow stores where artifacts lie as whole paths. They are changed only where the folder that
+    they name is no longer there and this store has one.
+    """
+    new = (file.absolute().parent / ARTIFACTS).as_uri()
+    if not (file.parent / ARTIFACTS).is_dir():
+        return
+    with closing(sqlite3.connect(file, timeout=LOCK_S)) as database:
+        named = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (old,) in named:
+            path = url2pathname(urlsplit(old or "").path)
+            if not (old or "").endswith(f"/{ARTIFACTS}") or old == new or Path(path).exists():
+                continue
+            try:
+                with database:
+                    for table, column in PLACES:
+                        database.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                            (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                        )
+            except sqlite3.OperationalError as error:
+                plain_console(soft_wrap=True).print(
+                    f"warning: '{file}' names artifacts at {old}, which is not there any more, and "
+                    f"cannot be changed ({error}): what MLflow has stored cannot be read from here"
+                )
+                return
+            plain_console(soft_wrap=True).print(
+                f"the store was moved: the records in '{file}' now name {new}, no longer {old}"
+            )
 
 
 def count_runs(file: Path) -> int:

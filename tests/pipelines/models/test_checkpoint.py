@@ -1,10 +1,12 @@
 """What a training leaves on the disk: checkpoints that can be used, models that can be read."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from model_helpers import save_small_model
 
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective
@@ -88,3 +90,18 @@ def test_an_altered_or_foreign_model_is_one_message(model: Path, tmp_path: Path)
         (folder / files.MODEL).write_text(text.replace(old, new))
         with pytest.raises(UserError, match=message):
             files.load_model(str(folder))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_every_file_has_the_rights_that_the_umask_gives(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        checkpoint.save(str(tmp_path), 1, {"a": torch.zeros(2)}, {"history": []})
+        save_small_model(tmp_path / "model")
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 4
+    assert {path.stat().st_mode & 0o777 for path in written} == {mode}

@@ -29,6 +29,7 @@ from pipelines.promotion.run import Decision, PromoteConfig, roll_back, run_prom
 from pipelines.storage import lease
 from pipelines.storage.lease import Claim
 from pipelines.tracking import client, recorder, registry
+from pipelines.workflow.run import WorkflowConfig
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +424,7 @@ def test_bad_input_is_one_message_and_registers_nothing(
     common = ["--name", "never", "--store", str(home.store)]
     (tmp_path / "broken.db").write_bytes(b"no database " * 500)
     cases = {
-        "which does not answer ((sqlite3.DatabaseError) file is not a database)": [
+        "is no SQLite database (file is not a database)": [
             "--run", "0" * 32, "--tracking-uri", f"sqlite:///{tmp_path}/broken.db", *common
         ],
         "did you mean 'required'?": ["--run", "0" * 32, "--gates", str(gates), *common],
@@ -452,6 +453,50 @@ def test_a_refusal_is_its_own_exit_code(
     assert end is not None and end.code == 3
     assert f"FAILED  min {PSNR}: 13; wanted min 14" in capsys.readouterr().err
     assert promote_job(monkeypatch, "--run", good, *common) is None
+
+
+def test_a_deleted_run_is_refused_and_a_champion_that_is_gone_can_be_replaced(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = log_run(home, "gone", 0, 15.0), log_run(home, "follows", 0, 15.1)
+    gates = tmp_path / "gates.yaml"
+    gates.write_text(f"required: [inpainting]\nmargins:\n  {PSNR}: 0.3\n")
+    common = ["--name", 'bob\'s "own" model', "--store", str(home.store), "--gates", str(gates)]
+    server = client.client(home.uri)
+    server.delete_run(old)
+
+    end = promote_job(monkeypatch, "--run", old, *common)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert end is not None and end.code == 4
+    assert "was deleted" in said and f"mlflow runs restore --run-id {old}" in said
+    server.restore_run(old)
+    assert promote_job(monkeypatch, "--run", old, *common) is None
+
+    server.delete_run(old)
+    find = registry.find_facts
+    monkeypatch.setattr(  # as after `mlflow gc`
+        registry, "find_facts", lambda uri, run: None if run == old else find(uri, run)
+    )
+    capsys.readouterr()
+    end = promote_job(monkeypatch, "--run", new, *common)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert end is not None and end.code == 4
+    assert f"whose champion, version 1, was trained by run '{old}'" in said
+    assert "--replace-missing-champion" in said
+    assert aliases(home, common[1])["champion"] == "1"
+    assert promote_job(monkeypatch, "--run", new, "--replace-missing-champion", *common) is None
+    assert "champion: the run of version 1 is gone" in capsys.readouterr().err
+    assert aliases(home, common[1])["champion"] == "2"
+
+
+@pytest.mark.parametrize("name", ["team/ctx", "a:b", "a@b", "", " ", "..", "a%2Fb", "a\nb"])
+def test_a_name_that_no_model_can_have_is_refused_before_anything_runs(name: str) -> None:
+    for requested in (
+        lambda: PromoteConfig(run="f" * 32, name=name),
+        lambda: WorkflowConfig(name=name),
+    ):
+        with pytest.raises(UserError, match="a registered model is called by"):
+            requested()
 
 
 def test_the_gates_of_the_project_are_well_formed() -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
-from pipelines.tracking import mlflow_internals, sqlite_file
+from pipelines.tracking import mlflow_internals, runs, sqlite_file
 from pipelines.tracking.client import client
 
 MIGRATION = "CREATE TABLE _alembic_tmp_metrics (a INT)"
@@ -130,3 +130,27 @@ def test_a_locked_file_may_pass(
         database.execute("BEGIN EXCLUSIVE")
         with pytest.raises(MlflowException, match="locked"):
             sqlite_file.ensure_database(file)
+
+
+def test_a_moved_store_finds_its_artifacts(
+    tmp_path: Path, whole: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old store", tmp_path / "new"
+    (old / "mlartifacts").mkdir(parents=True)
+    (old / "mlflow.db").write_bytes(whole)
+    server = client(f"sqlite:///{old}/mlflow.db")
+    experiment = server.create_experiment("e", artifact_location=(old / "mlartifacts").as_uri())
+    run_id = server.create_run(experiment).info.run_id
+    elsewhere = server.create_run(server.create_experiment("f", artifact_location="s3://b/a"))
+    runs.log_bytes(server, run_id, "deep/note.txt", b"hello")
+    sqlite_file.ensure_database(old / "mlflow.db")
+    old.rename(new)
+    for _ in range(2):
+        sqlite_file._usable.clear()
+        server = client(f"sqlite:///{new}/mlflow.db")
+        assert [each.path for each in server.list_artifacts(run_id, "deep")] == ["deep/note.txt"]
+        later = server.get_run(server.create_run(experiment).info.run_id)
+        assert later.info.artifact_uri.startswith((new / "mlartifacts").as_uri())
+        other = server.get_run(elsewhere.info.run_id)
+        assert other.info.artifact_uri.startswith("s3://b/a/")
+    assert capsys.readouterr().err.count("the store was moved") == 1
