@@ -12,7 +12,16 @@ from ce_model.losses import (
 )
 from ce_model.networks import NetworkConfig, build_discriminator, build_generator, init_weights
 from ce_model.patch_discriminator import PatchDiscriminator, cell_shares
-from ce_model.training import Networks, Objective, make_optimizers, make_views, train_step
+from ce_model.training import (
+    Networks,
+    Objective,
+    Optimizers,
+    load_state_tensors,
+    make_optimizers,
+    make_views,
+    state_tensors,
+    train_step,
+)
 from ce_model.training.adversary import discriminator_verdict, generator_losses, show
 
 UNET = NetworkConfig(preset="unet", output="full")
@@ -151,3 +160,24 @@ def test_only_a_judge_by_patches_matches_features() -> None:
     assert isinstance(build_discriminator(UNET), PatchDiscriminator)
     with pytest.raises(ValueError, match="feature_matching"):
         Objective(adversarial=0.0, feature_matching=0.1)
+
+
+def test_a_joint_training_resumes_bit_for_bit() -> None:
+    def fresh() -> tuple[Networks, Optimizers]:
+        networks = Networks(build_generator(UNET), build_discriminator(UNET))
+        return networks, make_optimizers(networks, 1e-3, 1e-3)
+
+    def step(networks: Networks, optimizers: Optimizers) -> None:
+        settings = {"network": UNET, "objective": JOINT, "dtype": FP32}
+        train_step(networks, optimizers, *_batch(2), **settings)  # type: ignore[arg-type]
+
+    whole = fresh()
+    step(*whole)
+    saved = state_tensors(*whole)
+    step(*whole)
+    resumed = fresh()
+    load_state_tensors(*resumed, saved)
+    step(*resumed)
+    expected, found = state_tensors(*whole), state_tensors(*resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
