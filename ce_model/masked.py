@@ -17,6 +17,7 @@ CVPR 2023, arXiv:2301.00808, section 3.1.
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 
@@ -51,8 +52,9 @@ def hide(x: Tensor, hidden: Tensor) -> Tensor:
 def masked_batch_norm(norm: nn.BatchNorm2d, x: Tensor, visible: Tensor) -> Tensor:
     """What a batch-norm layer gives when the hidden positions do not exist; zero at those.
 
-    In training mode the layer's running statistics move as they do in `nn.BatchNorm2d`; each rank
-    of a distributed training takes the statistics of its own visible positions, as there.
+    In training mode the layer's running statistics move as they do in `nn.BatchNorm2d`. In a
+    distributed training mean and variance are those of the visible positions of all ranks, however
+    many each of them has, so a batch gives one result for any number of ranks.
 
     Args:
         norm: an affine layer with running statistics and a fixed momentum.
@@ -97,12 +99,20 @@ class _MaskedNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, visible: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = x.shape[1]
+        ctx.shared = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         x_PC = x.float().permute(0, 2, 3, 1).reshape(-1, channels)
         shown = visible.float().reshape(-1)
-        count = shown.sum().clamp(min=1)
-        mean = (shown @ x_PC) / count
+        sums = torch.cat([shown @ x_PC, shown.sum().view(1)])
+        if ctx.shared:
+            torch.distributed.all_reduce(sums)
+        count = sums[-1].clamp(min=1)
+        mean = sums[:-1] / count
+        # About the shared mean, in a second pass: a difference of squares would lose digits.
         centred = x_PC - mean
-        variance = (shown @ centred.square()) / count
+        squares = shown @ centred.square()
+        if ctx.shared:
+            torch.distributed.all_reduce(squares)
+        variance = squares / count
         scale = torch.rsqrt(variance + eps)
         normal = centred.mul_(scale).mul_(shown.unsqueeze(1))
         # Not a view, since the ReLU behind it works in place.
@@ -123,8 +133,13 @@ class _MaskedNorm(torch.autograd.Function):
         g_PC = gradient.float().permute(0, 2, 3, 1).reshape(-1, channels)
         of_bias = shown @ g_PC
         of_weight = (g_PC * normal).sum(0)
-        of_x = (g_PC - of_bias / count).mul_(shown.unsqueeze(1))
-        of_x.addcmul_(normal, of_weight / count, value=-1).mul_(weight.float() * scale)
+        # Through mean and variance, a position feels the gradients of all ranks.
+        sums = torch.stack([of_bias, of_weight])
+        if ctx.shared:
+            torch.distributed.all_reduce(sums)
+        of_mean, of_variance = sums / count
+        of_x = (g_PC - of_mean).mul_(shown.unsqueeze(1))
+        of_x.addcmul_(normal, of_variance, value=-1).mul_(weight.float() * scale)
         shaped = of_x.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return shaped.to(gradient.dtype), None, of_weight, of_bias, None
 

@@ -1,14 +1,16 @@
 """Masked layers: plain without holes, blind to what is hidden, statistics of the visible alone."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ce_model.feature_networks import FeaturePredictor, padded_alexnet
+from ce_model.feature_networks import padded_alexnet
 from ce_model.feature_targets import whole_cells
 from ce_model.masked import hide, masked_batch_norm, masked_layer, visible_positions
-from ce_model.networks import init_weights
+from ce_model.networks import NetworkConfig, build_generator, init_weights
 
 
 def _hidden(batch: int = 2, cells: int = 4, seed: int = 0) -> Tensor:
@@ -85,6 +87,51 @@ def test_gradients_of_batch_norm_are_those_of_the_formula() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_two_ranks_with_unequal_holes_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, hidden = _maps(3, 4, 8, 8), _maps(3, 4, 8, 8, seed=2), _hidden(3)
+    hidden[0] = True
+    hidden[0, 0, 0] = False
+
+    def run(part: slice) -> tuple[list[Tensor], nn.BatchNorm2d]:
+        norm, mine = _norm(4), x[part].clone().requires_grad_()
+        y = masked_batch_norm(norm, mine, visible_positions(hidden[part], 8))
+        (y * weight[part]).sum().backward()
+        assert mine.grad is not None
+        return [y.detach(), mine.grad], norm
+
+    whole, plain = run(slice(None))
+    barrier, sent = threading.Barrier(2, timeout=60), {}
+
+    def all_reduce(tensor: Tensor) -> None:
+        sent[threading.current_thread().name] = tensor.clone()
+        barrier.wait()
+        tensor.copy_(sent["rank-0"] + sent["rank-1"])
+        barrier.wait()
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    found: dict[int, tuple[list[Tensor], nn.BatchNorm2d]] = {}
+
+    def rank(number: int) -> None:
+        found[number] = run(slice(0, 1) if number == 0 else slice(1, 3))
+
+    ranks = [threading.Thread(target=rank, args=(n,), name=f"rank-{n}") for n in range(2)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    for expected, parts in zip(whole, zip(found[0][0], found[1][0], strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-4, atol=1e-4)
+    for name, parameter in plain.named_parameters():
+        grads = [norm.get_parameter(name).grad for _, norm in found.values()]
+        assert grads[0] is not None and grads[1] is not None
+        torch.testing.assert_close(grads[0] + grads[1], parameter.grad, rtol=1e-4, atol=1e-3)
+    for name, buffer in plain.named_buffers():
+        for _, norm in found.values():
+            torch.testing.assert_close(norm.get_buffer(name), buffer)
+
+
 def test_all_hidden_gives_zero_and_no_nan() -> None:
     norm, x = _norm(3), _maps(2, 3, 4, 4).requires_grad_()
     result = masked_batch_norm(norm, x, torch.zeros(2, 1, 4, 4))
@@ -141,8 +188,7 @@ def test_no_activation_depends_on_a_hidden_pixel(training: bool) -> None:
 
 
 def test_prediction_sees_holes_only_as_holes() -> None:
-    network = FeaturePredictor("hog")
-    init_weights(network, None, torch.Generator().manual_seed(0))
+    network = build_generator(NetworkConfig(preset="features", output="full"))
     hidden, x = _hidden(cells=8), _maps(2, 3, 128, 128)
     other = torch.where(whole_cells(hidden).unsqueeze(1), -x, x)
     with torch.no_grad():
