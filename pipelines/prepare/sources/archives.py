@@ -23,10 +23,11 @@ from pipelines.prepare.sources.ranges import (
     archive_stem,
     is_seen,
     leads_outside,
+    suffix_of,
 )
+from pipelines.prepare.sources.samples import File
 from pipelines.prepare.sources.streams import BrokenArchive, BrokenMember
 
-File = samples.File[Member]
 DAMAGE = (BrokenArchive, BrokenMember)
 
 
@@ -73,7 +74,7 @@ def _entries(stream: Any, piece: Piece) -> Iterator[tars.Entry]:
 
 def _archive(
     stream: Any, piece: Piece, beside: Beside, links: list[Link] | None, depth: int
-) -> Iterator[File]:
+) -> Iterator[File[Member]]:
     """The files of an archive, or of one in it; damage ends that archive and is reported."""
     try:
         for entry in _entries(stream, piece):
@@ -86,7 +87,7 @@ def _archive(
 
 def _of_entry(
     entry: tars.Entry, piece: Piece, beside: Beside, links: list[Link] | None, depth: int
-) -> Iterator[File]:
+) -> Iterator[File[Member]]:
     """What a member of an archive is: an image, a label, an archive, or something else."""
     name = entry.name.removeprefix("./")
     if entry.special == tars.BEHIND:
@@ -97,9 +98,7 @@ def _of_entry(
         refused = Fault("refused", f"a name of {len(name)} characters; at most {MAX_KEY_CHARS}")
         yield File(key, Member(key, None, piece.split, None, refused))
         return
-    path = PurePosixPath(name)
-    suffix = path.suffix.lower()
-    is_image = suffix in IMAGE_SUFFIXES
+    is_image = suffix_of(name) in IMAGE_SUFFIXES
     if not is_seen(name):
         if is_image and not entry.special:
             beside.others["image with a hidden name"] += 1
@@ -118,7 +117,7 @@ def _of_entry(
         beside.others[f"image {where.left_out}"] += is_image
         return
     member = Member(piece.key + name, None, where.split, where.class_name)
-    if leads_outside(path) or (entry.special and entry.special != tars.HARD_LINK):
+    if leads_outside(name) or (entry.special and entry.special != tars.HARD_LINK):
         what = f"a {entry.special}" if entry.special else "a path that leads outside"
         refused = Fault("refused", f"{what}; only files below the archive's root are read")
         yield File(member.key, member._replace(fault=refused))
@@ -131,12 +130,12 @@ def _of_entry(
         beside.others["archive inside an archive inside another"] += 1
     elif is_inner:
         inner = piece._replace(
-            key=f"{piece.key}{archive_stem(str(path))}/",
-            class_name=path.name.split(".")[0],
+            key=f"{piece.key}{archive_stem(str(PurePosixPath(name)))}/",
+            class_name=name.rpartition("/")[2].split(".")[0],
             begin=0,
         )
         yield from _archive(entry.content, inner, beside, None, depth=1)
-    elif marked := label_maps.dotted_end(path.name):
+    elif marked := label_maps.dotted_end(name.rpartition("/")[2]):
         beside.others[marked] += 1
     else:
         yield File(member.key, read_content(entry, member), entry.size)
@@ -152,13 +151,11 @@ def read_content(entry: tars.Entry, member: Member) -> Member:
         return member._replace(fault=Fault("corrupt", f"its archive's member is damaged: {error}"))
 
 
-def _label(entry: tars.Entry, key: str, beside: Beside) -> File | None:
+def _label(entry: tars.Entry, key: str, beside: Beside) -> File[Member] | None:
     """The class that a file names; other files are counted by their suffix."""
-    path = PurePosixPath(key.lower())
-    kind = path.suffix or "file without a suffix"
     found = samples.label_stem(key)
     if found is None:
-        beside.others[kind] += 1
+        beside.others[suffix_of(key) or "file without a suffix"] += 1
         return None
     stem, suffix = found
     is_weak = suffix == ".json"

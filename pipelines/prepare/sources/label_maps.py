@@ -42,9 +42,10 @@ def group_of(path: str) -> tuple[Group, str] | None:
 
 def dotted_end(name: str) -> str | None:
     """`.seg.png` of `0001.seg.png`: in an archive of samples, a dotted word says what a file is."""
-    end = END.search(PurePosixPath(name).stem)
-    if end and end[0].startswith(".") and name.lower().endswith(SUFFIXES) and _speaks(end[0]):
-        return f"{end[0]}{PurePosixPath(name).suffix}".lower()
+    stem, _, suffix = name.rpartition(".")
+    end = END.search(stem) if "." in stem and name.lower().endswith(SUFFIXES) else None
+    if end and end[0].startswith(".") and _speaks(end[0]):
+        return f"{end[0]}.{suffix}".lower()
     return None
 
 

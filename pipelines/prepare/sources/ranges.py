@@ -104,10 +104,11 @@ class _FarLabels:
 
     def see(self, entry: tars.Entry) -> None:
         """The next member."""
-        if entry.special or not is_seen(entry.name.removeprefix("./")):
+        if entry.special or not is_seen(entry.name):
             return
         if is_image_name(entry.name):
-            self._judge({*samples.candidates(self._image), *samples.candidates(entry.name)})
+            if self._waiting:
+                self._judge({*samples.candidates(self._image), *samples.candidates(entry.name)})
             self._image = entry.name
         elif found := samples.label_stem(entry.name):
             self._waiting.append(found)
@@ -181,7 +182,14 @@ def plain_name(name: str) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether a name ends as those of images do."""
-    return PurePosixPath(name.lower()).suffix in IMAGE_SUFFIXES
+    return suffix_of(name) in IMAGE_SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a name in small letters, as pathlib has it, at a twentieth of its time."""
+    file = name.rpartition("/")[2].lower()
+    dot = file.rfind(".")
+    return file[dot:] if 0 < dot < len(file) - 1 else ""
 
 
 def archive_stem(path: str) -> str:
@@ -195,12 +203,12 @@ def _is_inner_archive(entry: tars.Entry) -> bool:
         return False
     path = PurePosixPath(entry.name)
     is_named = len(entry.name) <= MAX_KEY_CHARS and not path.name.startswith(".")
-    return is_named and not leads_outside(path)
+    return is_named and not leads_outside(entry.name)
 
 
-def leads_outside(path: PurePosixPath) -> bool:
+def leads_outside(name: str) -> bool:
     """Whether a member of an archive would lie outside the archive's root."""
-    return path.is_absolute() or ".." in path.parts
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
 
 
 def sample_of(name: str) -> str:
@@ -220,6 +228,8 @@ def _begins_with_archive(uri: str) -> bool:
 
 def is_seen(path: str) -> bool:
     """Whether no part of a path is hidden, or what macOS adds to archives."""
+    if "/." not in f"/{path}" and "__MACOSX" not in path:
+        return True
     parts = (part for part in path.split("/") if part not in (".", ".."))
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
