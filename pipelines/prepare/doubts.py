@@ -33,6 +33,7 @@ def _check_folders(config: PrepareConfig, planned: Plan, totals: SourceTotals) -
     together = Counter(planned.folders) + totals.folders
     surveyed = layout.survey(config.shown_source, together, config.rules)
     guess = Layout(rules=config.rules, guessed=True, splits=surveyed.layout.splits)
+    other = "parent" if config.rules.class_from == "first" else "parent or first"
     for folder in totals.folders:
         folders = tuple(folder.split("/")) if folder else ()
         guessed, found = (place(rule, folders, "") for rule in (guess, surveyed.layout))
@@ -42,7 +43,7 @@ def _check_folders(config: PrepareConfig, planned: Plan, totals: SourceTotals) -
             raise UserError(
                 f"--source is '{config.shown_source}'; the folder '{folder}' in a streamed archive "
                 f"was taken for {_said(guessed)}, and beside all others it is {_said(found)}. Say "
-                "it with --class-from parent or first, with --train and --val, or unpack the "
+                f"it with --class-from {other}, with --train and --val, or unpack the "
                 "archive"
             )
     for note in surveyed.notes:

@@ -19,7 +19,7 @@ from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import console, counted
 from pipelines.prepare.shards import mask_cell, num_shards
 from pipelines.prepare.sources import tars
-from pipelines.prepare.sources.labels import Labels
+from pipelines.prepare.sources.labels import AmbiguousLabel, Labels
 from pipelines.prepare.sources.listing import Piece
 from pipelines.prepare.sources.readers import Member, members
 from pipelines.runtime.progress import duration
@@ -103,7 +103,10 @@ def _count(
     labels: Labels | None,
 ) -> None:
     shuffle = Shuffle(config.seed, 1, config.validation_share, True)
-    listed = labels.of(key, split) if labels else None
+    try:
+        listed = labels.of(key, split) if labels else None
+    except AmbiguousLabel:  # the job sets it aside
+        return
     by_class[split or shuffle.split(key)][listed or class_name or class_facts.NO_CLASS] += 1
 
 

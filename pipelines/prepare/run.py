@@ -43,7 +43,7 @@ from pipelines.prepare.ingest import CONTRADICTION, Shuffle
 from pipelines.prepare.plan import Listing, Plan
 from pipelines.prepare.progress import console, counted, listing_progress
 from pipelines.prepare.shards import ShardRecord
-from pipelines.prepare.sources import listing
+from pipelines.prepare.sources import layout, listing
 from pipelines.prepare.sources.labels import Labels, read_labels
 from pipelines.prepare.sources.layout import Rules
 from pipelines.prepare.sources.listing import Found
@@ -265,6 +265,15 @@ def _passes(
     not_read_in_all = Counter(learned.others) + sums.not_read
     if sums.not_read:
         console.print(f"not read, in archives and tables: {not_read(sums.not_read)}")
+    known = {"", *(old.classes if old else ())}
+    gone = sorted(set(sums.listed_by_class) - set(sums.stored_by_class) - known)
+    if gone:
+        console.print(
+            f"warning: of {counted(len(gone), 'class', 'classes')} no image could be used: "
+            f"{layout.quoted(gone)}",
+            soft_wrap=True,
+        )
+        not_read_in_all[f"class name without a usable image, as '{gone[0]}'"] = len(gone)
     manifest = replace(manifest, not_read=dict(not_read_in_all.most_common(MAX_KINDS)))
     return existing.join_datasets(old, manifest) if old else manifest
 

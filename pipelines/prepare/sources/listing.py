@@ -187,6 +187,7 @@ class _Names:
         self._spool, self._found, self._rules = spool, found, rules
         self._suspects = Suspects()
         self._inside: dict[str, set[str]] = {}
+        self._archive_names: dict[str, list[str]] = {}
         self._class_folders: dict[str, dict[str, str]] = {}
         self._left_archives: set[str] = set()
         self._hidden: set[str] = set()
@@ -252,6 +253,8 @@ class _Names:
         stem = "" if alone else f"{archive_stem(printable(path))}/"
         folder = "" if alone else tree_folder(path, self._rules)
         self._single = path if alone else None
+        uri_folder, _, name = uri.rpartition("/")
+        self._archive_names.setdefault(uri_folder, []).append(name)
         if is_whole(uri, path, size):
             self._count(folder, 1)
             self._keep("tar", uri, path, folder, Range(stem, 0, size), True)
@@ -400,13 +403,12 @@ class _Names:
             return None
         folder, _, name = uri.rpartition("/")
         if folder not in self._class_folders:
-            self._class_folders = {folder: _class_archives(folder)}
+            self._class_folders[folder] = _class_archives(self._archive_names[folder])
         return self._class_folders[folder].get(name)
 
 
-def _class_archives(folder: str) -> dict[str, str]:
-    """Name -> class of the archives of a folder that holds one per class."""
-    names = [n for n in storage.children(folder) if n.lower().endswith(ARCHIVE_SUFFIXES)]
+def _class_archives(names: list[str]) -> dict[str, str]:
+    """Name -> class of the archives of a folder, where it holds one per class."""
     stems = [archive_stem(name) for name in names]
     if len(stems) < 2 or any(named_split(stem) or NUMBERED.search(stem) for stem in stems):
         return {}

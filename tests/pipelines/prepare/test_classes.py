@@ -72,10 +72,15 @@ def test_the_closing_table_and_the_dry_run_show_the_classes(
         assert "not read: 1 file like README or LICENSE" in shown
 
 
-def test_a_class_whose_images_are_all_bad_is_no_class(serially: None, tmp_path: Path) -> None:
+def test_a_class_whose_images_are_all_bad_is_no_class_and_told(
+    serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_classes(tmp_path / "p", cat=4, dog=4)
     put(source / "bad" / "1.jpg", b"<html>404</html>")
-    assert prepared(source, tmp_path / "d").classes == ("cat", "dog")
+    manifest = prepared(source, tmp_path / "d")
+    assert manifest.classes == ("cat", "dog")
+    assert manifest.not_read == {"class name without a usable image, as 'bad'": 1}
+    assert "of 1 class no image could be used: 'bad'" in capsys.readouterr().err
 
 
 def test_a_label_list_comes_before_places_and_a_changed_one_is_never_in_silence(
