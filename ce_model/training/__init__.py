@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         set_learning_rates,
         train_step,
     )
+    from ce_model.training.sync_norm import synchronise_norms
     from ce_model.training.views import Views, make_views
     from ce_model.training.weight_average import WeightAverage
 
@@ -90,6 +91,7 @@ __all__ = [
     "resolve_precision",
     "set_learning_rates",
     "state_tensors",
+    "synchronise_norms",
     "train_step",
     "unwrap",
 ]
@@ -105,6 +107,7 @@ _HOMES = (
     "ce_model.training.weight_average",
     "ce_model.training.inference",
     "ce_model.training.step",
+    "ce_model.training.sync_norm",
 )
 
 

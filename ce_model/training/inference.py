@@ -13,6 +13,7 @@ from ce_model.networks import NetworkConfig
 from ce_model.training.distributed import unwrap
 from ce_model.training.objective import Objective
 from ce_model.training.precision import autocast
+from ce_model.training.sync_norm import each_rank_alone
 from ce_model.training.views import Views, make_views, predict_from
 
 STATISTICS_BATCH = 32
@@ -59,7 +60,7 @@ def estimate_statistics(
     They become the plain average over batches of 32 of these images; weights and mode stay.
     Shapes as in `train_step`.
     """
-    with _evaluating(generator) as encoder:
+    with _evaluating(generator) as encoder, each_rank_alone(encoder):
         norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

@@ -8,6 +8,7 @@ its step, and a worker loads the checkpoint of the step that the stream sends fi
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class Checkpoint:
     """What `save` was given: curves and totals."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Networks and optimizers by flat names, on the CPU."""
+        """Networks, optimizers and the moving average by flat names, on the CPU."""
         return safetensors.torch.load(_verified(self.uri, self.state))
 
 
@@ -46,15 +47,23 @@ def save(stage_uri: str, step: int, tensors: dict[str, Tensor], state: dict[str,
     return uri
 
 
-def prune(stage_uri: str, saved: int, keep: int) -> None:
-    """Keep the newest checkpoints up to the one just saved; the commit file goes first.
+def prune(stage_uri: str, saved: int, keep: int, keep_best: int = 0) -> None:
+    """Keep the newest checkpoints up to the one just saved and the best; the state goes first.
 
     One of a later step that can be used is another process's; one that cannot is in the way.
+
+    Args:
+        stage_uri: where the checkpoints are.
+        saved: step of the one just saved.
+        keep: how many of the newest stay.
+        keep_best: how many more stay of those with the highest `score` in their state.
     """
     names = _names(stage_uri)
     later = [name for name in names if name > _name(saved)]
     unusable = [name for name in later if _read(_uri(stage_uri, name)) is None]
-    for name in unusable + names[len(later) + keep :]:
+    older = names[len(later) + keep :]
+    best = sorted(older, key=lambda name: _score(stage_uri, name), reverse=True)[:keep_best]
+    for name in unusable + [name for name in older if name not in best]:
         uri = _uri(stage_uri, name)
         storage.remove(storage.join(uri, STATE))
         storage.remove(uri)
@@ -101,6 +110,16 @@ def _uri(stage_uri: str, name: str) -> str:
 def _names(stage_uri: str) -> list[str]:
     names = storage.children(storage.join(stage_uri, "checkpoints"))
     return sorted((name for name in names if name.startswith("step-")), reverse=True)
+
+
+def _score(stage_uri: str, name: str) -> float:
+    """Of a checkpoint; the lowest where it was not measured or cannot be read."""
+    try:
+        state = storage.read_json(storage.join(_uri(stage_uri, name), STATE))
+    except (FileNotFoundError, ValueError):
+        return -math.inf
+    score = state.get("score")
+    return -math.inf if score is None else float(score)
 
 
 def _read(uri: str) -> Checkpoint | None:

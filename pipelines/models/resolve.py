@@ -27,6 +27,9 @@ REFERENCES = "a model folder, a pretraining stage, an MLflow run id or models:/n
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
+AVERAGE_UPDATES = "average.updates"  # a count beside the averaged weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRef:
     """One model to measure."""
@@ -182,9 +185,11 @@ def _from_checkpoint(uri: str, folder: str) -> None:
         raise UserError(
             f"checkpoint '{uri}' is not what it was when it was written; take another"
         ) from None
-    prefix = "generator."
+    prefix = "average." if state.get("export") == "ema" else "generator."
     tensors = {
-        key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)
+        key.removeprefix(prefix): value
+        for key, value in saved.items()
+        if key.startswith(prefix) and key != AVERAGE_UPDATES
     }
     network = NetworkConfig(**state["network"])
     objective = Objective(**{**state["objective"], "fill": tuple(state["objective"]["fill"])})

@@ -34,12 +34,15 @@ LEAST = {  # what a setting must be at the least
     "threads_per_worker": 1,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
+    "keep_best": 0,
     "log_every": 1,
     "validate_every": 1,
     "validation_images": 1,
     "max_failures": 0,
 }
 MAX_SEED = 2**64 - 1  # torch takes no larger one
+Export = Literal["raw", "ema"]
+PAPER_BATCH = 64  # images per step for which the learning rates were chosen
 Color = tuple[float, float, float]
 NO_COLOR: Color = (0.0, 0.0, 0.0)
 FEATURES_AREA = (0.35, 1.0)  # share of an image that a crop of preset features takes
@@ -103,6 +106,8 @@ class PretrainConfig:
     discriminator_learning_rate: float | None = None
     """None: a tenth of the generator's; without a reconstruction loss (--adversarial 1) the same,
     as in train.lua."""
+    scale_learning_rate: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply the preset's learning rates by batch_size / 64, or by its square root."""
     optimizer: Optimizer | None = None
     """Rule of an update of both networks; None: adam, as in the paper; adamw for features."""
     weight_decay: float | None = None
@@ -122,6 +127,17 @@ class PretrainConfig:
     the steps for features."""
     clip_norm: float | None = None
     """Largest norm of all gradients of a network; None or 0: not clipped."""
+    ema: float | None = None
+    """Decay of a moving average of the generator's weights, 0.999 for example, measured beside
+    them; None or 0: none."""
+    export: Export | None = None
+    """Weights of the model that is written, raw or averaged; None: the average where there is
+    one."""
+    init: str | None = None
+    """Weights of the generator to start from: model folder, stage, checkpoint, run id,
+    models:/name@alias, or a file of a state dict (.safetensors, .pt, .pth, .bin)."""
+    init_map: tuple[str, ...] = ()
+    """Renames of its tensors, OLD=NEW, each a prefix of names."""
     seed: int = 0
     """Seed of the weights, the order, the crops, the choice of holes and dropout."""
     precision: Precision = "auto"
@@ -148,12 +164,17 @@ class PretrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    keep_best: int = 0
+    """Further checkpoints kept: those that filled the validation holes best (PSNR)."""
     log_every: int = 10
     """Steps between two points of a curve; a checkpoint has a point of its own."""
     validate_every: int | None = None
     """Steps between validations and panels; None: as checkpoint_every."""
     validation_images: int = 256
     """Validation images, the first of the split."""
+    time_limit_s: float | None = None
+    """Seconds after which training ends with a checkpoint of its step, up to 60 s earlier; rerun
+    the command to resume."""
     max_failures: int = 3
     """Restarts after the loss of a worker."""
     summary: str | None = None
@@ -169,7 +190,7 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}; it must be {least} or more")
-        for name in ("learning_rate", "discriminator_learning_rate", "ring_weight"):
+        for name in ("learning_rate", "discriminator_learning_rate", "ring_weight", "time_limit_s"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name} is {value}; it must be a finite number above 0")
@@ -202,6 +223,13 @@ class PretrainConfig:
                 f"shorter is {self.shorter} px; it must be 0 or at least {recipe.side}, the side "
                 f"of the images that {self.preset} reads"
             )
+        if self.learning_rate is not None and self.scale_learning_rate != "none":
+            raise UserError(
+                f"scale_learning_rate is {self.scale_learning_rate} with learning_rate "
+                f"{self.learning_rate}; it scales the preset's own rates: give one of the two"
+            )
+        if self.init_map and self.init is None:
+            raise UserError(f"init_map is {self.init_map} without init, whose tensors it renames")
         self._check_optimization(recipe.optimization)
 
     def _check_features(self, recipe: "Recipe") -> None:
@@ -237,6 +265,11 @@ class PretrainConfig:
                     f"{name} is {getattr(self, name)} with optimizer {wanted.optimizer}, which "
                     "has none: betas belong to adam and adamw, momentum to sgd and lars"
                 )
+        if self.export is not None and not wanted.ema:
+            raise UserError(
+                f"export is {self.export}; there is one set of weights unless --ema keeps a moving "
+                "average: add --ema 0.999, or leave --export out"
+            )
         if wanted.warmup_steps > self.steps:
             raise UserError(
                 f"warmup_steps is {wanted.warmup_steps}; it must be at most steps {self.steps}, or "
@@ -258,6 +291,8 @@ class Recipe:
     objective: Objective
     learning_rates: LearningRates
     optimization: Optimization
+    export: Export
+    """Which weights the model has."""
     shorter: int
     """Shorter side before the crop, px; 0: as stored."""
     crop: ResizedCrop | None
@@ -293,6 +328,7 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         **_given(config, "reconstruction", "adversarial", "feature_matching", "overlap",
                  "ring_weight", "region"),
     )  # fmt: skip
+    optimization = _optimization(config, default_optimization(network, config.steps))
     crop = _crop(config)
     # Where crops are resized, the centre crop is of the whole image.
     shorter = default_shorter(network) if crop is None else input_side(network)
@@ -301,7 +337,8 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         network=network,
         objective=objective,
         learning_rates=_learning_rates(config, network, strategy, objective.adversarial),
-        optimization=_optimization(config, default_optimization(network, config.steps)),
+        optimization=optimization,
+        export=config.export or ("ema" if optimization.ema else "raw"),
         shorter=shorter if config.shorter is None else config.shorter,
         crop=crop,
     )
@@ -326,7 +363,10 @@ def _given(config: PretrainConfig, *names: str) -> dict[str, Any]:
 def _learning_rates(
     config: PretrainConfig, network: NetworkConfig, strategy: Strategy, adversarial: float
 ) -> LearningRates:
-    generator, discriminator = default_learning_rates(network, strategy, adversarial)
+    usual = default_learning_rates(network, strategy, adversarial)
+    factor = config.batch_size / PAPER_BATCH
+    factor = {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[config.scale_learning_rate]
+    generator, discriminator = usual.generator * factor, usual.discriminator * factor
     if config.learning_rate is not None:
         generator = config.learning_rate
         discriminator = discriminator_rate(network, generator, adversarial)
@@ -337,7 +377,7 @@ def _learning_rates(
 
 def _optimization(config: PretrainConfig, usual: Optimization) -> Optimization:
     given = _given(config, "optimizer", "weight_decay", "betas", "momentum", "schedule",
-                   "milestones", "warmup_steps", "clip_norm")  # fmt: skip
+                   "milestones", "warmup_steps", "clip_norm", "ema")  # fmt: skip
     if given.get("schedule", usual.schedule) != "step":
         given = {"milestones": (), **given}
     elif not given.get("milestones", usual.milestones):

@@ -11,7 +11,11 @@ from pipelines.pretrain.task import Task
 
 
 def distribute(networks: Networks, task: Task) -> Networks:
-    """Wrap in DDP when there are several ranks, then compile when asked."""
+    """Wrap in DDP, with batch norm over all ranks, when there are several; compile when asked."""
+    if training.num_ranks() > 1:
+        for network in networks:
+            if network is not None:
+                training.synchronise_norms(network)
 
     def wrap(module: torch.nn.Module) -> torch.nn.Module:
         settings = training.ddp_settings()

@@ -15,6 +15,8 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.pretrain import panel
 from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.messages import CurvePoint, Diverged, Message, Note, PanelReady, Resumed
+from pipelines.pretrain.stop import StopRequest
 from pipelines.pretrain.task import Task
 from pipelines.runtime.progress import ProgressDisplay
 from pipelines.tracking.recorder import Recorder
@@ -75,9 +77,10 @@ class DriverWatch:
         """Follow nothing yet."""
         self._config, self._task, self._recorder = config, task, recorder
         self._progress = TrainingProgress(console, task.plan.steps)
-        self._stop = threading.Event()
-        self.peak_memory_bytes = 0
-        self.diverged: dict[str, Any] | None = None
+        self._ended = threading.Event()
+        self.peak_memory_bytes = 0  # of this process and all below it: on one machine, everything
+        self.diverged: Diverged | None = None
+        self.stop = StopRequest(config.time_limit_s)
 
     @contextmanager
     def running(self, mailbox: Any) -> Iterator[None]:
@@ -87,7 +90,7 @@ class DriverWatch:
         try:
             yield
         finally:
-            self._stop.set()
+            self._ended.set()
             thread.join()
             self._take(ray.get(mailbox.drain.remote()))
             self._progress.close()
@@ -103,34 +106,39 @@ class DriverWatch:
 
     def _follow(self, mailbox: Any) -> None:
         memory_at = 0.0
-        while not self._stop.wait(POLL_S):
+        is_told = False
+        while not self._ended.wait(POLL_S):
             self._take(ray.get(mailbox.drain.remote()))
+            if not is_told and self.stop.is_due():
+                is_told = True
+                mailbox.request_stop.remote()
+                self._progress.note(f"{self.stop.reason}: ending with a checkpoint of this step")
             if time.monotonic() - memory_at > MEMORY_POLL_S:
                 memory_at = time.monotonic()
                 self.peak_memory_bytes = max(self.peak_memory_bytes, memory_of_tree())
 
-    def _take(self, messages: list[dict[str, Any]]) -> None:
+    def _take(self, messages: list[Message]) -> None:
         for message in messages:
-            step = message["step"]
-            if message["kind"] == "curves":
-                self._recorder.metrics(message["values"], step, message["time"])
-                if "images_per_second" in message["values"]:
-                    self._progress.record(step, message["values"])
-            elif message["kind"] == "panel":
-                self._publish_panel(step, message["pictures"])
-            elif message["kind"] == "resumed":
-                self._progress.note(f"resumed at step {step}")
-                self.replay(message["history"])
-            elif message["kind"] == "note":
-                self._progress.note(message["text"])
-            elif message["kind"] == "diverged":
-                self.diverged = message
+            match message:
+                case CurvePoint(step, time_s, values):
+                    self._recorder.metrics(values, step, time_s)
+                    if "images_per_second" in values:
+                        self._progress.record(step, values)
+                case PanelReady(step, images):
+                    self._publish_panel(step, images)
+                case Resumed(step, history):
+                    self._progress.note(f"resumed at step {step}")
+                    self.replay(history)
+                case Note(text):
+                    self._progress.note(text)
+                case Diverged():
+                    self.diverged = message
 
-    def _publish_panel(self, step: int, pictures: dict[str, Any]) -> None:
+    def _publish_panel(self, step: int, images: dict[str, Any]) -> None:
         title = (
             f"{self._config.preset}, {self._task.recipe.strategy} holes, step {step}: validation"
         )
-        png = panel.draw(pictures, title)
+        png = panel.draw(images, title)
         try:
             storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)
         except (OSError, UserError) as error:  # the storage is away: the curves go on

@@ -9,6 +9,8 @@ from pipelines import storage
 from pipelines.data.manifest import Manifest
 from pipelines.pretrain import config as learning
 from pipelines.pretrain.config import NO_COLOR, Color, PretrainConfig
+from pipelines.pretrain.initial import InitialWeights, find_initial
+from pipelines.tracking.client import tracking_uri
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
 # How a run is carried out, as opposed to what it computes: never part of a key.
@@ -19,16 +21,21 @@ NOT_IN_KEY = {
     "threads_per_worker",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_best",
+    "time_limit_s",
     "log_every",
     "validate_every",
+    "validation_images",
     "max_failures",
     "summary",
     "tracking_uri",
     "experiment",
 }
-LATER = {field.name for field in fields(Optimization)} | {
-    "start", "feature_matching", "target", "layers", "crop_area", "crop_ratio", "flip",
-}  # fmt: skip
+LATER = {
+    *("export", "init", "init_map", "scale_learning_rate", "start", "feature_matching", "target"),
+    *("layers", "crop_area", "crop_ratio", "flip"),
+    *(field.name for field in fields(Optimization)),
+}
 """Settings that came after the first keys: in a key only where they depart from the paper's."""
 
 
@@ -41,9 +48,11 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
     """
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | LATER}
     recipe = learning.resolve_recipe(config, mean_rgb)
+    initial = find_initial_of(config)
     generator, discriminator = recipe.learning_rates
     return {
         **settings,
+        "validation_images": 256,  # in every key since the first, whatever it is
         **network_in_key(recipe.network),
         **{k: v for k, v in asdict(recipe.objective).items() if k not in LATER},
         "version": KEY_VERSION,
@@ -53,6 +62,8 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
         "shorter": recipe.shorter,
         **_departures(recipe.optimization, Optimization()),
         **{k: v for k, v in _departures(recipe.objective, Objective()).items() if k in LATER},
+        **({"export": "raw"} if recipe.optimization.ema and recipe.export == "raw" else {}),
+        **({} if initial is None else {"init": initial.in_key}),
         **({} if recipe.crop is None else {"crop": asdict(recipe.crop)}),
         **({} if config.flip else {"flip": False}),
     }
@@ -63,10 +74,28 @@ def _departures(wanted: Any, paper: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(wanted).items() if value != usual[name]}
 
 
+def find_initial_of(config: PretrainConfig) -> InitialWeights | None:
+    """The weights to start from; None where they are drawn."""
+    if config.init is None:
+        return None
+    server = tracking_uri(config.tracking_uri, config.store)
+    return find_initial(config.init, config.init_map, store=config.store, tracking_uri=server)
+
+
 def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
     """Names the result: the settings that matter and the dataset."""
     settings = settings_in_key(config, manifest.mean_rgb)
     return storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **settings})
+
+
+def keys_of_all_versions(config: PretrainConfig, manifest: Manifest) -> set[str]:
+    """Today's key and that of before 2026-11-28, which held the number of validation images."""
+    settings = settings_in_key(config, manifest.mean_rgb)
+    before = {**settings, "validation_images": config.validation_images}
+    return {
+        storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **one})
+        for one in (settings, before)
+    }
 
 
 assert {field.name for field in fields(PretrainConfig)} >= NOT_IN_KEY

@@ -1,204 +1,144 @@
-"""What rank 0 reports while it trains: losses, panels, checkpoints, divergence."""
+"""What a rank does beside its steps: curves, divergence, validation, panel and checkpoints."""
 
-import copy
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
-import torch.distributed
 from torch import Tensor
 
 from ce_model import training
 from ce_model.training import Networks, Optimizers
-from pipelines.models import checkpoint
-from pipelines.pretrain import validation
-from pipelines.pretrain.data_wait import DataWaitClock
-from pipelines.pretrain.ddp import require_equal_parameters, share_buffers
+from pipelines.pretrain.curves import Curves
+from pipelines.pretrain.ddp import require_equal_parameters
+from pipelines.pretrain.divergence import DivergenceWatch
+from pipelines.pretrain.messages import CurvePoint, Diverged, Message, PanelReady, Resumed
+from pipelines.pretrain.saver import CheckpointSaver
 from pipelines.pretrain.task import Task
-
-SKIPPED_IN_A_ROW = 10  # updates that could not be applied: now the weights are at fault
+from pipelines.pretrain.validator import Validator
 
 
 class Reporter:
-    """Curves, validation, panel and checkpoints of a run; rank 0 posts and writes."""
+    """Brings the parts together at each step; rank 0 posts messages and writes checkpoints.
+
+    Attributes:
+        curves: averages, totals and the time that the device waited for data.
+    """
 
     def __init__(
-        self,
-        task: Task,
-        mailbox: Any,
-        rank: int,
-        ranks: int,
-        dtype: torch.dtype,
-        pictures: validation.FixedImages,
-        typical: validation.FixedImages | None,
+        self, task: Task, mailbox: Any, rank: int, curves: Curves, validator: Validator
     ) -> None:
-        """Nothing measured yet.
-
-        `typical` are the training images that give batch norm its statistics again, without
-        dropout; None keeps those of training.
-        """
-        self.rank = rank
-        self._task, self._mailbox, self._ranks = task, mailbox, ranks
-        self._look = validation.EvalSettings(task.recipe.network, task.recipe.objective, dtype)
-        self._pictures, self._typical = pictures, typical
-        self._sums: dict[str, Tensor] = {}
-        self._skipped: list[Tensor] = []  # of each step since the last point
-        self._in_a_row = 0
-        self.idle = DataWaitClock(pictures.image.device)
-        self._clock = time.perf_counter()
+        """Nothing reported yet."""
+        self.rank, self.curves = rank, curves
+        self._task, self._mailbox, self._validator = task, mailbox, validator
+        self._divergence = DivergenceWatch(task.plan.steps)
         self._history: list[dict[str, Any]] = []
-        self._totals = {"train_s": 0.0, "wait_s": 0.0, "steps": 0, "restarts": 0, "skipped": 0}
         self._untrained: dict[str, float] = {}
+        self._saver = CheckpointSaver(task.stage_uri, task.keep_checkpoints, task.keep_best)
+        self._pause_s: float | None = None  # of the last checkpoint
+        self._score: tuple[int, float] | None = None  # of the last validation, by step
 
     def begin(self, networks: Networks) -> None:
         """Measure the untrained network."""
-        if self._typical is not None:
-            # A copy: training goes on with the statistics that it has.
-            networks = Networks(copy.deepcopy(networks.generator), None)
-            self.settle(networks)
-        self._untrained = validation.measure(networks.generator, self._pictures, self._look)
-        self._untrained |= validation.measure_classical(self._pictures, self._look)
-        self._post_panel(0, networks)
-        self._clock = time.perf_counter()
+        networks = self._validator.settled_copy(networks)
+        self._untrained = self._validator.measure(networks.generator)
+        self._untrained |= self._validator.measure_classical()
+        self._post_panel(0, networks, None)
+        self.curves.restart_clock()
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on with the curves and totals of a checkpoint."""
+        """Continue the curves and totals of a checkpoint."""
         self._history = list(state["history"])
-        self._totals = {**state["totals"], "restarts": state["totals"]["restarts"] + 1}
         self._untrained = state["untrained"]
-        self._post({"kind": "resumed", "step": state["step"], "history": self._history})
-        self._clock = time.perf_counter()
+        self._post(Resumed(state["step"], self._history))
+        self.curves.resume(state["totals"], restarted="continues" not in state)
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Collect a step without waiting for the device; of a skipped one only that it was."""
-        skipped = values["nonfinite"]
-        for name in values.keys() - {"nonfinite"}:
-            applied = torch.where(skipped.bool(), 0, values[name])
-            self._sums[name] = self._sums[name] + applied if name in self._sums else applied
-        self._skipped.append(skipped)
+        """Collect what a step returned, without waiting for the device."""
+        self.curves.add(values)
 
     def log(self, step: int, rates: tuple[float, float]) -> bool:
-        """Average over the applied steps since the last point and over the ranks.
-
-        Returns:
-            False when SKIPPED_IN_A_ROW steps in a row, or all of a shorter run, were skipped.
-        """
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].double() for name in names])
-        if self._ranks > 1:
-            torch.distributed.all_reduce(sums)
-            sums /= self._ranks
-        skipped = torch.stack(self._skipped).bool().tolist()  # waits for the device
-        wait_s = self.idle.take()
-        steps, applied = len(skipped), skipped.count(False)
-        elapsed = time.perf_counter() - self._clock
-        self._totals["train_s"] += elapsed
-        self._totals["wait_s"] += wait_s
-        self._totals["steps"] += steps
-        self._totals["skipped"] += steps - applied
-        point = dict(zip(names, (sums / applied).tolist(), strict=True)) if applied else {}
-        point |= {
-            "learning_rate/generator": rates[0],
-            "images_per_second": self._task.plan.batch_size * steps / elapsed,
-            "seconds_per_step": elapsed / steps,
-            "data_wait_share": wait_s / elapsed,
-            "updates_skipped": float(self._totals["skipped"]),
-            "memory/rank_0_peak_bytes": peak_rss_bytes(),
-        }
+        """Post a point of the curves; False when the run has diverged, on all ranks alike."""
+        values, skipped = self.curves.average()
+        values["learning_rate/generator"] = rates[0]
         if self._task.recipe.objective.adversarial > 0:
-            point["learning_rate/discriminator"] = rates[1]
-        self._record(step, point)
-        longest = self._longest_row(skipped)
-        diverged = longest >= min(SKIPPED_IN_A_ROW, self._task.plan.steps)
-        if diverged:
-            self._post({"kind": "diverged", "step": step, "updates": longest})
-        self._sums, self._skipped = {}, []
-        self._clock = time.perf_counter()
-        return not diverged
+            values["learning_rate/discriminator"] = rates[1]
+        if self._pause_s is not None:
+            values["checkpoint/pause_seconds"], self._pause_s = self._pause_s, None
+        if self._saver.last_write_s is not None:
+            values["checkpoint/write_seconds"] = self._saver.last_write_s
+            self._saver.last_write_s = None
+        self._record(step, values)
+        updates = self._divergence.diverged_after(skipped)
+        if updates is not None:
+            self._post(Diverged(step, updates))
+        return updates is None
 
-    def _longest_row(self, skipped: list[bool]) -> int:
-        """Most updates skipped in a row; a row may have begun before the last point."""
-        longest = 0
-        for skip in skipped:
-            self._in_a_row = self._in_a_row + 1 if skip else 0
-            longest = max(longest, self._in_a_row)
-        return longest
-
-    @contextmanager
-    def _pause(self) -> Iterator[None]:
-        """What happens inside is not training time."""
-        began = time.perf_counter()
-        yield
-        self._clock += time.perf_counter() - began
-
-    def settle(self, networks: Networks) -> None:
+    def settle(self, networks: Networks, optimizers: Optimizers) -> None:
         """Make the running statistics fit for evaluation, and equal on all ranks."""
-        with self._pause():
-            if self._typical is not None:
-                training.estimate_statistics(
-                    networks.generator, self._typical.image, self._typical.hidden,
-                    **self._look._asdict(),
-                )  # fmt: skip
-            share_buffers(networks)
+        with self.curves.pause():
+            self._validator.settle(networks, optimizers.average)
 
-    def validate(self, step: int, networks: Networks) -> None:
+    def validate(self, step: int, networks: Networks, optimizers: Optimizers) -> None:
         """Errors in the hole on the fixed images, and the panel."""
-        with self._pause():
-            self._validate(step, networks)
-
-    def _validate(self, step: int, networks: Networks) -> None:
-        measured = validation.measure(
-            training.unwrap(networks.generator), self._pictures, self._look
-        )
-        point = {f"validation/{name}": value for name, value in measured.items()}
-        if "psnr_hole" in self._untrained:
-            point["validation/psnr_untrained"] = self._untrained["psnr_hole"]
-        if "psnr_telea" in self._untrained:
-            point["validation/psnr_telea"] = self._untrained["psnr_telea"]
-        self._record(step, point)
-        self._post_panel(step, networks)
+        with self.curves.pause():
+            point = self._validator.measure_all(networks, optimizers.average)
+            if "psnr_hole" in self._untrained:
+                point["validation/psnr_untrained"] = self._untrained["psnr_hole"]
+            if "psnr_telea" in self._untrained:
+                point["validation/psnr_telea"] = self._untrained["psnr_telea"]
+            self._record(step, point)
+            prefix = "validation_ema" if self._task.recipe.export == "ema" else "validation"
+            psnr, error = point.get(f"{prefix}/psnr_hole"), point.get(f"{prefix}/target_error")
+            score = psnr if error is None else -error  # preset features predicts targets
+            self._score = None if score is None else (step, score)
+            self._post_panel(step, networks, optimizers)
 
     def checkpoint(self, step: int, networks: Networks, optimizers: Optimizers) -> None:
-        """Make sure that the ranks agree; rank 0 writes what a restart needs."""
+        """Make sure that the ranks agree; rank 0 begins to write what a restart needs.
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
         require_equal_parameters(networks)
         if self.rank != 0:
             return
-        with self._pause():
+        with self.curves.pause():
+            began = time.perf_counter()
+            recipe = self._task.recipe
+            scored = self._score is not None and self._score[0] == step
             state = {
-                "history": self._history,
-                "totals": self._totals,
+                "history": list(self._history),
+                "totals": dict(self.curves.totals),
+                "score": self._score[1] if self._score is not None and scored else None,
                 "untrained": self._untrained,
-                "network": asdict(
-                    self._task.recipe.network
-                ),  # so that a checkpoint can be measured
-                "objective": asdict(self._task.recipe.objective),
+                "network": asdict(recipe.network),  # to measure a checkpoint
+                "objective": asdict(recipe.objective),
+                "export": recipe.export,
             }
-            tensors = training.state_tensors(networks, optimizers)
-            uri = checkpoint.save(self._task.stage_uri, step, tensors, state)
-            checkpoint.prune(self._task.stage_uri, step, self._task.keep_checkpoints)
-            self._post({"kind": "checkpoint", "step": step, "uri": uri})
+            self._saver.wait()  # before the copy, so that there is one at a time
+            self._saver.save(step, training.state_tensors(networks, optimizers), state)
+            self._pause_s = time.perf_counter() - began
+
+    def close(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        self._saver.wait()
 
     def _record(self, step: int, values: dict[str, float]) -> None:
-        record = {"kind": "curves", "step": step, "time": time.time(), "values": values}
-        self._history.append(record)
-        self._post(record)
+        point = CurvePoint(step, time.time(), values)
+        self._history.append(point._asdict())
+        self._post(point)
 
-    def _post_panel(self, step: int, networks: Networks) -> None:
-        if self.rank == 0 and len(self._pictures.image):
-            shown = validation.panel(
-                training.unwrap(networks.generator), self._pictures, self._look
-            )
-            self._post({"kind": "panel", "step": step, "pictures": shown})
+    def _post_panel(self, step: int, networks: Networks, optimizers: Optimizers | None) -> None:
+        if self.rank != 0:
+            return
+        images = self._validator.panel(networks, optimizers.average if optimizers else None)
+        if images is not None:
+            self._post(PanelReady(step, images))
 
-    def _post(self, message: dict[str, Any]) -> None:
+    def _post(self, message: Message) -> None:
         if self.rank == 0:
             self._mailbox.post.remote(message)
-
-
-def peak_rss_bytes() -> float:
-    """Largest resident memory this process has had (Linux reports KiB)."""
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

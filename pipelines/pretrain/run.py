@@ -16,9 +16,11 @@ from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain.collapse import collapse
 from pipelines.pretrain.config import PretrainConfig, Recipe, resolve_recipe
+from pipelines.pretrain.continuation import find_finished, start_from
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import fit_or_raise, scaling_config
-from pipelines.pretrain.key import pretrain_key
+from pipelines.pretrain.initial import FILE, write_initial
+from pipelines.pretrain.key import find_initial_of, pretrain_key
 from pipelines.pretrain.summary import (
     closing_table,
     describe_training,
@@ -95,15 +97,56 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
             console.print(f"already trained: {stage}", soft_wrap=True)
         else:
             console.print(f"training {what}", soft_wrap=True)
+            if config.scale_learning_rate != "none":
+                console.print(
+                    f"learning rates for batches of {config.batch_size}, scaled "
+                    f"({config.scale_learning_rate}): generator "
+                    f"{recipe.learning_rates.generator:.3g}, discriminator "
+                    f"{recipe.learning_rates.discriminator:.3g}"
+                )
             resources = held.enter_context(cluster.connect())
             task = _task(config, recipe, plan, stage)
             scaling = scaling_config(config, resources)
+            _continue_finished(config, recipe, manifest, stage, console)
+            _begin_from(config, recipe, stage, console)
             spec = _run_spec(config, recipe, manifest, dataset_uri, key, uri, scaling)
             summary = _train(config, task, resources, spec, console)
     if config.summary:
         storage.publish_json(config.summary, summary)
     closing_table(summary, console)
     return summary
+
+
+def _continue_finished(
+    config: PretrainConfig, recipe: Recipe, manifest: Manifest, stage: str, console: Console
+) -> None:
+    """Begin with the state of a finished shorter training, or say why it cannot be used."""
+    if storage.children(storage.join(stage, "checkpoints")):
+        return
+    home = storage.join(storage.absolute(config.store), "pretrain")
+    finished = find_finished(config, recipe, manifest, home)
+    if finished is None:
+        return
+    if not finished.is_start:
+        console.print(
+            f"{finished.stage} holds the same training with {finished.steps} steps; with schedule "
+            f"{recipe.optimization.schedule} its learning rates differ from those of "
+            f"{config.steps} steps, so this one starts at step 0",
+            soft_wrap=True,
+        )
+        return
+    start_from(finished, stage)
+    console.print(
+        f"continues at step {finished.steps} of the finished training {finished.stage}",
+        soft_wrap=True,
+    )
+
+
+def _begin_from(config: PretrainConfig, recipe: Recipe, stage: str, console: Console) -> None:
+    """Put the weights to start from into the stage, and say what of them is used."""
+    initial = find_initial_of(config)
+    if initial is not None and not storage.exists(storage.join(stage, FILE)):
+        console.print(write_initial(initial, recipe.network, stage), soft_wrap=True)
 
 
 def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) -> StreamPlan:
@@ -140,6 +183,8 @@ def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) 
         threads=environment.threads_per_worker(config.threads_per_worker),
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
+        keep_best=config.keep_best,
+        has_initial=config.init is not None,
         log_every=config.log_every,
         validate_every=config.validate_every or config.checkpoint_every,
         validation_images=config.validation_images,
@@ -158,6 +203,7 @@ def _run_spec(
     params = asdict(config) | {f"objective.{k}": v for k, v in asdict(recipe.objective).items()}
     params |= {f"resolved.{k}": v for k, v in asdict(recipe.optimization).items()}
     params |= {
+        "resolved.export": recipe.export,
         "resolved.strategy": recipe.strategy,
         "resolved.shorter": recipe.shorter,
         "resolved.learning_rates": tuple(recipe.learning_rates),
@@ -214,15 +260,20 @@ def _train(
                     gpus=config.num_workers if resources.gpus else 0,
                     tell=watch.note,
                 ) as (cpus, mailbox),
+                watch.stop.on_signals(),
                 watch.running(mailbox),
             ):
                 scaling = scaling_config(config, resources, cpus)
                 fit_or_raise(config, task, scaling, mailbox)
             found = checkpoint.latest(task.stage_uri)
+        reached = found.step if found else 0
+        if watch.stop.reason is not None and reached < task.plan.steps:
+            console.print(f"stopped by {watch.stop.reason} with a checkpoint of step {reached}")
+            raise KeyboardInterrupt
         if watch.diverged is not None:
             raise UserError(
-                f"training diverged: up to step {watch.diverged['step']}, "
-                f"{watch.diverged['updates']} updates in a row were not finite, and none of them "
+                f"training diverged: up to step {watch.diverged.step}, "
+                f"{watch.diverged.updates} updates in a row were not finite, and none of them "
                 "was applied; lower --learning-rate or try --precision fp32"
             )
         if found is None or found.step < task.plan.steps:

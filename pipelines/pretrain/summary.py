@@ -14,7 +14,7 @@ from ce_model.networks import ContextEncoder, NetworkConfig, input_side, predict
 from pipelines import storage
 from pipelines.models import checkpoint, files
 from pipelines.pretrain import worker
-from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.config import Export, PretrainConfig
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.task import Task
 from pipelines.tracking import models, runs
@@ -44,15 +44,16 @@ def export_model(
     """Write the model folder and put together what was measured."""
     networks, optimizers = worker.build(task, device=torch.device("cpu"))
     training.load_state_tensors(networks, optimizers, found.tensors())
+    export = task.recipe.export
+    generator = networks.generator
+    if export == "ema":
+        assert optimizers.average is not None
+        generator = optimizers.average.module
     model_uri = storage.join(task.stage_uri, "model")
     last = {
         name: value for record in found.state["history"] for name, value in record["values"].items()
     }
-    validation = {
-        name: last[f"validation/{name}"]
-        for name in VALIDATION
-        if f"validation/{name}" in last  # a run that an earlier version began lacks some
-    }
+    measured = _validation(last, export)
     info = {
         "strategy": task.recipe.strategy,
         "steps": config.steps,
@@ -61,12 +62,15 @@ def export_model(
         "dataset_fingerprint": task.plan.manifest.fingerprint,
         "code": runs.git_commit(),
         "shorter": task.plan.shorter,
-        "validation": validation,
+        "export": export,
+        "validation": measured,
     }
-    assert isinstance(networks.generator, ContextEncoder)
+    assert isinstance(generator, ContextEncoder)
     digest = files.save_model(
-        model_uri, networks.generator, task.recipe.network, task.recipe.objective, info
+        model_uri, generator, task.recipe.network, task.recipe.objective, info
     )
+    # A checkpoint of an earlier version knows of rank 0 alone.
+    of_ranks = last.get("memory/ranks_peak_bytes", last.get("memory/rank_0_peak_bytes", 0.0))
     totals = found.state["totals"]
     trained_s = max(totals["train_s"], 1e-9)
     return {
@@ -85,15 +89,33 @@ def export_model(
         "train_seconds": totals["train_s"],
         "restarts": totals["restarts"],
         "updates_skipped": totals["skipped"],
-        "peak_memory_bytes": max(watch.peak_memory_bytes, int(last["memory/rank_0_peak_bytes"])),
+        "peak_memory_bytes": max(watch.peak_memory_bytes, int(of_ranks)),
+        "peak_memory_driver_bytes": watch.peak_memory_bytes,
+        "peak_memory_ranks_bytes": int(of_ranks),
         "losses": {name: last[name] for name in last if name.startswith("loss/")},
-        "validation": validation,
+        "export": export,
+        "validation": measured,
+        "validation_raw": _validation(last, "raw"),
         "tracking_uri": spec.uri,
         "checkpoint": found.uri,
         "panel": storage.join(task.stage_uri, "panel.png"),
         "model": model_uri,
         "weights_sha256": digest,
     }
+
+
+def _validation(last: dict[str, float], export: Export) -> dict[str, float]:
+    """The last validation of the weights or of their average."""
+    found = {}
+    for name in VALIDATION:
+        # Methods without training are measured once, beside the raw weights; a run that an
+        # earlier version began lacks some.
+        of_average = f"validation_ema/{name}" if export == "ema" else ""
+        for key in (of_average, f"validation/{name}"):
+            if key in last:
+                found[name] = last[key]
+                break
+    return found
 
 
 def log_trained_model(uri: str, run_id: str, model: str, network: NetworkConfig) -> str:
@@ -110,6 +132,16 @@ def log_trained_model(uri: str, run_id: str, model: str, network: NetworkConfig)
 def describe_training(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:
     """A training in one line."""
     return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} images"
+
+
+def _describe_memory(summary: dict[str, Any]) -> str:
+    if "peak_memory_ranks_bytes" not in summary:  # of an earlier version
+        return f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
+    driver, ranks = summary["peak_memory_driver_bytes"], summary["peak_memory_ranks_bytes"]
+    return (
+        f"{driver / 1e9:.1f} GB in this process and all below it, "
+        f"{ranks / 1e9:.1f} GB in the training processes of all nodes"
+    )
 
 
 def _looks(measured: dict[str, float]) -> str:
@@ -158,7 +190,6 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     """Print what a training reached, and where it left what it made."""
     table = Table(show_header=False, title="pretraining", title_justify="left")
     measured = summary["validation"]
-    memory = summary["peak_memory_bytes"] / 1e9
     losses = summary["losses"]
     rows = {
         "trained": describe_training(
@@ -173,8 +204,13 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
         ),
         **_measured_rows(measured),
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
-        f"{summary['data_wait_share']:.1%} of the time, peak memory {memory:.1f} GB",
+        f"{summary['data_wait_share']:.1%} of the time",
+        "peak memory": _describe_memory(summary),
     }
+    if summary.get("export") == "ema":
+        name = "psnr_hole" if "psnr_hole" in measured else "target_error"
+        raw = summary["validation_raw"][name]
+        rows["weights"] = f"averaged: {name} {measured[name]:.4g}; the raw ones have {raw:.4g}"
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in rows.items():

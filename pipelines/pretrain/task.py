@@ -19,6 +19,9 @@ class Task:
     threads: int | None
     checkpoint_every: int
     keep_checkpoints: int
+    keep_best: int
+    has_initial: bool
+    """Whether the stage holds weights to start from."""
     log_every: int
     validate_every: int
     validation_images: int

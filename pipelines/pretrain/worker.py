@@ -18,9 +18,14 @@ from pipelines.data import stream
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain import device_feed, validation
+from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import distribute
+from pipelines.pretrain.initial import read_initial
+from pipelines.pretrain.messages import Note
 from pipelines.pretrain.reporter import Reporter
+from pipelines.pretrain.stop import StopWatch
 from pipelines.pretrain.task import Task
+from pipelines.pretrain.validator import Validator
 from pipelines.runtime import cluster, malloc
 from pipelines.runtime.mailbox import Failure
 
@@ -81,7 +86,9 @@ def _train(task: Task, mailbox: Any) -> None:
         typical = read_fixed_images(
             task, "train", max(training.STATISTICS_PICTURES, ranks), part, device
         )
-    reporter = Reporter(task, mailbox, rank, ranks, dtype, pictures, typical)
+    curves = Curves(device, ranks, task.plan.batch_size)
+    validator = Validator(task.recipe, dtype, pictures, typical)
+    reporter = Reporter(task, mailbox, rank, curves, validator)
     if start == 0:
         reporter.begin(networks)
     else:
@@ -90,7 +97,9 @@ def _train(task: Task, mailbox: Any) -> None:
         reporter.resume(found.state)
     networks = distribute(networks, task)
     batches = itertools.chain([first], batches)
-    run_steps(task, networks, optimizers, batches, reporter, device, dtype, start)
+    stop = StopWatch(mailbox, ranks, device)
+    with stop.running():
+        run_steps(task, networks, optimizers, batches, reporter, device, dtype, start, stop)
 
 
 def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype:
@@ -102,9 +111,12 @@ def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype
 
 
 def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
-    """Fresh networks and optimizers, equal on all ranks."""
+    """Networks and optimizers at step 0, equal on all ranks."""
     weights = torch.Generator().manual_seed(task.plan.seed)
-    generator = build_generator(task.recipe.network, generator=weights).to(device)
+    generator = build_generator(task.recipe.network, generator=weights)
+    if task.has_initial:
+        generator.load_state_dict(read_initial(task.stage_uri), strict=False)
+    generator = generator.to(device)
     discriminator = None
     if task.recipe.objective.adversarial > 0:
         discriminator = build_discriminator(task.recipe.network, generator=weights).to(device)
@@ -127,7 +139,7 @@ def warn_of_space(task: Task, networks: Networks, mailbox: Any) -> None:
             f"needs about {needed / 1e9:.2f} GB: {task.keep_checkpoints + 1} checkpoints of "
             f"{one / 1e9:.2f} GB, and the model. Make room, or lower --keep-checkpoints"
         )
-        ray.get(mailbox.post.remote({"kind": "note", "step": 0, "text": text}))
+        ray.get(mailbox.post.remote(Note(text)))
 
 
 def read_fixed_images(
@@ -143,41 +155,50 @@ def run_steps(
     networks: Networks,
     optimizers: Optimizers,
     batches: Iterator[stream.Batch],
-    reporter: "Reporter",
+    reporter: Reporter,
     device: torch.device,
     dtype: torch.dtype,
     start: int,
+    stop: StopWatch,
 ) -> None:
-    """The loop. Batch `step` is trained at step `step`, or the run stops."""
+    """The loop. Batch `step` is trained at step `step`, or the run stops.
+
+    It ends before the last step, with a checkpoint, when `stop` asks for it.
+    """
+    recipe = task.recipe
     take = cuda_graph.make_step(
         networks, optimizers, device,
-        network=task.recipe.network, objective=task.recipe.objective, dtype=dtype,
+        network=recipe.network, objective=recipe.objective, dtype=dtype,
     )  # fmt: skip
-    reporter.idle.begin()
+    reporter.curves.data_wait.begin()
     for step, (image, hidden) in enumerate(
         device_feed.feed(in_order(batches, start), device), start
     ):
-        reporter.idle.end()
+        reporter.curves.data_wait.end()
         seed_dropout(task.plan.seed, step, reporter.rank)
         rates = training.set_learning_rates(
-            optimizers, task.recipe.learning_rates, task.recipe.optimization, step, task.plan.steps
+            optimizers, recipe.learning_rates, recipe.optimization, step, task.plan.steps
         )
         reporter.add(take(image, hidden))
         done = step + 1
+        at_point = done % task.log_every == 0
+        stopping = stop.is_requested(at_point=at_point)
         last = done == task.plan.steps
         validating = last or done % task.validate_every == 0
-        saving = last or done % task.checkpoint_every == 0
-        # What goes on at a checkpoint knows of the steps before only what is in a point.
-        logging = saving or done % task.log_every == 0
-        if logging and not reporter.log(done, rates):
-            return  # the same on all ranks: gradients are averaged, so all saw the fault
+        saving = last or stopping or done % task.checkpoint_every == 0
+        # What resumes at a checkpoint knows of the steps before only what is in a point.
+        if (saving or at_point) and not reporter.log(done, rates):
+            break  # the same on all ranks: gradients are averaged, so all saw the fault
         if validating or saving:
-            reporter.settle(networks)
+            reporter.settle(networks, optimizers)
         if validating:
-            reporter.validate(done, networks)
+            reporter.validate(done, networks, optimizers)
         if saving:
             reporter.checkpoint(done, networks, optimizers)
-        reporter.idle.begin()
+        if stopping:
+            break
+        reporter.curves.data_wait.begin()
+    reporter.close()
 
 
 def in_order(batches: Iterator[stream.Batch], start: int) -> Iterator[stream.Batch]:

@@ -19,10 +19,19 @@ class Mailbox:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._posted: list[dict[str, Any]] = []
+        self._posted: list[object] = []
         self._failure: Failure | None = None
+        self._stop_requested = False
 
-    def post(self, message: dict[str, Any]) -> None:
+    def request_stop(self) -> None:
+        """Ask the workers to save what they have and end."""
+        self._stop_requested = True
+
+    def is_stop_requested(self) -> bool:
+        """Whether the workers are to end."""
+        return self._stop_requested
+
+    def post(self, message: object) -> None:
         """Add a message."""
         self._posted.append(message)
 
@@ -35,7 +44,7 @@ class Mailbox:
         """The last one."""
         return self._failure
 
-    def drain(self) -> list[dict[str, Any]]:
+    def drain(self) -> list[object]:
         """All messages since the last call, in order."""
         posted, self._posted = self._posted, []
         return posted

@@ -16,6 +16,7 @@ from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import (
     Networks,
     Objective,
+    Optimization,
     default_objective,
     estimate_statistics,
     make_optimizers,
@@ -50,15 +51,28 @@ def test_a_model_folder_and_its_stage_are_the_same_model(tmp_path: Path) -> None
     assert first.identity == second.identity and (first.name, second.name) == ("stage", "row")
 
 
-def test_a_checkpoint_gives_its_generator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [None, "raw", "ema"])
+def test_a_checkpoint_gives_its_generator(export: str | None, tmp_path: Path) -> None:
     generator = build_generator(SMALL, generator=torch.Generator().manual_seed(3))
     networks = Networks(generator, None)
     objective = default_objective(SMALL)
     state = {"network": SMALL.__dict__, "objective": objective.__dict__}
-    tensors = state_tensors(networks, make_optimizers(networks, 1e-3, 0.0))
+    if export is not None:  # a checkpoint of before there were averages does not say
+        state["export"] = export
+    wanted = Optimization(ema=0.9 if export else 0.0)
+    optimizers = make_optimizers(networks, 1e-3, 0.0, wanted)
+    if optimizers.average is not None:
+        with torch.no_grad():
+            for weight in optimizers.average.module.parameters():
+                weight += 1
+    tensors = state_tensors(networks, optimizers)
     uri = checkpoint.save(str(tmp_path / "stage"), 7, tensors, state)
     found = encoders.network_of(named(uri, tmp_path), seed=0)
-    for key, value in generator.state_dict().items():
+    expected = generator
+    if export == "ema":
+        assert optimizers.average is not None
+        expected = optimizers.average.module
+    for key, value in expected.state_dict().items():
         assert torch.equal(found.state_dict()[key], value)
 
 

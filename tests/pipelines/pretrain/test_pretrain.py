@@ -39,6 +39,7 @@ from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import scaling_config
 from pipelines.pretrain.key import NOT_IN_KEY, pretrain_key
+from pipelines.pretrain.messages import CurvePoint, Diverged, PanelReady
 from pipelines.pretrain.run import pretrain_model
 from pipelines.pretrain.task import Task
 from pipelines.promotion import run_files
@@ -389,7 +390,7 @@ def test_a_run_that_diverged_is_one_message_and_is_not_committed(
         return SimpleNamespace(problem=None)
 
     def diverging(config: Any, task: Any, scaling: Any, mailbox: Any) -> None:
-        mailbox.post.remote({"kind": "diverged", "step": 12, "updates": 10})
+        mailbox.post.remote(Diverged(step=12, updates=10))
 
     monkeypatch.setattr(run_module, "Recorder", lambda spec: SimpleNamespace(finish=finish))
     monkeypatch.setattr(run_module, "fit_or_raise", diverging)
@@ -409,7 +410,9 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
     )
     (tmp_path / "stage").write_bytes(b"no folder")
     task: Any = SimpleNamespace(
-        stage_uri=str(tmp_path / "stage"), plan=SimpleNamespace(steps=STEPS)
+        stage_uri=str(tmp_path / "stage"),
+        plan=SimpleNamespace(steps=STEPS),
+        recipe=resolve_recipe(PretrainConfig()),
     )
     screen = io.StringIO()
     watch = DriverWatch(PretrainConfig(), task, recorder, Console(file=screen))
@@ -417,8 +420,8 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
     pictures = dict.fromkeys(("input", "output", "target"), picture)
     watch._take(
         [
-            {"kind": "panel", "step": 8, "pictures": {**pictures, "hole": picture[..., 0] > 0}},
-            {"kind": "curves", "step": 8, "time": 0.0, "values": {"loss/joint": 1.0}},
+            PanelReady(8, {**pictures, "hole": picture[..., 0] > 0}),
+            CurvePoint(8, 0.0, {"loss/joint": 1.0}),
         ]
     )
     assert recorded == ["panels/step-00000008.png", "panel.png", 8]
@@ -530,6 +533,10 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
         ({"warmup_steps": 2001}, "warmup_steps is 2001; it must be at most steps 2000"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be 0 or more"),
         ({"clip_norm": np.nan}, "clip_norm is nan"),
+        ({"time_limit_s": 0.0}, "time_limit_s is 0.0; it must be a finite number above 0"),
+        ({"scale_learning_rate": "sqrt", "learning_rate": 0.1}, "give one of the two"),
+        ({"ema": 1.0}, "ema is 1.0; it must be from 0 to below 1"),
+        ({"export": "raw"}, "export is raw; there is one set of weights unless --ema"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -546,6 +553,9 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
         ({"adversarial": 1.0, "learning_rate": 1e-3}, (1e-3, 1e-3)),
         ({"adversarial": 1.0, "discriminator_learning_rate": 1e-5}, (2e-4, 1e-5)),
         ({"preset": "alexnet"}, (1e-4, 1e-5)),
+        ({"scale_learning_rate": "linear", "batch_size": 256}, (8e-3, 8e-4)),
+        ({"scale_learning_rate": "sqrt", "batch_size": 16}, (1e-3, 1e-4)),
+        ({"scale_learning_rate": "linear"}, (2e-3, 2e-4)),  # 64 images, as in the paper
         ({"preset": "alexnet", "adversarial": 0.001}, (1e-4, 1e-5)),
         ({"preset": "alexnet", "strategy": "central", "adversarial": 0.001}, (1e-3, 1e-4)),
     ],
@@ -593,7 +603,11 @@ def test_losses_are_those_of_the_paper_unless_told(
     assert {name: getattr(found, name) for name in usual | expected} == usual | expected
 
 
-def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) -> None:
+def test_every_setting_of_a_training_reaches_it_and_its_key(
+    dataset_uri: str, tmp_path: Path
+) -> None:
+    initial = str(tmp_path / "weights.pt")
+    torch.save({"weight": torch.zeros(1)}, initial)
     strategies: tuple[Strategy, ...] = ("central", "random_block", "random_region", "grid_60")
     masks = default_masks((128, 227), strategies)
     manifest = replace(read_manifest(dataset_uri), masks=masks)
@@ -611,30 +625,38 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(dataset_uri: str) ->
         "bottleneck": 32, "steps": 3, "batch_size": 4, "seed": 1, "learning_rate": 1.0,
         "compile": True, "discriminator_learning_rate": 1.0, "precision": "fp32", "shorter": 0,
         "window_rows": 16, "validation_images": 9, "num_workers": 2, "threads_per_worker": 3,
-        "checkpoint_every": 9, "keep_checkpoints": 9, "log_every": 9, "validate_every": 9,
+        "checkpoint_every": 9, "keep_checkpoints": 9, "keep_best": 9, "log_every": 9,
+        "validate_every": 9,
         "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.95), "schedule": "cosine",
-        "warmup_steps": 5, "clip_norm": 1.0, "crop_area": (0.5, 1.0), "flip": False,
+        "warmup_steps": 5, "clip_norm": 1.0, "ema": 0.9, "crop_area": (0.5, 1.0), "flip": False,
     }  # fmt: skip
     of_others: dict[str, dict[str, Any]] = {
         "momentum": {"optimizer": "sgd"},
         "milestones": {"schedule": "step"},
+        "scale_learning_rate": {"batch_size": 16},
+        "export": {"ema": 0.9},
+        "init": {},
+        "init_map": {"init": initial},
         "feature_matching": {"preset": "unet", "strategy": "central", "adversarial": 0.1},
         "crop_ratio": {"crop_area": (0.5, 1.0)},
         "target": {"preset": "features"},
         "layers": {"preset": "features"},
     }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
-    of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures"}
+    of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures",
+                     "time_limit_s"}  # fmt: skip
     names = {field.name for field in fields(PretrainConfig)}
     assert of_inpaint.keys() | of_alexnet.keys() | of_others.keys() == names - of_the_driver
     for name, needed in of_others.items():
         value = {
             "momentum": 0.5, "milestones": (7,), "crop_ratio": (1.0, 1.0),
             "target": "normalized", "layers": "dense",
-            "feature_matching": 2.0,
+            "feature_matching": 2.0, "export": "raw", "init": initial, "init_map": ("a=b",),
+            "scale_learning_rate": "sqrt",
         }[name]  # fmt: skip
         first, second = made(**needed), made(**needed, **{name: value})
-        assert first[0] != second[0] and first[1] != second[1], name
+        assert first[1] != second[1], name
+        assert first[0] != second[0] or name == "init_map", name  # which names a file's tensors
     for preset, changes in (("inpaint", of_inpaint), ("alexnet", of_alexnet)):
         task, key = made(preset=preset)
         for name, value in changes.items():

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,13 @@ from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain import device_feed, validation, worker
 from pipelines.pretrain.config import Recipe
+from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.data_wait import DataWaitClock
+from pipelines.pretrain.messages import Diverged
 from pipelines.pretrain.reporter import Reporter
 from pipelines.pretrain.task import Task
 from pipelines.pretrain.validation import FixedImages
+from pipelines.pretrain.validator import Validator
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
 PIXELS = Objective(adversarial=0.0, overlap=0)
@@ -47,6 +51,7 @@ def make_task(steps: int, **changes: Any) -> Task:
             objective=PIXELS,
             learning_rates=LearningRates(1e-3, 1e-4),
             optimization=Optimization(),
+            export="raw",
             shorter=0,
         ),
         "precision": "fp32",
@@ -54,6 +59,8 @@ def make_task(steps: int, **changes: Any) -> Task:
         "threads": 1,
         "checkpoint_every": 10,
         "keep_checkpoints": 1,
+        "keep_best": 0,
+        "has_initial": False,
         "log_every": 1,
         "validate_every": 10,
         "validation_images": 2,
@@ -62,14 +69,16 @@ def make_task(steps: int, **changes: Any) -> Task:
 
 
 def make_reporter(
-    posted: list[dict[str, Any]],
+    posted: list[Any],
     steps: int = 100,
     typical: FixedImages | None = None,
     task: Task | None = None,
 ) -> Reporter:
     mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
     task = task or make_task(steps)
-    return Reporter(task, mailbox, 0, 1, torch.float32, pictures(2), typical)
+    validator = Validator(task.recipe, torch.float32, pictures(2), typical)
+    curves = Curves(torch.device("cpu"), training.num_ranks(), task.plan.batch_size)
+    return Reporter(task, mailbox, 0, curves, validator)
 
 
 def step(loss: float, skipped: bool = False) -> dict[str, torch.Tensor]:
@@ -88,12 +97,12 @@ def go(reporter: Reporter, skipped: list[bool], log_every: int) -> int | None:
 
 
 def test_a_skipped_step_counts_in_no_average() -> None:
-    posted: list[dict[str, Any]] = []
+    posted: list[Any] = []
     reporter = make_reporter(posted)
     for values in (step(1.0), step(float("inf"), skipped=True), step(3.0)):
         reporter.add(values)
     assert reporter.log(3, (1e-3, 1e-4))
-    found = posted[-1]["values"]
+    found = posted[-1].values
     assert found["loss/joint"] == 2.0
     assert found["grad_norm/generator"] == 1.0
     assert found["updates_skipped"] == 1
@@ -101,19 +110,19 @@ def test_a_skipped_step_counts_in_no_average() -> None:
 
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_a_run_diverges_after_ten_skipped_steps_in_a_row(log_every: int) -> None:
-    posted: list[dict[str, Any]] = []
+    posted: list[Any] = []
     reporter = make_reporter(posted)
     assert go(reporter, [False] * 5 + [True] * 20, log_every) == 15
-    assert posted[-1] == {"kind": "diverged", "step": 15, "updates": 10}
+    assert posted[-1] == Diverged(step=15, updates=10)
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_fewer_skipped_steps_in_a_row_end_no_run(log_every: int) -> None:
-    posted: list[dict[str, Any]] = []
+    posted: list[Any] = []
     reporter = make_reporter(posted)
     assert go(reporter, ([True] * 9 + [False]) * 2, log_every) is None
-    assert not any(message["kind"] == "diverged" for message in posted)
-    assert posted[-1]["values"]["updates_skipped"] == 18
+    assert not any(isinstance(message, Diverged) for message in posted)
+    assert posted[-1].values["updates_skipped"] == 18
 
 
 @pytest.mark.parametrize(("skipped", "stops"), [([True] * 3, 3), ([True, False, True], None)])
@@ -123,11 +132,15 @@ def test_a_short_run_diverges_when_all_its_steps_are_skipped(
     assert go(make_reporter([], steps=3), skipped, log_every=1) == stops
 
 
-def go_on(task: Task, until: int) -> dict[str, Any]:
+def never() -> Any:
+    return SimpleNamespace(is_requested=lambda *, at_point: False)
+
+
+def go_on(task: Task, until: int, stop: Any = None) -> dict[str, Any]:
     """Train from the newest checkpoint to the death after a step; what the newest one then says."""
     layers = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Dropout(0.5)
     networks = Networks(torch.nn.Sequential(*layers), None)
-    optimizers = training.make_optimizers(networks, 1e-2, 0.0)
+    optimizers = training.make_optimizers(networks, 1e-2, 0.0, task.recipe.optimization)
     reporter = make_reporter([], task=task)
     found = checkpoint.latest(task.stage_uri)
     if found is not None:
@@ -144,7 +157,9 @@ def go_on(task: Task, until: int) -> dict[str, Any]:
         for at in range(start, until)
     )
     device = torch.device("cpu")
-    worker.run_steps(task, networks, optimizers, batches, reporter, device, torch.float32, start)
+    worker.run_steps(
+        task, networks, optimizers, batches, reporter, device, torch.float32, start, stop or never()
+    )
     newest = checkpoint.latest(task.stage_uri)
     assert newest is not None
     return newest.state
@@ -190,7 +205,7 @@ def test_a_batch_of_another_step_is_not_trained() -> None:
     with pytest.raises(RuntimeError, match="the stream sent batch 5 where 4 belongs"):
         worker.run_steps(
             task, Networks(nothing, None), nothing, iter([batch]), reporter,
-            torch.device("cpu"), torch.float32, 4,
+            torch.device("cpu"), torch.float32, 4, never(),
         )  # fmt: skip
 
 
@@ -230,17 +245,17 @@ def other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_point_of_a_curve_is_the_average_over_the_ranks(other_rank: None) -> None:
-    posted: list[dict[str, Any]] = []
-    mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
-    reporter = Reporter(make_task(9), mailbox, 0, 2, torch.float32, pictures(2), None)
+    posted: list[Any] = []
+    reporter = make_reporter(posted)
     reporter.add(step(3.0))
     assert reporter.log(1, (1e-3, 1e-4))
-    assert posted[-1]["values"]["loss/joint"] == 4.0
+    assert posted[-1].values["loss/joint"] == 4.0
 
 
 def test_validation_sees_the_average_of_the_statistics_of_all_ranks(other_rank: None) -> None:
     generator, discriminator = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm1d(2)
-    make_reporter([]).settle(Networks(generator, discriminator))
+    validator = Validator(make_task(9).recipe, torch.float32, pictures(2), None)
+    validator.settle(Networks(generator, discriminator), None)
     for norm, shape in ((generator, 3), (discriminator, 2)):
         assert norm.running_mean.tolist() == [1.0] * shape  # 0 here, 2 there
         assert norm.running_var.tolist() == [2.0] * shape  # 1 here, 3 there
@@ -270,7 +285,7 @@ def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
     before = copy.deepcopy(generator.state_dict())
     random = torch.get_rng_state()
     typical = pictures(4, seed=1)
-    posted: list[dict[str, Any]] = []
+    posted: list[Any] = []
     measured: dict[str, float] = {}
     measure = validation.measure
     monkeypatch.setattr(
@@ -284,7 +299,7 @@ def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
     estimate_statistics(generator, typical.image, typical.hidden, **look._asdict())
     assert measured == measure(generator, pictures(2), look)
     shown = validation.panel(generator, pictures(2), look)
-    assert (posted[0]["pictures"]["output"] == shown["output"]).all()
+    assert (posted[0].images["output"] == shown["output"]).all()
 
 
 def test_a_processor_without_bf16_is_a_mistake_of_the_user(
@@ -307,6 +322,53 @@ def test_the_device_is_idle_from_the_end_of_a_step_to_the_next_batch() -> None:
     assert idle.take() == 0
 
 
+def test_an_average_is_measured_beside_the_weights_and_survives_a_death(tmp_path: Path) -> None:
+    found = []
+    for deaths in ([], [2]):
+        torch.manual_seed(0)
+        stage = str(tmp_path / str(len(deaths)))
+        recipe = replace(
+            make_task(4).recipe,
+            optimization=Optimization(ema=0.5, schedule="cosine", warmup_steps=2),
+            export="ema",
+        )
+        task = make_task(4, recipe=recipe, stage_uri=stage, checkpoint_every=2, validate_every=2)
+        for until in [*deaths, 4]:
+            state = go_on(task, until)
+        assert state["export"] == "ema"
+        newest = checkpoint.latest(stage)
+        assert newest is not None
+        found.append(newest.tensors())
+        curves = [point["values"] for point in state["history"]]
+        measured = [v for v in curves if "validation_ema/l1_hole" in v]
+        assert len(measured) == 2
+        assert measured[-1]["validation_ema/l1_hole"] != measured[-1]["validation/l1_hole"]
+        rates = [v["learning_rate/generator"] for v in curves if "learning_rate/generator" in v]
+        assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+    assert {name for name in found[0] if name.startswith("average")} == {
+        "average.0.weight", "average.0.bias", "average.updates",
+    }  # fmt: skip
+    assert found[0].keys() == found[1].keys()
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes_as_if_unbroken(
+    tmp_path: Path,
+) -> None:
+    asked = iter([False, False, True])
+    stop = SimpleNamespace(is_requested=lambda *, at_point: next(asked))
+    tensors = []
+    for name, stops in (("unbroken", [None]), ("stopped", [stop, None])):
+        torch.manual_seed(0)
+        task = make_task(5, stage_uri=str(tmp_path / name), checkpoint_every=10)
+        for at, one in enumerate(stops):
+            assert go_on(task, 5, one)["step"] == (3 if one else 5), at
+        newest = checkpoint.latest(task.stage_uri)
+        assert newest is not None
+        tensors.append(newest.tensors())
+    assert [n for n in tensors[0] if not torch.equal(tensors[0][n], tensors[1][n])] == []
+
+
 @pytest.mark.parametrize(("free", "told"), [(10**12, False), (10_000, True), (None, False)])
 def test_a_store_without_room_for_the_checkpoints_is_told_before_the_first_step(
     free: int | None, told: bool, monkeypatch: pytest.MonkeyPatch
@@ -320,4 +382,4 @@ def test_a_store_without_room_for_the_checkpoints_is_told_before_the_first_step(
     worker.warn_of_space(task, networks, mailbox)
     assert len(posted) == int(told)
     if told:  # 1,000 weights: 3 checkpoints of 12,000 bytes and a model of 4,000
-        assert "needs about 0.00 GB: 3 checkpoints" in posted[0]["text"]
+        assert "needs about 0.00 GB: 3 checkpoints" in posted[0].text
