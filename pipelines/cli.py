@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
+from pipelines import flags
 from pipelines.errors import UserError, redact
 
 Config = TypeVar("Config")
@@ -55,17 +56,39 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     """Build a config from ``--config FILE.yaml`` and flags; a flag beats the file."""
     args = list(_split_at_equals(sys.argv[1:] if argv is None else argv))
     written: list[str] = []
+    path = None
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):
             _exit_2("--config needs a YAML file: --config configs/quickstart.yaml")
-        written = list(_flags(read_yaml(args[at + 1])))
+        path = args[at + 1]
+        written = list(_flags(read_yaml(path)))
         args = [*args[:at], *args[at + 2 :]]
     if "--config" in args:
         _exit_2("--config is given twice; give it once: --config FILE.yaml --flag ...")
+    _check_names(config_type, written, f"--config is '{path}', where there is ")
+    _check_names(config_type, args, "there is no flag ")
+    hidden = getattr(config_type, flags.HIDDEN, ())
+    if hidden and {"--help", "-h"} & set(args):  # the parser ends there
+        shown = flags.without(config_type, hidden, tyro.conf.Suppress)
+        tyro.cli(shown, args=args, config=(tyro.conf.FlagConversionOff,))
     args = list(_bare_flags(config_type, [*written, *_joined(config_type, args)]))
-    _check_choices(config_type, args)
-    return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
+    try:
+        _check_choices(config_type, args)
+        return tyro.cli(config_type, args=args, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit as end:
+        if written and end.code:
+            sys.stderr.write(
+                f"read before the flags: --config {path}: {redact(' '.join(written))}\n"
+            )
+        raise
+
+
+def _check_names(config_type: type, args: Sequence[str], where: str) -> None:
+    """Refuse a misspelt flag first: that a required one is missing may be for that alone."""
+    for flag, hint in flags.unknown_flags(config_type, args):
+        name = flag if where.endswith("flag ") else f"no setting '{flag.removeprefix('--')}'"
+        _exit_2(f"{where}{name}; {hint}")
 
 
 def _split_at_equals(args: Sequence[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ce_model.masks import Strategy
 from ce_model.network_config import Layers, Target
@@ -112,6 +112,10 @@ class AblateConfig:
     """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
     experiment: str = "context-encoder"
     """MLflow experiment."""
+
+    HIDDEN_FLAGS: ClassVar[tuple[str, ...]] = tuple(
+        f"pretrain.{name}" for name in NOT_UNDER_PRETRAIN
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything starts."""

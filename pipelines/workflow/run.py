@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -68,6 +68,8 @@ class WorkflowConfig:
     """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
     experiment: str = "context-encoder"
     """MLflow experiment."""
+
+    HIDDEN_FLAGS: ClassVar[tuple[str, ...]] = tuple(f"pretrain.{name}" for name in COMMON)
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""

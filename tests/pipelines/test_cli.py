@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from helpers import ROOT
@@ -60,7 +60,8 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
     [
         (["--inner.kind", "fsat"], "must be one of slow, fast; did you mean 'fast'?"),
         (["--kinds", "red", "gren"], "did you mean 'green'?"),
-        (["--sise", "3"], "--size"),
+        (["--sise", "3"], "there is no flag --sise; did you mean --size?"),
+        (["--rate", "3"], "there is no flag --rate; did you mean --inner.rate?"),
         (["--size", "three"], "three"),
         (["--config"], "--config needs a YAML file"),
         (["--inner.kind=fsat"], "did you mean 'fast'?"),
@@ -77,6 +78,59 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert stopped.value.code == 2
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needing:
+    """With a flag that has to be given."""
+
+    source: str
+    """A place."""
+    inner: Inner = field(default_factory=Inner)
+    """Nested."""
+    HIDDEN_FLAGS: ClassVar[tuple[str, ...]] = ("inner.kind",)
+
+
+def shown_by(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(Needing, argv)
+    shown = capsys.readouterr()
+    return stopped.value.code, " ".join((shown.out + shown.err).replace("│", " ").split())
+
+
+def test_a_misspelt_flag_is_told_before_the_missing_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, shown = shown_by(["--sorce", "x"], capsys)
+    assert (code, shown) == (2, "error: there is no flag --sorce; did you mean --source?")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sorce: x\n", "where there is no setting 'sorce'; did you mean --source?"),
+        ("source: x\ninner: {rate: much}\n", "--inner.rate much"),
+        ("source: x\ninner: {kind: fsat}\n", "did you mean 'fast'?"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    code, shown = shown_by(["--config", str(file)], capsys)
+    assert code == 2 and str(file) in shown and message in shown
+
+
+def test_help_leaves_out_the_flags_that_are_refused_anyway(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, shown = shown_by(["--help"], capsys)
+    assert not code
+    assert "--source STR A place. (required)" in shown and "--inner.rate FLOAT A number." in shown
+    assert "--inner.kind" not in shown
+    parsed = cli.parse(Needing, ["--source", "x", "--inner.kind", "fast"])
+    assert parsed == Needing(source="x", inner=Inner(kind="fast"))
 
 
 def test_a_merged_name_may_be_given_again(tmp_path: Path) -> None:
