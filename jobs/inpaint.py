@@ -10,7 +10,14 @@ $ ray job submit --working-dir . -- jobs/inpaint.py --model s3://bucket/store/pr
 
 from pipelines.cli import main
 from pipelines.inpaint.config import InpaintConfig
-from pipelines.inpaint.run import inpaint_images
+
+
+def run(config: InpaintConfig) -> None:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.inpaint.run import inpaint_images
+
+    inpaint_images(config)
+
 
 if __name__ == "__main__":
-    main(inpaint_images, InpaintConfig)
+    main(run, InpaintConfig)

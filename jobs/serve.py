@@ -8,7 +8,14 @@ $ curl -F image=@photo.jpg -F mask=@mask.png http://127.0.0.1:8000/fill -o fille
 
 from pipelines.cli import main
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.run import serve_models
+
+
+def run(config: ServeConfig) -> None:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.serve.run import serve_models
+
+    serve_models(config)
+
 
 if __name__ == "__main__":
-    main(serve_models, ServeConfig)
+    main(run, ServeConfig)
