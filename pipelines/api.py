@@ -53,7 +53,7 @@ class Dataset:
 
 
 def prepare(
-    source: Place,
+    source: Place | Sequence[Place],
     output: Place | None = None,
     *,
     store: Place = "store",
@@ -62,8 +62,8 @@ def prepare(
     """Turn images into a dataset; what is prepared already is found and not done again.
 
     Args:
-        source: folder, archive, Parquet file, list of images, or a prepared dataset to add masks
-            to; local or a URI.
+        source: folder, archive, Parquet file, list of images, several of these, or a prepared
+            dataset to add masks to; local or a URI.
         output: folder of the dataset; None: a folder in `store`, named after what is in it.
         store: folder or URI for all that is made.
         settings: as of `python -m pipelines prepare`.
@@ -74,7 +74,8 @@ def prepare(
     from pipelines.prepare.config import PrepareConfig
     from pipelines.prepare.run import prepare_dataset
 
-    given = {**settings, "source": _text(source), "output": output, "store": store}
+    places = (source,) if isinstance(source, str | os.PathLike) else source
+    given = {**settings, "source": [*map(_text, places)], "output": output, "store": store}
     with _as_user_errors():
         return _dataset(prepare_dataset(checked_settings("prepare", PrepareConfig, given)))
 

@@ -27,7 +27,9 @@ from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from ce_model.masks import Strategy
+    from ce_model.network_config import Layers, Target
     from ce_model.training import Optimizer, Precision, Schedule
+    from pipelines.prepare.sources.layout import ClassFrom
 
 Config = TypeVar("Config")
 
@@ -35,8 +37,12 @@ Config = TypeVar("Config")
 class PrepareSettings(TypedDict, total=False):
     """Of `prepare`, as `python -m pipelines prepare --help` explains them."""
 
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    class_from: ClassFrom | None
     labels: str | None
     class_list: str | None
+    label_base: Literal[0, 1] | None
     strategies: tuple[Strategy, ...]
     sides: tuple[int, ...]
     variants: int
@@ -59,6 +65,8 @@ class PretrainSettings(TypedDict, total=False):
     """Of `pretrain`, as `python -m pipelines pretrain --help` explains them."""
 
     strategy: Strategy | None
+    target: Target | None
+    layers: Layers | None
     adversarial: float | None
     feature_matching: float | None
     reconstruction: Literal["l2", "l1"] | None
@@ -85,6 +93,9 @@ class PretrainSettings(TypedDict, total=False):
     precision: Precision
     compile: bool
     shorter: int | None
+    crop_area: tuple[float, float] | None
+    crop_ratio: tuple[float, float] | None
+    flip: bool
     window_rows: int
     num_workers: int
     threads_per_worker: int | None

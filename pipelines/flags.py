@@ -47,7 +47,7 @@ def without(config_type: type, names: Sequence[str], suppress: Any) -> type:
         inner = [name.partition(".")[2] for name in names if name.split(".")[0] == each.name]
         if not inner:
             continue
-        kind = hints[each.name]
+        kind: Any = hints[each.name]
         nested = inner != [""]
         kind = without(kind, inner, suppress) if nested else Annotated[kind, suppress]
         usual: Any = field(default_factory=kind) if nested else field(default=each.default)
