@@ -36,6 +36,12 @@ class UserError(ValueError):
         return self.message
 
 
+class RefusedError(UserError):
+    """A gate refuses a model: no mistake in the command, so it has an exit code of its own."""
+
+    code = 3
+
+
 def first_line(error: BaseException) -> str:
     """Of its text, to which servers and databases add much; its class where there is none."""
     return redact(str(error)).strip().partition("\n")[0] or type(error).__name__

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from pipelines import storage
-from pipelines.errors import UserError, redact
+from pipelines.errors import RefusedError, UserError, redact
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import ProgressDisplay
 from pipelines.workflow.graph import (
@@ -114,7 +114,8 @@ def _execute(
                 running[again] = (stage, attempt + 1)
                 continue
             text = str(cause) if isinstance(cause, UserError) else _short(cause)
-            end(StageOutcome(name=stage.name, key=found[stage.name], status="failed", error=text))
+            status: Status = "refused" if isinstance(cause, RefusedError) else "failed"
+            end(StageOutcome(name=stage.name, key=found[stage.name], status=status, error=text))
     display.update(len(outcomes))
     return outcomes
 

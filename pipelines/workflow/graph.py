@@ -28,7 +28,7 @@ NOT_FINAL = "MLflow was away; rerun the same command to deliver the rest"
 Result = dict[str, Any]
 
 
-Status = Literal["done", "skipped", "failed", "blocked", "left out"]
+Status = Literal["done", "skipped", "failed", "refused", "blocked", "left out"]
 
 
 @dataclass(frozen=True, kw_only=True)

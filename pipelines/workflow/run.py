@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pipelines import storage
 from pipelines.data import manifest, sample_images
-from pipelines.errors import UserError, first_line
+from pipelines.errors import RefusedError, UserError, first_line
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
 from pipelines.evaluation.config import EvaluateConfig
@@ -121,9 +121,10 @@ def run_workflow(config: WorkflowConfig) -> None:
     ended = [outcomes[stage.name] for stage in graph.sort_by_needs(wanted)]
     console.print(outcome_table(ended))
     _log(config, wanted, ended, console)
-    failed = [outcome for outcome in ended if outcome.status == "failed"]
+    failed = [outcome for outcome in ended if outcome.status in ("failed", "refused")]
     if failed:
-        raise UserError("; ".join(f"stage {o.name} failed: {o.error}" for o in failed))
+        text = "; ".join(f"stage {o.name} {o.status}: {o.error}" for o in failed)
+        raise (RefusedError if all(o.status == "refused" for o in failed) else UserError)(text)
 
 
 def graph_of(config: WorkflowConfig) -> list[Stage]:
@@ -246,8 +247,8 @@ def promote(
     """Stage: the alias, if every gate holds.
 
     Raises:
-        UserError: a gate refuses, or MLflow lacks something, so that the stage is asked again next
-            time.
+        RefusedError: a gate refuses.
+        UserError: MLflow lacks something, so that the stage is asked again next time.
     """
     if not all(map(graph.is_delivered, inputs.values())):
         raise UserError(f"the evidence is not all there: {graph.NOT_FINAL}")
@@ -255,7 +256,7 @@ def promote(
     run_id = inputs["pretrain"]["tracking_run_id"]
     decision = promotion.promote(uri, run_id, config.name, demanded, config.store)
     if not decision.promoted:
-        raise UserError(decision.text)
+        raise RefusedError(decision.text)
     return {"version": decision.version, "text": decision.text}
 
 

@@ -1,5 +1,6 @@
 """The chain knows what is missing and why; run in full it ends with a champion."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,16 @@ from helpers import write_pictures
 from pipelines import storage
 from pipelines.ablation.config import AblateConfig
 from pipelines.ablation.sweep import run_sweep
-from pipelines.errors import UserError
+from pipelines.errors import RefusedError, UserError
 from pipelines.evaluation.tasks.inpainting import InpaintingSettings
 from pipelines.pretrain import config as learning
 from pipelines.pretrain import key
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.promotion.gates import Gates
+from pipelines.runtime.cluster import Resources
 from pipelines.tracking import client, registry
 from pipelines.workflow import ensure_dataset, graph, run, stages
+from pipelines.workflow.graph import StageOutcome
 from pipelines.workflow.run import WorkflowConfig, graph_of, run_workflow, source_key
 
 
@@ -193,5 +196,33 @@ def test_the_chain_ends_with_a_champion_and_a_rerun_skips_all(
     assert capsys.readouterr().err.count(": skipped") == 4
     harder = pictures.parent / "harder.yaml"
     harder.write_text("thresholds:\n  inpainting/central/hole/128/PSNR: {min: 90}\n")
-    with pytest.raises(UserError, match=r"stage promote failed: refused.*wanted min 90"):
+    with pytest.raises(UserError, match=r"stage promote refused: refused.*wanted min 90"):
         run_workflow(config(pictures, gates=str(harder), name="other"))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "error"),
+    [({"promote": "refused"}, RefusedError), ({"pretrain": "failed"}, UserError)],
+)
+def test_a_refused_gate_is_told_apart_from_a_failed_stage(
+    statuses: dict[str, graph.Status],
+    error: type[UserError],
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ended(wanted: list[graph.Stage], *_: object, **__: object) -> dict[str, StageOutcome]:
+        return {
+            stage.name: StageOutcome(
+                name=stage.name, key="k" * 64, status=statuses.get(stage.name, "done"), error="why"
+            )
+            for stage in wanted
+        }
+
+    monkeypatch.setattr(run, "execute", ended)
+    monkeypatch.setattr(run.cluster, "connect", lambda: nullcontext(Resources(2, 0)))
+    monkeypatch.setattr(run, "_log", lambda *_: None)
+    ((name, status),) = statuses.items()
+    with pytest.raises(UserError, match=f"stage {name} {status}: why") as raised:
+        run_workflow(config(pictures))
+    assert type(raised.value) is error
+    assert getattr(raised.value, "code", 1) == (3 if error is RefusedError else 1)
