@@ -167,16 +167,21 @@ function setSplit(value) {
 function beside() {
   return working("Filling with each method ...", async () => {
     $("gallery").replaceChildren();
+    if (editor.isEmpty()) throw new Error("The hole is empty: paint over what should be filled.");
+    const around = editor.surroundings();
     for (const { name, title } of show.models) {
       say(`Filling with ${title ?? name} ...`);
       const figure = document.createElement("figure");
       const caption = document.createElement("figcaption");
       try {
         const { blob, seconds } = await request(name);
-        const image = document.createElement("img");
-        image.alt = `Filled by ${title ?? name}`;
-        image.src = URL.createObjectURL(blob);
-        image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+        const part = await createImageBitmap(blob, ...around);
+        const image = document.createElement("canvas");
+        image.setAttribute("role", "img");
+        image.setAttribute("aria-label", `The hole, filled by ${title ?? name}`);
+        image.width = part.width;
+        image.height = part.height;
+        image.getContext("2d").drawImage(part, 0, 0);
         caption.textContent = `${title ?? name}: ${seconds.toFixed(1)} s`;
         figure.append(image, caption);
       } catch (error) {

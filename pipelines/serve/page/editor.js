@@ -264,6 +264,23 @@ export function createEditor(viewport, { onChange }) {
       commit({ tool: "image", image: canvas });
     },
     isEmpty() { return hidden().count === 0; },
+    // The box of the hole with its surroundings, in px of the photograph.
+    surroundings() {
+      const { data } = hidden();
+      let left = mask.width, right = 0, top = mask.height, bottom = 0;
+      for (let at = 3, place = 0; at < data.length; at += 4, place += 1) {
+        if (data[at] === 0) continue;
+        const column = place % mask.width, row = (place - column) / mask.width;
+        left = Math.min(left, column);
+        right = Math.max(right, column + 1);
+        top = Math.min(top, row);
+        bottom = Math.max(bottom, row + 1);
+      }
+      const margin = Math.max(24 * ratio, Math.max(right - left, bottom - top) * 0.6);
+      const x = Math.max(0, left - margin), y = Math.max(0, top - margin);
+      const width = Math.min(mask.width, right + margin) - x, height = Math.min(mask.height, bottom + margin) - y;
+      return [x, y, width, height].map((value) => Math.max(0, Math.round(value / ratio)));
+    },
     // The mask as a PNG, white on black.
     async png() {
       const { data } = hidden();

@@ -127,7 +127,7 @@ def test_what_is_painted_is_filled_and_nothing_else(
     assert 120 < rows.min() and rows.max() < 220 and 170 < columns.min() and columns.max() < 270
     page.click("#beside")
     page.wait(lambda: page.text("#status").startswith("The same hole"))
-    assert len(page.driver.find_elements("css selector", "#gallery img")) == 4
+    assert len(page.driver.find_elements("css selector", "#gallery canvas")) == 4
 
 
 def hidden_pixels(page: Page) -> int:
