@@ -167,8 +167,9 @@ def _class_of(
         return class_in_name(name)
     if wanted == "parent":
         return below[-1] if below else None
-    if layout.guessed and split is None and wanted is None:
-        below = [folder for folder in below if folder.lower() not in NEUTRAL][-1:]
+    if layout.guessed and wanted is None:
+        below = [folder for folder in below if not _is_empty_word(folder)]
+        below = below if split else below[-1:]
     if wanted is None and "/".join(folders[: begin + 1]) in layout.neutral:
         return None
     if below:
@@ -231,6 +232,8 @@ def survey(source: str, folders: Mapping[str, int], rules: Rules = Rules()) -> S
             f"'{next(iter(splits))}'"
         )
     base = _base(root)
+    if rules.class_from is None:
+        splits = {_base_of_split(root, path, splits): split for path, split in splits.items()}
     layout = Layout(
         splits=splits,
         base=base,
@@ -342,6 +345,26 @@ def _base(root: _Node) -> str:
     return path
 
 
+def _base_of_split(root: _Node, path: str, splits: Iterable[str]) -> str:
+    """Where the classes of a split lie: `train/images`, `seg_train/seg_train`, `train/mnist`."""
+    roots = [_node_at(root, each) for each in splits]
+    node = _node_at(root, path)
+    while not node.images and len(node.children) == 1:
+        ((name, child),) = node.children.items()
+        shared = len(roots) > 1 and all(list(each.children) == [name] for each in roots)
+        if not child.children or not (shared or _is_empty_word(name, path)):
+            break
+        node, path, roots = child, _join(path, name), []
+    return path
+
+
+def _is_empty_word(name: str, path: str = "") -> bool:
+    """Whether a folder's name says what it holds, or that of the folder `path` that it lies in."""
+    named = named_split(name)
+    is_split = named is not None and not named.others and not name.endswith(FILE)
+    return name.lower() in NEUTRAL or is_split or name == path.rpartition("/")[2]
+
+
 def _node_at(root: _Node, path: str) -> _Node:
     for name in path.split("/") if path else ():
         root = root.children[name]
@@ -354,7 +377,7 @@ def _neutral(root: _Node, splits: Mapping[str, Split], base: str) -> Iterator[st
         node = _node_at(root, path)
         for name, child in node.children.items():
             alone = child.total == node.total and not child.children
-            if alone and name.lower() in NEUTRAL:
+            if alone and (_is_empty_word(name, path) if splits else name.lower() in NEUTRAL):
                 yield _join(path, name)
 
 
