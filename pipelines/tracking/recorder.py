@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from pipelines.errors import UserError, redact
-from pipelines.tracking.client import MAX_METRICS, client, describe_error
+from pipelines.tracking.client import MAX_METRICS, SQLITE, client, describe_error
 from pipelines.tracking.runs import RunSpec, ensure_run, log_bytes
 
 RETRY_WAIT_S = 5.0
@@ -95,7 +95,8 @@ class Recorder:
             time.sleep(FLUSH_POLL_S)
         if self._refusal is not None:
             raise self._refusal
-        if self._run_id is not None:
+        making = not self._problem and self._spec.uri.startswith(SQLITE)  # a new file takes seconds
+        if self._run_id is not None or making:
             return None
         return self._problem or f"{self._spec.uri} has not answered within {wait_s:.0f} s"
 
@@ -133,8 +134,8 @@ class Recorder:
                 self._deliver()
                 self._problem = self._refusal = None
             except Exception as error:  # whatever the server does, training goes on
-                self._problem = describe_error(self._spec.uri, error)
                 self._refusal = error if isinstance(error, UserError) else None
+                self._problem = describe_error(self._spec.uri, error)  # last: `begin` waits for it
                 self._delivered.clear()  # a request that failed may still have arrived
                 if self._closing.wait(RETRY_WAIT_S):
                     time.sleep(1.0)

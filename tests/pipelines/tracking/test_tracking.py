@@ -346,3 +346,26 @@ def test_a_database_that_fails_is_told_in_one_line_and_once(
     assert outcome.problem is not None
     assert outcome.problem.endswith("no such table: experiment_tags")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_refusal_is_raised_and_a_server_that_is_away_is_only_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Exception | None] = {
+        "refused": UserError("experiment is 'x', which was deleted"),
+        "away": MlflowException("nobody answers"),
+        "there": None,
+    }
+
+    def ensure(spec: RunSpec) -> str:
+        if error := found[spec.key]:
+            raise error
+        return "run"
+
+    monkeypatch.setattr("pipelines.tracking.recorder.ensure_run", ensure)
+    monkeypatch.setattr("pipelines.tracking.recorder.client", lambda _: None)
+    spec = make_spec("http://127.0.0.1:9", tmp_path)
+    with pytest.raises(UserError, match="which was deleted"):
+        Recorder(replace(spec, key="refused")).begin(20)
+    assert "nobody answers" in str(Recorder(replace(spec, key="away")).begin(20))
+    assert Recorder(replace(spec, key="there")).begin(20) is None
