@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from serve_helpers import ask, multipart, post, serving
 
 from pipelines.errors import UserError
-from pipelines.serve import application
+from pipelines.serve import application, served
 from pipelines.serve import run as serve_run
 from pipelines.serve.config import ServeConfig, token_from_environment
 from pipelines.serve.guard import OPEN_PATHS
@@ -276,3 +277,42 @@ def test_the_files_of_the_page_are_part_of_the_package() -> None:
     assert {name for name, _ in PAGE.values()} == {
         path.name for path in (ROOT / "pipelines/serve/page").iterdir()
     }
+
+
+def test_a_moved_alias_renews_the_model_and_no_request_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry is a dict here; tests of tracking speak to a real one."""
+    folders = {v: save_small_model(tmp_path / v, int(v)) for v in ("1", "2")}
+    alias = {"champion": "1"}
+
+    def by_alias(uri: str, name: str, wanted: str) -> SimpleNamespace:
+        if alias["champion"] == "away":
+            raise UserError("the server is away")
+        return SimpleNamespace(version=alias[wanted])
+
+    monkeypatch.setattr(served.client, "require_there", lambda uri: None)
+    monkeypatch.setattr(served.registry, "by_alias", by_alias)
+    monkeypatch.setattr(
+        served, "resolve_model", lambda *_, **__: SimpleNamespace(uri=folders[alias["champion"]])
+    )
+    with serving("models:/filler@champion", store=tmp_path, reload_s=1) as (url, service):
+        answers: list[tuple[int, str]] = []
+
+        def client() -> None:
+            while not answers or answers[-1][1] != "2":
+                answer = post(f"{url}/fill", image=PHOTO, mask=MASK)
+                answers.append((answer.status, answer.headers.get("x-version", "")))
+
+        clients = [threading.Thread(target=client) for _ in range(3)]
+        for one in clients:
+            one.start()
+        alias["champion"] = "2"
+        for one in clients:
+            one.join(60)
+        assert {status for status, _ in answers} == {200}
+        assert {version for _, version in answers} <= {"1", "2"}
+        assert ask(f"{url}/models").json["models"][0]["version"] == "2"
+        alias["champion"] = "away"
+        assert service.models.refresh() == [] and service.models.failed_reloads >= 1
+        assert post(f"{url}/fill", image=PHOTO, mask=MASK).headers["x-version"] == "2"
