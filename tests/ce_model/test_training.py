@@ -128,7 +128,7 @@ def test_a_step_is_a_discriminator_step_then_a_generator_step_on_the_same_predic
     generator, discriminator = copy.deepcopy(networks)
     assert discriminator is not None
     image, hidden = _batch(CENTER)
-    context, target, _, weight = make_views(image, hidden, CENTER, Objective())
+    context, target, _, weight, _ = make_views(image, hidden, CENTER, Objective())
     metrics = train_step(networks, optimizers, image, hidden, **settings)
 
     adam_g = torch.optim.Adam(generator.parameters(), 2e-3, (0.5, 0.999))
