@@ -90,6 +90,7 @@ class Recorder:
         Raises:
             UserError: it never will be, such as in an experiment that was deleted.
         """
+        self._wake.set()
         deadline = time.monotonic() + wait_s
         while self._run_id is None and not self._problem and time.monotonic() < deadline:
             time.sleep(FLUSH_POLL_S)
