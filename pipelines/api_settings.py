@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ce_model.network_config import Layers, Target
     from ce_model.training import Optimizer, Precision, Schedule
     from pipelines.prepare.sources.layout import ClassFrom
+    from pipelines.pretrain.config import Export
 
 Config = TypeVar("Config")
 
@@ -81,6 +82,7 @@ class PretrainSettings(TypedDict, total=False):
     batch_size: int
     learning_rate: float | None
     discriminator_learning_rate: float | None
+    scale_learning_rate: Literal["none", "linear", "sqrt"]
     optimizer: Optimizer | None
     weight_decay: float | None
     betas: tuple[float, float] | None
@@ -89,6 +91,10 @@ class PretrainSettings(TypedDict, total=False):
     milestones: tuple[int, ...] | None
     warmup_steps: int | None
     clip_norm: float | None
+    ema: float | None
+    export: Export | None
+    init: str | None
+    init_map: tuple[str, ...]
     seed: int
     precision: Precision
     compile: bool
@@ -101,9 +107,11 @@ class PretrainSettings(TypedDict, total=False):
     threads_per_worker: int | None
     checkpoint_every: int
     keep_checkpoints: int
+    keep_best: int
     log_every: int
     validate_every: int | None
     validation_images: int
+    time_limit_s: float | None
     max_failures: int
     summary: str | None
     tracking_uri: str | None
