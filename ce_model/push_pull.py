@@ -5,14 +5,16 @@ coarsest level down, what is hidden takes the colours of the level above, interp
 is touched a fixed number of times, so the cost does not depend on the hole.
 
 Source: Gortler et al., "The Lumigraph", SIGGRAPH 1996, section 3.4; here a cell with any visible
-pixel is trusted in full, and hidden cells of the coarser levels are averaged once with their
-neighbours, which fills a 56 px hole in photographs better by 0.8 dB than the plain method.
+pixel is trusted in full, and hidden cells are averaged with their neighbours, the more often the
+coarser the level and the cheaper it is, so that a hole which happens to cover whole cells is not
+filled from far away.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROUNDS = 2  # of averaging with the neighbours, times the number of the level
 TINY = 1e-6  # weights below the smallest that a pyramid holds: an empty cell is not divided by 0
 
 
@@ -41,7 +43,7 @@ def smooth_fill(image: Tensor, hole: Tensor, empty: Tensor) -> Tensor:
         size = list(seen.shape[2:])
         finer = F.interpolate(filled, size, mode="bilinear", align_corners=False)
         filled = seen + hidden * finer
-        if number:  # not on the pixels themselves: there it would cost more than all the rest
+        for _ in range(ROUNDS * number):  # none on the pixels: more than all the rest would cost
             near = F.avg_pool2d(filled, 3, 1, 1, count_include_pad=False)
             filled = seen + hidden * near
     return torch.where(hole, filled, image)

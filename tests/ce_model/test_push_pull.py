@@ -58,7 +58,7 @@ def _neighbours(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _reference(
-    colour: NDArray[np.float64], hole: NDArray[np.bool_], empty: float, finest: bool = True
+    colour: NDArray[np.float64], hole: NDArray[np.bool_], empty: float, level: int = 0
 ) -> NDArray[np.float64]:
     """One channel of one image, recursively."""
     if hole.all() and max(hole.shape) == 1:
@@ -67,9 +67,11 @@ def _reference(
         return colour
     share = _halve((~hole).astype(float))
     mean = _halve(np.where(hole, 0.0, colour)) / np.maximum(share, 1e-6)
-    coarse = _reference(mean, share == 0, empty, finest=False)
+    coarse = _reference(mean, share == 0, empty, level + 1)
     filled = np.where(hole, _enlarge(coarse, *hole.shape), colour)
-    return filled if finest else np.where(hole, _neighbours(filled), colour)
+    for _ in range(2 * level):
+        filled = np.where(hole, _neighbours(filled), colour)
+    return filled
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (13, 7), (1, 9), (32, 20)])
