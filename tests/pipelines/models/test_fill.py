@@ -53,8 +53,7 @@ def solid(hole: np.ndarray) -> None:
 @pytest.mark.parametrize("model", [CENTER, FULL, UNET], ids=["center", "full", "unet"])
 @pytest.mark.parametrize(
     ("size", "draw"),
-    [((128, 128), corners), ((128, 128), specks), ((211, 150), scratch), ((211, 150), solid),
-     ((30, 50), corners)],
+    [((96, 140), specks), ((140, 200), scratch), ((30, 50), corners)],
 )  # fmt: skip
 def test_only_the_hole_changes_and_nothing_of_it_was_seen(
     model: LoadedModel, size: tuple[int, int], draw: Callable[[np.ndarray], None]
