@@ -12,7 +12,6 @@ from pipelines.storage.objects import (
     S3_OPTIONS,
     SETTINGS,
     NotJsonError,
-    RangeReader,
     Value,
     absolute,
     arrow_filesystem,
@@ -24,22 +23,19 @@ from pipelines.storage.objects import (
     join,
     local_path,
     may_pass,
-    open_input,
-    open_range,
     publish,
     publish_json,
     read_bytes,
     read_json,
-    read_range,
     relocate,
     remove,
     remove_if_empty,
     require_folder,
     retrying,
-    sha256_of_uri,
     size,
     staged_file,
 )
+from pipelines.storage.ranges import RangeReader, open_input, open_range, read_range, sha256_of_uri
 from pipelines.storage.space import describe_full, free_bytes
 
 __all__ = [
