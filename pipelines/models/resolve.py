@@ -120,7 +120,7 @@ def resolve_model(ref: str, *, store: str, tracking_uri: str) -> ModelRef:
     try:
         return replace(found, run_id=run_of(found.uri, tracking_uri))
     except Exception as error:
-        if not client.may_pass(error):
+        if not (client.may_pass(error) or isinstance(error, UserError)):
             raise
         plain_console().print(
             f"warning: MLflow did not answer, so the run of '{found.uri}' is not known "
@@ -174,17 +174,17 @@ def _from_checkpoint(uri: str, folder: str) -> None:
     """The generator of a training checkpoint as a model folder."""
     found = checkpoint.read(uri)
     state = found.state
-    if "network" not in state:
-        raise UserError(
-            f"checkpoint '{uri}' does not say of what network it is; measure the model folder of "
-            "its pretraining stage instead"
-        )
     try:
         saved = found.tensors()
     except ValueError:
         raise UserError(
             f"checkpoint '{uri}' is not what it was when it was written; take another"
         ) from None
+    if "network" not in state:
+        raise UserError(
+            f"checkpoint '{uri}' does not say of what network it is; measure the model folder of "
+            "its pretraining stage instead"
+        )
     prefix = "average." if state.get("export") == "ema" else "generator."
     tensors = {
         key.removeprefix(prefix): value

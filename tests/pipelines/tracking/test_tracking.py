@@ -249,7 +249,7 @@ def test_looking_up_a_run_makes_no_store(tmp_path: Path) -> None:
     uri = tracking_uri(f"{SQLITE}{tmp_path / 'new' / 'mlflow.db'}", "store")
     assert runs.run_of_key(uri, "k") is None
     with pytest.raises(UserError, match="nothing was recorded in that store"):
-        models.run_model(uri, "f" * 32)
+        models.run_summary(uri, "f" * 32)
     with pytest.raises(UserError, match="nothing was recorded in that store"):
         models.download_model(uri, "models:/m@champion", tmp_path / "copy")
     assert not list(tmp_path.iterdir())
