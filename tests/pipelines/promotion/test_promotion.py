@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
 import pytest
 import safetensors.torch
 from helpers import ROOT
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from promotion_helpers import GATES, PSNR, Home, aliases, ask, log_report, log_run, make_home
@@ -367,7 +369,7 @@ def test_a_model_that_cannot_be_read_is_no_verdict_and_one_that_is_gone_is(
     run_id = log_run(home, "model", 0, 15.0)
     source = str(run_files.summary(home.uri, run_id)["model_uri"])  # type: ignore[index]
 
-    download = recorder.mlflow.artifacts.download_artifacts
+    download = mlflow.artifacts.download_artifacts
 
     def refusing(*arguments: Any, **more: Any) -> Any:
         if more.get("artifact_uri") == source or len(arguments) > 1:  # the latter a listing
@@ -375,10 +377,10 @@ def test_a_model_that_cannot_be_read_is_no_verdict_and_one_that_is_gone_is(
         return download(*arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recorder.mlflow.artifacts, "download_artifacts", refusing)
+        patched.setattr(mlflow.artifacts, "download_artifacts", refusing)
         with pytest.raises(UserError, match=f"^could not read {source}.*not for you"):
             ask(home, run_id, "unread model")
-        patched.setattr(recorder.MlflowClient, "list_logged_model_artifacts", refusing)
+        patched.setattr(MlflowClient, "list_logged_model_artifacts", refusing)
         with pytest.raises(UserError, match=f"^could not read {source} from.*not for you"):
             ask(home, run_id, "unread model")
     client.client(home.uri).delete_logged_model(source.removeprefix("models:/"))
