@@ -111,7 +111,7 @@ def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
     for shard in Path(uri, "train").glob("*.parquet"):
         data = shard.read_bytes()
         shard.write_bytes(data.replace(b"\xff\xda", b"\xff\xd9"))  # no scan in any image
-    with pytest.raises(UserError, match=r"damaged' does not hold what its manifest says \(a pict"):
+    with pytest.raises(UserError, match=r"damaged' does not hold what its manifest says \(an im"):
         next(stream.read_window(make_plan(uri), stream_plan.window(make_plan(uri), 0)))
 
 
