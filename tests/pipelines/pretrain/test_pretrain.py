@@ -242,7 +242,11 @@ def test_what_would_fail_again_is_not_tried_again(ray_cluster: None) -> None:
     ],
 )
 def test_only_what_would_end_the_same_way_is_final(
-    error: Exception, final: bool | None, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    final: bool | None,
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing(*_: Any) -> None:
         raise error
@@ -254,8 +258,10 @@ def test_only_what_would_end_the_same_way_is_final(
         fail=SimpleNamespace(remote=lambda failure: ray.put(told.append(failure))),
     )
     with pytest.raises(type(error), match=str(error.args[-1])):
-        worker.train({"task": None, "mailbox": mailbox})
-    assert told == ([] if final is None else [Failure(str(error), final)])
+        task = SimpleNamespace(stage_uri=str(tmp_path))
+        worker.train({"task": task, "mailbox": mailbox})
+    assert [failure.final for failure in told] == ([] if final is None else [final])
+    assert all(str(error.args[-1]) in failure.reason for failure in told)
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
@@ -321,7 +327,11 @@ def test_a_server_that_goes_away_after_training_gets_model_summary_and_curve_lat
     uri = tracking_uri(None, str(tmp_path))
     spec = runs.RunSpec(uri=uri, store=str(tmp_path), experiment="e", key="k", name="n")
     stage = str(tmp_path / "stage")
-    task: Any = SimpleNamespace(stage_uri=stage, plan=SimpleNamespace(steps=STEPS, side=128))
+    task: Any = SimpleNamespace(
+        stage_uri=stage,
+        plan=SimpleNamespace(steps=STEPS, side=128),
+        recipe=SimpleNamespace(network=NetworkConfig()),
+    )
     steps = [100, 200, 300]
     points = [{"step": at, "time": 0.0, "values": {"discriminator/accuracy": 1.0}} for at in steps]
     trained = checkpoint.Checkpoint(stage, STEPS, {"history": points})
@@ -331,11 +341,12 @@ def test_a_server_that_goes_away_after_training_gets_model_summary_and_curve_lat
     def away(*_: Any) -> str:
         raise MlflowException("nobody answers")
 
+    nothing: Any = None  # a training that has ended needs no cluster
     for log_model, status in ((away, "RUNNING"), (lambda *_: "models:/m-1", "FINISHED")):
         monkeypatch.setattr(run_module, "log_trained_model", log_model)
         screen = io.StringIO()
         summary = run_module._train(
-            PretrainConfig(), task, scaling=None, spec=spec, console=Console(file=screen)
+            PretrainConfig(), task, nothing, spec=spec, console=Console(file=screen)
         )
         run_id = summary["tracking_run_id"]
         assert client(uri).get_run(run_id).info.status == status
@@ -392,12 +403,12 @@ def test_a_run_that_diverged_is_one_message_and_is_not_committed(
     def diverging(config: Any, task: Any, scaling: Any, mailbox: Any) -> None:
         mailbox.post.remote(Diverged(step=12, updates=10))
 
-    monkeypatch.setattr(run_module, "Recorder", lambda spec: SimpleNamespace(finish=finish))
+    monkeypatch.setattr(run_module, "Recorder", lambda spec: SimpleNamespace(begin=lambda wait_s: None, finish=finish))
     monkeypatch.setattr(run_module, "fit_or_raise", diverging)
     task: Any = SimpleNamespace(stage_uri=str(tmp_path), plan=SimpleNamespace(steps=STEPS))
     nothing: Any = None
     with pytest.raises(UserError, match="diverged: up to step 12, 10 updates in a row were not"):
-        run_module._train(PretrainConfig(), task, nothing, nothing, Console())
+        run_module._train(PretrainConfig(), task, Resources(4, 0), nothing, Console())
     assert ended == ["FAILED"]
     assert not Path(tmp_path, COMMIT).exists()
 

@@ -53,6 +53,7 @@ def make_task(steps: int, **changes: Any) -> Task:
             optimization=Optimization(),
             export="raw",
             shorter=0,
+            crop=None,
         ),
         "precision": "fp32",
         "compile": False,

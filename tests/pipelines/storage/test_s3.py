@@ -225,7 +225,7 @@ def test_a_prefix_of_any_size_is_listed_without_holding_it(
         patched.setattr(s3fs.S3FileSystem, "_lsdir", hold)
         assert splits_of(place("flat")) == {"1.jpg": None, "train.jpg": None}
         assert splits_of(place("split")) == {"Train/cat/1.jpg": "train", "val/2.jpg": "val"}
-        assert splits_of(f"s3://{BUCKET}")["3.jpg"] is None
+        assert "3.jpg" in dict(storage.walk(f"s3://{BUCKET}"))
         assert not storage.is_folder(place("flat/1.jpg"))
         assert not storage.is_folder(place("fla"))
         assert not storage.is_folder("s3://no-such-bucket")
