@@ -2,22 +2,14 @@
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 
+from pipelines.data import classical_fill
 from pipelines.data.hole_masks import Hole
 from pipelines.data.images import Picture
 from pipelines.models.fill import smooth
 
-RADIUS_PX = 5  # of the neighbourhood of a pixel, as in evaluation
 CONTEXT_PX = 32  # around the box of all holes
-
-
-def mean_colour(image: Picture, hidden: Hole) -> Picture:
-    """The mean colour of the image's visible pixels."""
-    filled = image.copy()
-    filled[hidden] = image[~hidden].mean(axis=0).round()
-    return filled
 
 
 def smooth_start(image: Picture, hidden: Hole) -> Picture:
@@ -30,12 +22,10 @@ def smooth_start(image: Picture, hidden: Hole) -> Picture:
 
 
 def telea(image: Picture, hidden: Hole) -> Picture:
-    """Telea, "An image inpainting technique based on the fast marching method", 2004."""
+    """Telea's method, near the holes alone."""
     filled = image.copy()
     part = _around(hidden)
-    blanked = np.where(hidden[part][..., None], np.uint8(0), image[part])
-    mask = hidden[part].astype(np.uint8)
-    found = cv2.inpaint(blanked, mask, RADIUS_PX, cv2.INPAINT_TELEA)
+    found = classical_fill.telea(image[part], hidden[part])
     filled[part][hidden[part]] = found[hidden[part]]
     return filled
 
@@ -52,7 +42,7 @@ def _around(hidden: Hole) -> tuple[slice, slice]:
 METHODS: dict[str, Callable[[Picture, Hole], Picture]] = {
     "telea": telea,
     "smooth": smooth_start,
-    "mean-colour": mean_colour,
+    "mean-colour": classical_fill.mean_colour,
 }
 TITLES = {
     "telea": "Telea (no training)",
