@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from rank_helpers import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,9 +70,7 @@ def steps_of_one_process() -> dict[str, torch.Tensor]:
     return state_tensors(networks, optimizers)
 
 
-def _rank(rank: int, ranks: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+def _rank(rank: int, ranks: int) -> None:
     plain = make_networks()
     for network in plain:
         synchronise_norms(network)
@@ -86,12 +85,11 @@ def _rank(rank: int, ranks: int, store: str) -> None:
     for name, value in theirs.items():
         if name.startswith(("generator.", "discriminator.")):
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-5, msg=name)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_ranks_train_the_network_of_one(ranks: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (ranks, str(tmp_path / "store")), nprocs=ranks)
+    run_ranks(_rank, ranks, tmp_path, ranks)
 
 
 @pytest.fixture

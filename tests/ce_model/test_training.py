@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from rank_helpers import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -465,9 +466,7 @@ def test_wrapped_networks_take_the_same_steps_and_have_the_same_state() -> None:
     )
 
 
-def _bad_gradient_on_rank_1(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _bad_gradient_on_rank_1(rank: int) -> None:
     inner, _, settings = _setup(CENTER)
     wrapped = _wrapped(inner)
     optimizers = make_optimizers(wrapped, 2e-3, 2e-4)
@@ -482,17 +481,14 @@ def _bad_gradient_on_rank_1(rank: int, store: str) -> None:
     for name in before:
         if name.startswith("generator") and not name.endswith("num_batches_tracked"):
             assert torch.equal(before[name], after[name]), name
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_a_bad_gradient_on_one_rank_is_applied_on_no_rank(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_bad_gradient_on_rank_1, (str(tmp_path / "store"),), nprocs=2)
+    run_ranks(_bad_gradient_on_rank_1, 2, tmp_path)
 
 
-def _unequal_holes(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _unequal_holes(rank: int) -> None:
     objective = default_objective(ALEXNET)  # the hidden pixels only
     settings = {"network": ALEXNET, "objective": objective, "dtype": torch.float32}
     image, nothing = _batch(ALEXNET)[0], torch.zeros(4, 227, 227, dtype=torch.bool)
@@ -517,13 +513,12 @@ def _unequal_holes(rank: int, store: str) -> None:
         loss = found["loss/reconstruction"]
         dist.all_reduce(loss)
         torch.testing.assert_close(loss / 2, expected["loss/reconstruction"])
-    dist.destroy_process_group()
 
 
 def test_two_ranks_with_holes_of_unequal_size_give_the_gradient_of_the_joined_batch(
     tmp_path: Path,
 ) -> None:
-    torch.multiprocessing.spawn(_unequal_holes, (str(tmp_path / "store"),), nprocs=2)
+    run_ranks(_unequal_holes, 2, tmp_path)
 
 
 def test_precision_is_what_the_processor_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
