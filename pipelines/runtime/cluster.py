@@ -72,8 +72,9 @@ def _connect() -> Iterator[Resources]:
         _require_answer(address)
     else:
         environment.require_temporary_folder()
-        # Ray gives its workers the lowest priority, for the sake of servers beside them.
-        os.environ.setdefault("RAY_worker_niceness", "0")
+        # Ray gives its workers the lowest priority, for the sake of servers beside them. They get
+        # this process's, so that a job started with `nice` stays behind whole.
+        os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))
         # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
         options["address"] = "local"
         options["include_dashboard"] = False
