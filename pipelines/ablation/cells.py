@@ -13,8 +13,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.models import checkpoint, resolve
 from pipelines.models.resolve import ModelRef
 from pipelines.pretrain.config import PretrainConfig, resolve_recipe
-from pipelines.pretrain.key import pretrain_key
-from pipelines.pretrain.run import stage_uri
+from pipelines.pretrain.key import pretrain_key, stage_uri
 from pipelines.tracking.scores import scores_of
 from pipelines.workflow import graph, stages
 from pipelines.workflow.graph import Stage, StageOutcome

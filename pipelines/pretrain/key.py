@@ -90,12 +90,30 @@ def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
 
 def keys_of_all_versions(config: PretrainConfig, manifest: Manifest) -> set[str]:
     """Today's key and that of before 2026-11-28, which held the number of validation images."""
+    return {pretrain_key(config, manifest), _earlier_key(config, manifest)}
+
+
+def _earlier_key(config: PretrainConfig, manifest: Manifest) -> str:
     settings = settings_in_key(config, manifest.mean_rgb)
     before = {**settings, "validation_images": config.validation_images}
-    return {
-        storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **one})
-        for one in (settings, before)
-    }
+    return storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **before})
+
+
+def stage_uri(store: str, key: str) -> str:
+    """Where a training leaves what it makes."""
+    return storage.join(storage.absolute(store), "pretrain", key[:16])
+
+
+def stored_key(config: PretrainConfig, manifest: Manifest) -> str:
+    """The key under which the store has this training; today's where it has none."""
+    today, earlier = pretrain_key(config, manifest), _earlier_key(config, manifest)
+    if earlier != today:
+        has_today, has_earlier = (
+            storage.is_folder(stage_uri(config.store, key)) for key in (today, earlier)
+        )
+        if has_earlier and not has_today:
+            return earlier
+    return today
 
 
 assert {field.name for field in fields(PretrainConfig)} >= NOT_IN_KEY

@@ -20,7 +20,7 @@ from pipelines.pretrain.continuation import find_finished, start_from
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import fit_or_raise, scaling_config
 from pipelines.pretrain.initial import FILE, write_initial
-from pipelines.pretrain.key import find_initial_of, pretrain_key
+from pipelines.pretrain.key import find_initial_of, pretrain_key, stage_uri, stored_key
 from pipelines.pretrain.summary import (
     closing_table,
     describe_training,
@@ -45,11 +45,6 @@ BEGIN_WAIT_S = 15.0  # a refusal is better told before the training than after i
 
 
 DELIVERY_WAIT_S = 120.0  # for an MLflow server that is away when training has ended
-
-
-def stage_uri(store: str, key: str) -> str:
-    """Where a training leaves what it makes."""
-    return storage.join(storage.absolute(store), "pretrain", key[:16])
 
 
 def is_committed(stage: str) -> bool:
@@ -77,7 +72,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     manifest = read_manifest(dataset_uri)
     recipe = resolve_recipe(config, manifest.mean_rgb)
     plan = _plan(config, recipe, dataset_uri, manifest)
-    key = pretrain_key(config, manifest)
+    key = stored_key(config, manifest)
     stage = stage_uri(config.store, key)
     uri = tracking_uri(config.tracking_uri, config.store)
     what = describe_training(

@@ -75,6 +75,8 @@ def _connect() -> Iterator[Resources]:
         # Ray gives its workers the lowest priority, for the sake of servers beside them. They get
         # this process's, so that a job started with `nice` stays behind whole.
         os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))
+        for name, value in ray_internals.START_LIMITS.items():
+            os.environ.setdefault(name, value)
         # Not whatever cluster happens to run on this machine: RAY_ADDRESS=auto asks for that.
         options["address"] = "local"
         options["include_dashboard"] = False
@@ -82,7 +84,8 @@ def _connect() -> Iterator[Resources]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         try:
-            ray.init(**options)
+            with ray_internals.patient_start(environment.tell_once):
+                ray.init(**options)
         except Exception as error:  # Ray raises it bare for a node that does not start
             what = f"joining the cluster at {address}" if address else "starting Ray here"
             reason = first_line(error)

@@ -1,15 +1,19 @@
 """All private interfaces of Ray, measured with Ray 2.60: an upgrade is one look at this file.
 
 Callbacks that fix two habits of Ray Data's scheduler; a dataset of numbers; a trainer that ends
-when it should; what Ray knows of this machine.
+when it should; a start that a busy machine may take its time for; what Ray knows of this machine.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
+from ray._private import services
 from ray._private import utils as ray_utils
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.interfaces.ref_bundle import BlockSlice
@@ -31,6 +35,60 @@ def shared_memory_bytes() -> int:
 def available_memory_bytes() -> int:
     """Memory that is left on this machine, or in this container."""
     return int(ray_utils.estimate_available_memory())
+
+
+START_LIMITS = {  # settings of Ray's own processes, seconds
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_worker_register_timeout_seconds": "120",
+}
+START_S = 180.0
+BUSY_S = 20.0  # an idle machine needs about 5
+LOOK_S = 0.5
+
+
+@contextmanager
+def patient_start(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let `ray.init` wait for its node for START_S, as long as the node's process lives.
+
+    Ray itself gives up after 30 s, a number in its code (node.py), which a busy machine exceeds.
+
+    Args:
+        tell: gets one line when the start takes long.
+    """
+    began = time.monotonic()
+    told = False
+
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        nonlocal told
+        while True:
+            try:
+                return real(gcs_address, node_id)
+            except RuntimeError:  # it has not registered yet
+                waited = time.monotonic() - began
+                if waited > START_S or not _has_raylet():
+                    raise
+            if waited > BUSY_S and not told:
+                tell(f"Ray is still starting after {waited:.0f} s: this machine is busy")
+                told = True
+            time.sleep(LOOK_S)
+
+    real, services.get_node = services.get_node, get_node
+    try:
+        yield
+    finally:
+        services.get_node = real
+
+
+def _has_raylet() -> bool:
+    """Whether the process of a node that this process started is alive."""
+    for child in psutil.Process().children():
+        try:
+            if child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            continue
+    return False
 
 
 def has_dashboard() -> bool:

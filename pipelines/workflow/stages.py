@@ -10,7 +10,8 @@ from typing import Any
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.run import evaluate_models
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.run import is_committed, pretrain_model, stage_uri
+from pipelines.pretrain.key import stage_uri
+from pipelines.pretrain.run import is_committed, pretrain_model
 from pipelines.workflow import graph
 
 

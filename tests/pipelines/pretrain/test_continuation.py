@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.models import checkpoint
 from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.continuation import Finished, find_finished, start_from
-from pipelines.pretrain.key import keys_of_all_versions, pretrain_key
+from pipelines.pretrain.key import keys_of_all_versions, pretrain_key, stage_uri, stored_key
 
 MANIFEST: Any = SimpleNamespace(mean_rgb=(1.0, 2.0, 3.0), fingerprint="0" * 64)
 
@@ -93,3 +93,15 @@ def test_a_training_of_before_that_had_it_in_its_key_is_found(tmp_path: Path) ->
     (before,) = keys_of_all_versions(config, MANIFEST) - {pretrain_key(config, MANIFEST)}
     stage = finish(tmp_path, config, before)
     assert find(tmp_path, config) == Finished(stage, 100, is_start=True)
+
+
+def test_the_same_command_finds_the_stage_that_it_made_before_that(tmp_path: Path) -> None:
+    config = PretrainConfig(steps=100, validation_images=12, store=str(tmp_path))
+    today = pretrain_key(config, MANIFEST)
+    (before,) = keys_of_all_versions(config, MANIFEST) - {today}
+    assert stored_key(config, MANIFEST) == today
+    finish(tmp_path / "pretrain", config, before)
+    assert stored_key(config, MANIFEST) == before
+    finish(tmp_path / "pretrain", config, today)
+    assert stored_key(config, MANIFEST) == today
+    assert Path(stage_uri(str(tmp_path), today)).parent == tmp_path / "pretrain"

@@ -1,4 +1,4 @@
-"""The callbacks of Ray Data's scheduler: what they change, and that Ray still has it."""
+"""What we change in Ray, and that Ray still has it."""
 
 import time
 from types import SimpleNamespace
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private import services
 from ray.data import ExecutionResources
 
+from pipelines.runtime import ray_internals
 from pipelines.runtime.ray_internals import RefreshLimits
 
 
@@ -66,3 +68,34 @@ def test_ray_knows_its_cluster_soon(ray_cluster: None) -> None:
         work.context.custom_execution_callback_classes = [Watching]
         list(work.iter_rows())
     assert known.index(True) <= 4
+
+
+@pytest.mark.parametrize(("lives", "found"), [(True, {"labels": {}}), (False, None)])
+def test_a_slow_node_is_waited_for_while_its_process_lives(
+    lives: bool, found: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, told = iter(range(4)), list[str]()
+
+    def get_node(address: str, node_id: str) -> Any:
+        if next(looks) < 3:
+            raise RuntimeError(f"no node {node_id} at {address}")
+        return found
+
+    for name, value in (("LOOK_S", 0.0), ("BUSY_S", 0.0), ("_has_raylet", lambda: lives)):
+        monkeypatch.setattr(ray_internals, name, value)
+    monkeypatch.setattr(services, "get_node", get_node)
+    with ray_internals.patient_start(told.append):
+        if lives:
+            assert services.get_node("a", "b") == found
+        else:
+            with pytest.raises(RuntimeError, match="no node b at a"):
+                services.get_node("a", "b")
+    assert services.get_node is get_node
+    assert len(told) == lives
+
+
+def test_ray_asks_for_its_node_where_we_wait_for_it() -> None:
+    """The line of `ray._private.node` that `patient_start` changes: an upgrade may move it."""
+    from ray._private.node import Node
+
+    assert "get_node" in Node.__init__.__code__.co_names
