@@ -10,11 +10,11 @@ from pipelines.cli import main
 from pipelines.pretrain.config import PretrainConfig
 
 
-def run(config: PretrainConfig) -> None:
+def run(config: PretrainConfig) -> object:
     """Import what works only now, so that `--help` waits for nothing."""
     from pipelines.workflow.ensure_dataset import pretrain_on_source
 
-    pretrain_on_source(config)
+    return pretrain_on_source(config)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,15 @@ from pipelines import flags
 from pipelines.errors import UserError, redact
 
 Config = TypeVar("Config")
+NOT_DELIVERED = 5  # exit code
 
 
 def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     """Parse the command line and run; a user's mistake ends as one message and exit code 1.
 
     Ctrl-C, SIGTERM and a terminal that is closed (SIGHUP, unless under `nohup`) end as one message
-    and exit code 130, as shells expect, from the first second on.
+    and exit code 130, as shells expect, from the first second on. A result that says `delivered:
+    False` (everything is done and stored, but MLflow lacks some of it) ends with NOT_DELIVERED.
     """
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # there is no SIGHUP on Windows
@@ -34,7 +36,7 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # under LANG=C or PYTHONIOENCODING=ascii
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        run(parse(config_type))
+        result = run(parse(config_type))
     except (UserError, OSError) as error:  # a full disk, a server that is away, no permission
         text = f"error: {redact(str(error))}"
         if isinstance(error, OSError) or error.code == 1:
@@ -50,6 +52,8 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     except Exception:  # a defect: the whole traceback, as Python prints it, but no password
         sys.stderr.write(redact(traceback.format_exc()))
         sys.exit(1)
+    if isinstance(result, dict) and result.get("delivered") is False:
+        sys.exit(NOT_DELIVERED)
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:

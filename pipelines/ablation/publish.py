@@ -15,8 +15,8 @@ from pipelines.tracking.client import client, tracking_uri
 from pipelines.tracking.reports import Report
 
 
-def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console) -> None:
-    """Write the report to the store and log it to MLflow."""
+def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console) -> bool:
+    """Write the report to the store and log it to MLflow; whether that has it."""
     home = storage.join(storage.absolute(config.store), "ablate", found["key"][:16])
     written = Report("ablation", report.page(found, _panels(found)), found)
     place = written.write(home)
@@ -29,10 +29,11 @@ def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console)
     except Exception as error:  # the sweep is done and stored; a server that is away costs nothing
         reason = first_line(error)
         console.print(f"warning: {uri} does not have the sweep yet ({reason}); run it again later")
-        return
+        return False
     if missing:
         lacking = f"warning: {uri} does not have the training runs of {'; '.join(missing)}"
         console.print(lacking, soft_wrap=True)
+    return True
 
 
 def _panels(found: dict[str, Any]) -> dict[str, bytes]:

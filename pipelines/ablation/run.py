@@ -10,15 +10,17 @@ from pipelines.errors import UserError
 from pipelines.runtime.progress import plain_console
 
 
-def run_ablation(config: AblateConfig) -> None:
+def run_ablation(config: AblateConfig) -> dict[str, bool]:
     """Run what is missing of a sweep, if it is due, and say what follows from it.
+
+    Returns:
+        `delivered`: whether MLflow has all of it.
 
     Raises:
         UserError: cells failed; the others are kept, and the same command retries them.
     """
     if config.tick is None:
-        _sweep_or_fail(config)
-        return
+        return {"delivered": _sweep_or_fail(config)}
     schedule.check_name(config.tick)
     found = schedule.once_per_period(
         partial(_complete, config),
@@ -32,15 +34,19 @@ def run_ablation(config: AblateConfig) -> None:
     plain_console().print(text)
     if found.decision in ("incomplete", "lost"):
         raise UserError(f"tick {config.tick}: the sweep is {found.decision}; start it again")
+    return {"delivered": True}
 
 
 def _complete(config: AblateConfig) -> bool:
-    return not failures(run_sweep(config))
+    found = run_sweep(config)
+    return found["delivered"] and not failures(found)
 
 
-def _sweep_or_fail(config: AblateConfig) -> None:
-    if failed := failures(run_sweep(config)):
+def _sweep_or_fail(config: AblateConfig) -> bool:
+    found = run_sweep(config)
+    if failed := failures(found):
         raise UserError(
             "cells failed, and the verdict is without them; rerun the same command to try them "
             "again: " + "; ".join(failed)
         )
+    return bool(found["delivered"])

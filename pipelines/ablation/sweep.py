@@ -27,17 +27,21 @@ from pipelines.runtime import cluster
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import runs
-from pipelines.tracking.client import tracking_uri
+from pipelines.tracking.client import require_access, tracking_uri
 from pipelines.tracking.scores import better
 from pipelines.workflow.ensure_dataset import ensure_dataset
 from pipelines.workflow.execute import execute
 
 
 def run_sweep(config: AblateConfig) -> dict[str, Any]:
-    """Train and measure every cell, compare the arms; returns what `ablation.json` holds."""
+    """Train and measure every cell, compare the arms.
+
+    Returns:
+        what `ablation.json` holds, and `delivered`: whether MLflow has it.
+    """
     console = plain_console()
     require_measurable(config, None)
-    tracking_uri(config.tracking_uri, config.store)  # refused before any cell
+    require_access(tracking_uri(config.tracking_uri, config.store))  # refused before any cell
     with cluster.connect() as resources:
         data = _dataset(config)
         require_measurable(config, data)
@@ -55,8 +59,7 @@ def run_sweep(config: AblateConfig) -> dict[str, Any]:
                 console.print(f"after {steps} steps: {', '.join(names)} go on")
                 left = kept
     found = _result(config, data, results, rungs)
-    publish_sweep(config, found, console)
-    return found
+    return {**found, "delivered": publish_sweep(config, found, console)}
 
 
 def require_measurable(config: AblateConfig, data: str | None) -> None:

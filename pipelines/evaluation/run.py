@@ -26,7 +26,8 @@ from pipelines.models.resolve import (
 )
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
-from pipelines.tracking.client import client, describe_error, tracking_uri
+from pipelines.runtime.shared_folder import require_shared
+from pipelines.tracking.client import client, describe_error, require_access, tracking_uri
 from pipelines.tracking.recorder import Recorder
 from pipelines.tracking.reports import Report
 from pipelines.tracking.runs import RunSpec
@@ -54,12 +55,14 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
     """
     console = plain_console()
     uri = tracking_uri(config.tracking_uri, config.store)
+    require_access(uri)
     layouts = plan.layouts_of(config)
     fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     given = {ref: _subject(ref, config, uri) for ref in config.model}
     encoders.require_distinct(given)
     plan.require_measurable(_all(given, config), config, layouts)
     with cluster.connect() as resources:
+        require_shared("store", config.store)
         config = replace(config, precision=precision_of_workers(config, resources))
         room = Executor(config, resources, console)
         subjects = with_baselines(given, config, layouts, room)

@@ -167,7 +167,8 @@ def _folder_of_run(run_id: str, store: str, tracking_uri: str) -> str:
 def run_of(uri: str, tracking_uri: str) -> str | None:
     """The MLflow run of the training that wrote a model folder; None when there is none."""
     key = storage.read_json(storage.join(uri, files.MODEL))["info"].get("key")
-    return runs.run_of_key(tracking_uri, key)
+    store, inside, _ = uri.rpartition("/pretrain/")
+    return runs.run_of_key(tracking_uri, key, storage.find_store_id(store) if inside else None)
 
 
 def _from_checkpoint(uri: str, folder: str) -> None:

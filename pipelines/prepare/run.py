@@ -49,6 +49,7 @@ from pipelines.prepare.sources.layout import Rules
 from pipelines.prepare.sources.listing import Found
 from pipelines.prepare.tasks import run_tasks
 from pipelines.runtime import cluster, environment
+from pipelines.runtime.shared_folder import require_shared
 
 NOUNS = ("image", "archive", "cell", "file")  # that kinds of what is not read begin with
 SHOWN_KINDS = 8  # of what is in a source and not read
@@ -87,6 +88,7 @@ def prepare_dataset(config: PrepareConfig) -> str:
         existing.write(config, uri, work, old)
         planned = plan.make(found, work, dict(learned.folders))
     with cluster.connect():
+        require_shared(flag, home)
         try:
             manifest = _passes(config, uri, work, key, planned, labels, old, learned)
         except (UserError, FileNotFoundError):

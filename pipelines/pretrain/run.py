@@ -32,9 +32,10 @@ from pipelines.runtime import cluster, environment
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.progress import plain_console
 from pipelines.runtime.reservation import reserve
+from pipelines.runtime.shared_folder import require_shared
 from pipelines.storage import commits, lease
 from pipelines.tracking import runs
-from pipelines.tracking.client import client, describe_error, may_pass, tracking_uri
+from pipelines.tracking.client import SQLITE, client, describe_error, may_pass, tracking_uri
 from pipelines.tracking.recorder import Recorder
 
 LEASE = "lease"
@@ -58,15 +59,17 @@ def read_commit(stage: str) -> dict[str, Any]:
     inside = storage.join("pretrain", stage.rpartition("/")[2])
     old = str(summary["model"]).removesuffix(f"/{inside}/model")
     new = stage.removesuffix(f"/{inside}")
-    moved: dict[str, Any] = storage.relocate(summary, old, new)
-    return moved
+    for scheme in ("", SQLITE):
+        summary = storage.relocate(summary, scheme + old, scheme + new)
+    return summary
 
 
 def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     """Pretrain on a prepared dataset; returns the summary of what was measured.
 
     The same config and dataset give the same stage: a finished one is returned as it is, an
-    interrupted one goes on at its last checkpoint in the same MLflow run.
+    interrupted one goes on at its last checkpoint in the same MLflow run. `delivered` in it says
+    whether MLflow has all of it.
     """
     console = plain_console()
     manifest = read_manifest(dataset_uri)
@@ -100,6 +103,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
                     f"{recipe.learning_rates.discriminator:.3g}"
                 )
             resources = held.enter_context(cluster.connect())
+            require_shared("store", config.store)
             task = _task(config, recipe, plan, stage)
             scaling = scaling_config(config, resources)
             _continue_finished(config, recipe, manifest, stage, console)
@@ -109,7 +113,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     if config.summary:
         storage.publish_json(config.summary, summary)
     closing_table(summary, console)
-    return summary
+    return {**summary, "delivered": is_committed(stage)}
 
 
 def _continue_finished(
@@ -231,7 +235,7 @@ def _train(
     spec: runs.RunSpec,
     console: Console,
 ) -> dict[str, Any]:
-    recorder = Recorder(spec)
+    recorder = Recorder(spec, tell=lambda text: console.print(text, soft_wrap=True))
     watch = DriverWatch(config, task, recorder, console)
     status: str | None = "FAILED"
     problem = None

@@ -226,9 +226,11 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
     for warning in shortfalls(measured):
         console.print(f"warning: {warning}", soft_wrap=True)
+    run_id = summary["tracking_run_id"]
+    run = "no run yet" if run_id is None else f"run {run_id}"
     for name, place in (
         ("panel", summary["panel"]),
         ("model", summary["model"]),
-        ("MLflow", f"run {summary['tracking_run_id']} of {summary['tracking_uri']}"),
+        ("MLflow", f"{run} of {summary['tracking_uri']}"),
     ):  # below the table, where a long path stays whole
         console.print(f"{name:6}  {place}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """Every URI the product touches: open, list, publish, checksums, leases."""
 
+from pipelines.storage.identity import ensure_store_id, find_store_id
 from pipelines.storage.keys import content_key, sha256_of, sha256_of_bytes
 from pipelines.storage.listing import NAMES_AT_ONCE, S3_PAGE, children, folders_among, walk
 from pipelines.storage.objects import (
@@ -57,8 +58,10 @@ __all__ = [
     "children",
     "content_key",
     "describe_full",
+    "ensure_store_id",
     "exists",
     "filesystem",
+    "find_store_id",
     "folders_among",
     "free_bytes",
     "is_folder",

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import tempfile
@@ -59,6 +60,9 @@ S3_CREDENTIALS = (
     ". They are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from AWS_PROFILE or from "
     "the machine's role; FSSPEC_S3_ANON=true reads a public bucket without any"
 )
+
+
+NO_BUCKET = "bucket does not exist"  # of S3's NoSuchBucket, which s3fs takes for a missing file
 
 
 # Errors that say something about the request, not about the weather: never tried again.
@@ -166,13 +170,19 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
     """Run `action`; repeat it after passing storage faults, with waits that double.
 
     Raises:
-        UserError: the storage's client lacks something, such as credentials.
+        UserError: the storage's client lacks something, such as credentials, or there is no bucket.
         the last fault after `ATTEMPTS` tries, at once when trying again cannot help.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and NO_BUCKET in str(error):
+                found = re.search(r"(?<=://)[^/\s]+", what)
+                name = f"'{found[0]}'" if found else "of that name"
+                raise UserError(
+                    f"{what}: there is no bucket {name}; create it or correct the name"
+                ) from None
             if not may_pass(error):
                 if _package(error) in CLIENT_PACKAGES:
                     hint = S3_CREDENTIALS if "Credentials" in type(error).__name__ else ""

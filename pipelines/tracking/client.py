@@ -17,10 +17,13 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import storage
 from pipelines.errors import UserError, first_line, redact
-from pipelines.runtime.environment import require_lasting
+from pipelines.runtime.environment import require_lasting, tell_once
 from pipelines.tracking import environment, mlflow_internals, sqlite_file
 
 UNKNOWN = "unknown"
+
+
+LOCKED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")  # codes of 401 and 403
 
 
 SQLITE = "sqlite:///"  # and the path of the file
@@ -115,6 +118,41 @@ def client(uri: str) -> MlflowClient:
         raise
     except Exception as error:
         raise MlflowException(first_line(error)) from error
+
+
+def describe_refusal(uri: str, error: Exception) -> UserError | None:
+    """What a user has to give to a server that lets nobody in, or not with this login.
+
+    None for any other error: the same request may succeed later.
+    """
+    if not isinstance(error, MlflowException) or error.error_code not in LOCKED:
+        return None
+    return UserError(
+        f"tracking_uri is '{uri}', which does not let this job in ({first_line(error)[:200]}): set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a "
+        "login that may write there"
+    )
+
+
+def require_access(uri: str) -> None:
+    """Ask a server one thing before hours of work; one that is away is told of, once.
+
+    Raises:
+        UserError: it does not let this job in.
+    """
+    if uri.startswith(SQLITE):
+        return
+    try:
+        client(uri).search_experiments(max_results=1)
+    except Exception as error:
+        if refusal := describe_refusal(uri, error):
+            raise refusal from None
+        if not may_pass(error):
+            raise
+        tell_once(
+            f"warning: MLflow does not answer yet ({describe_error(uri, error)}); the work begins, "
+            "and what it finds is delivered later"
+        )
 
 
 def is_there(uri: str) -> bool:

@@ -6,7 +6,7 @@ nothing global is set but quieter defaults.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,30 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from pipelines.errors import UserError, redact
-from pipelines.tracking.client import MAX_METRICS, SQLITE, client, describe_error
-from pipelines.tracking.runs import RunSpec, ensure_run, log_bytes
+from pipelines.tracking.client import (
+    MAX_METRICS,
+    SQLITE,
+    client,
+    describe_error,
+    describe_refusal,
+)
+from pipelines.tracking.runs import (
+    ALIVE_S,
+    ALIVE_TAG,
+    RunSpec,
+    alive_until,
+    end_abandoned,
+    ensure_run,
+    log_bytes,
+)
 
 RETRY_WAIT_S = 5.0
+
+
+TELL_AFTER_S = 30.0  # of an absence, which is told once
+
+
+SAY_ALIVE_S = ALIVE_S / 3
 
 
 FLUSH_POLL_S = 0.05
@@ -39,9 +59,18 @@ class Recorder:
     again, so that a resumed run can replay its history.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
-        """Start delivering; the run itself is found or created by the thread."""
-        self._spec = spec
+    def __init__(self, spec: RunSpec, tell: Callable[[str], None] | None = None) -> None:
+        """Start delivering; the run itself is found or created by the thread.
+
+        Args:
+            spec: the run.
+            tell: gets a line, from the thread, when the server is away, when it is back, and when
+                a run that a dead job left running was ended.
+        """
+        self._spec, self._tell = spec, tell or (lambda _: None)
+        self._away_since: float | None = None
+        self._told_away = False
+        self._say_alive_at = time.monotonic() + SAY_ALIVE_S
         self._run_id: str | None = None
         self._delivered: dict[str, int] = {}
         self._metrics: list[Metric] = []
@@ -99,6 +128,7 @@ class Recorder:
         making = not self._problem and self._spec.uri.startswith(SQLITE)  # a new file takes seconds
         if self._run_id is not None or making:
             return None
+        self._told_away = True
         return self._problem or f"{self._spec.uri} has not answered within {wait_s:.0f} s"
 
     def flush(self, wait_s: float) -> Delivery:
@@ -129,26 +159,49 @@ class Recorder:
 
     def _work(self) -> None:
         while True:
-            self._wake.wait()
+            self._wake.wait(SAY_ALIVE_S)
             self._wake.clear()
             try:
                 self._deliver()
-                self._problem = self._refusal = None
             except Exception as error:  # whatever the server does, training goes on
-                self._refusal = error if isinstance(error, UserError) else None
+                refusal = describe_refusal(self._spec.uri, error)
+                self._refusal = error if isinstance(error, UserError) else refusal
                 self._problem = describe_error(self._spec.uri, error)  # last: `begin` waits for it
                 self._delivered.clear()  # a request that failed may still have arrived
+                self._note_away()
                 if self._closing.wait(RETRY_WAIT_S):
                     time.sleep(1.0)
                 self._wake.set()
                 continue
+            self._note_back()
             if self._closing.is_set() and not self._wake.is_set():
                 return
+
+    def _note_away(self) -> None:
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if now - self._away_since > TELL_AFTER_S and not self._told_away:
+            self._told_away = True
+            self._tell(
+                f"warning: MLflow does not answer ({self._problem}); what is measured waits and is "
+                "delivered when it does"
+            )
+
+    def _note_back(self) -> None:
+        self._problem = self._refusal = self._away_since = None
+        if self._told_away:
+            self._told_away = False
+            self._tell("MLflow answers again: it has everything that waited")
 
     def _deliver(self) -> None:
         if self._run_id is None:
             self._run_id = ensure_run(self._spec)
+            for each in end_abandoned(self._spec.uri, self._run_id):
+                self._tell(f"the run {each} was left running by a job that is gone: now KILLED")
         server = client(self._spec.uri)
+        if time.monotonic() > self._say_alive_at:
+            server.set_tag(self._run_id, ALIVE_TAG, alive_until())
+            self._say_alive_at = time.monotonic() + SAY_ALIVE_S
         while points := self._metrics[:MAX_METRICS]:
             new = []
             for point in points:

@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines import storage
 from pipelines.errors import UserError, redact
+from pipelines.storage import lease
 from pipelines.tracking import environment
 from pipelines.tracking.client import MAX_DIGEST, MAX_PARAMS, SQLITE, UNKNOWN, client, is_there
 
@@ -23,6 +25,15 @@ KEY_TAG = "pipeline_key"
 
 
 COMMIT_TAG = "mlflow.source.git.commit"
+
+
+STORE_TAG = "pipeline_store"  # the id of the store whose job made the run
+
+
+OWNER_TAG, ALIVE_TAG = "pipeline_owner", "pipeline_alive_until"
+
+
+ALIVE_S = 900.0  # for which a job that says nothing more is presumed to live
 
 
 def experiment_id(server: MlflowClient, name: str, store: str) -> str:
@@ -50,12 +61,39 @@ def experiment_id(server: MlflowClient, name: str, store: str) -> str:
         raise
 
 
-def find_run(server: MlflowClient, experiment: str, key: str) -> Run | None:
-    """The run of a pipeline key, the oldest if a race made two."""
-    runs = server.search_runs(
+def find_run(
+    server: MlflowClient, experiment: str, key: str, store: str | None = None
+) -> Run | None:
+    """The run of a pipeline key, the oldest if a race made two.
+
+    Args:
+        server: to ask.
+        experiment: its id.
+        key: content key of the work.
+        store: whose jobs made the run; None: of any. One of before 2026-11-28 does not say it, and
+            belongs to the store that its parameters name, or to any if they name none.
+    """
+    runs: list[Run] = server.search_runs(
         [experiment], f"tags.{KEY_TAG} = '{key}'", order_by=["attributes.start_time ASC"]
     )
+    if store is not None:
+        identity = storage.ensure_store_id(store)
+        own = [run for run in runs if run.data.tags.get(STORE_TAG) == identity]
+        runs = own or [run for run in runs if _may_be_of(run, store, server.tracking_uri)]
     return runs[0] if runs else None
+
+
+def _may_be_of(run: Run, store: str, uri: str) -> bool:
+    """Whether a run that carries no store's id may be of a store."""
+    if STORE_TAG in run.data.tags:
+        return False
+    home = storage.absolute(store)
+    named = run.data.params.get("store")
+    return (
+        named is None
+        or storage.absolute(named) == home
+        or (uri.startswith(SQLITE) and storage.is_within(uri.removeprefix(SQLITE), home))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +117,21 @@ def ensure_run(spec: RunSpec) -> str:
     server = client(spec.uri)
     name = environment.experiment_name(server, spec.experiment)
     experiment = experiment_id(server, name, spec.store)
-    run = find_run(server, experiment, spec.key)
+    run = find_run(server, experiment, spec.key, spec.store)
+    ours = {OWNER_TAG: lease.new_owner(), ALIVE_TAG: alive_until()}
+    if identity := storage.ensure_store_id(spec.store):
+        ours[STORE_TAG] = identity
     if run is None:
         # With who started it and by which command, as MLflow's own runs have it.
-        own = {**_shown(spec.tags), KEY_TAG: spec.key, COMMIT_TAG: git_commit()}
+        own = {**_shown(spec.tags), KEY_TAG: spec.key, COMMIT_TAG: git_commit(), **ours}
         tags = resolve_tags({**environment.parent_tags(server), **own})
         run = server.create_run(experiment, run_name=spec.name, tags=tags)
     else:
-        server.update_run(run.info.run_id, status="RUNNING")
         if run.data.tags.get(COMMIT_TAG, UNKNOWN) == UNKNOWN:
-            server.set_tag(run.info.run_id, COMMIT_TAG, git_commit())
+            ours[COMMIT_TAG] = git_commit()
+        tags = [RunTag(name, value) for name, value in ours.items()]
+        server.log_batch(run.info.run_id, tags=tags)  # first: a running run is somebody's
+        server.update_run(run.info.run_id, status="RUNNING")
     run_id = str(run.info.run_id)
     # Of a run that was found, too: the server may have gone away between these requests.
     missing = sorted(spec.params.keys() - run.data.params.keys())
@@ -147,12 +190,50 @@ def log_bytes(server: MlflowClient, run_id: str, path: str, data: bytes) -> None
         server.log_artifact(run_id, str(local), folder or None)
 
 
-def run_of_key(uri: str, key: str | None) -> str | None:
-    """Id of the run of a pipeline key, in any experiment; None when the server knows none."""
+def run_of_key(uri: str, key: str | None, store_id: str | None = None) -> str | None:
+    """Id of the run of a pipeline key, in any experiment; None when the server knows none.
+
+    Args:
+        uri: tracking server.
+        key: content key of the work; None has no run.
+        store_id: of the store whose run is meant, if several have one.
+    """
     if key is None or not is_there(uri):
         return None
     server = client(uri)
-    for experiment in server.search_experiments():
-        if run := find_run(server, experiment.experiment_id, key):
-            return str(run.info.run_id)
-    return None
+    runs: list[Run] = server.search_runs(
+        [each.experiment_id for each in server.search_experiments()],
+        f"tags.{KEY_TAG} = '{key}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    own = [run for run in runs if run.data.tags.get(STORE_TAG) == store_id]
+    return str((own or runs)[0].info.run_id) if runs else None
+
+
+def alive_until() -> str:
+    """The value of ALIVE_TAG: seconds of the Unix clock up to which a job is presumed to live."""
+    return f"{time.time() + ALIVE_S:.0f}"
+
+
+def end_abandoned(uri: str, run_id: str) -> list[str]:
+    """End the runs that dead jobs have left running in the experiment of a run of ours.
+
+    `ray job stop` and a lost machine leave them so. A job is dead when it was a process of this
+    machine that is gone, or has not said for ALIVE_S that it lives.
+
+    Returns:
+        what was ended, as name, id and job.
+    """
+    server = client(uri)
+    experiment = server.get_run(run_id).info.experiment_id
+    running = server.search_runs(
+        [experiment], f"attributes.status = 'RUNNING' and tags.{OWNER_TAG} LIKE '%'"
+    )
+    ended = []
+    for run in running:
+        owner, until = run.data.tags[OWNER_TAG], run.data.tags.get(ALIVE_TAG, "0")
+        is_late = until.isdecimal() and int(until) < time.time()
+        if run.info.run_id != run_id and (is_late or lease.is_dead(owner)):
+            server.set_terminated(run.info.run_id, "KILLED")
+            ended.append(f"{run.info.run_name} ({run.info.run_id}) of {owner}")
+    return ended

@@ -17,7 +17,8 @@ def pretrain_on_source(config: PretrainConfig) -> dict[str, Any]:
     """Pretrain; raw images, or the sample images without a source, are prepared first."""
     if config.source is not None and not manifest.is_dataset(config.source):
         storage.require_folder(config.source, "source")
-    client.tracking_uri(config.tracking_uri, config.store)  # refused before hours of preparing
+    uri = client.tracking_uri(config.tracking_uri, config.store)
+    client.require_access(uri)  # refused before hours of preparing
     with cluster.connect_once():
         return pretrain_model(config, ensure_dataset(config))
 

@@ -93,8 +93,11 @@ class WorkflowConfig:
             raise ValueError(f"attempts is {self.attempts}; it must be 1 or more")
 
 
-def run_workflow(config: WorkflowConfig) -> None:
+def run_workflow(config: WorkflowConfig) -> dict[str, bool]:
     """Run or plan the graph; the summary goes to the terminal and to MLflow.
+
+    Returns:
+        `delivered`: whether MLflow has all of it.
 
     Raises:
         UserError: a stage failed; the message names it, and what the others made stays.
@@ -107,8 +110,8 @@ def run_workflow(config: WorkflowConfig) -> None:
         wanted = [stage for stage in wanted if stage.name in kept]
     if config.plan:
         console.print(plan_table(graph.plan(wanted, config.store)))
-        return
-    client.tracking_uri(config.tracking_uri, config.store)  # refused before any stage
+        return {"delivered": True}
+    client.require_access(client.tracking_uri(config.tracking_uri, config.store))
     with cluster.connect() as resources:
         outcomes = execute(
             wanted,
@@ -120,11 +123,12 @@ def run_workflow(config: WorkflowConfig) -> None:
         )
     ended = [outcomes[stage.name] for stage in graph.sort_by_needs(wanted)]
     console.print(outcome_table(ended))
-    _log(config, wanted, ended, console)
+    delivered = _log(config, wanted, ended, console)
     failed = [outcome for outcome in ended if outcome.status in ("failed", "refused")]
     if failed:
         text = "; ".join(f"stage {o.name} {o.status}: {o.error}" for o in failed)
         raise (RefusedError if all(o.status == "refused" for o in failed) else UserError)(text)
+    return {"delivered": delivered and all(outcome.final for outcome in ended)}
 
 
 def graph_of(config: WorkflowConfig) -> list[Stage]:
@@ -285,14 +289,16 @@ def outcome_table(ended: list[StageOutcome]) -> Table:
 
 def _log(
     config: WorkflowConfig, wanted: list[Stage], ended: list[StageOutcome], console: Console
-) -> None:
-    """A parent run for the graph, a child per stage."""
+) -> bool:
+    """A parent run for the graph, a child per stage; whether MLflow has them."""
     uri = client.tracking_uri(config.tracking_uri, config.store)
     try:
         _log_runs(config, uri, wanted, ended)
     except Exception as error:  # the graph ran and its results are stored; tracking can be late
         reason = first_line(error)
         console.print(f"warning: {uri} does not have the workflow ({reason}); run it again later")
+        return False
+    return True
 
 
 def _log_runs(

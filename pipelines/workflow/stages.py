@@ -10,15 +10,13 @@ from typing import Any
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.run import evaluate_models
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.key import stage_uri
-from pipelines.pretrain.run import is_committed, pretrain_model
+from pipelines.pretrain.run import pretrain_model
 from pipelines.workflow import graph
 
 
 def train(config: PretrainConfig, data: str) -> dict[str, Any]:
     """Pretrain on a dataset; the summary, final when the training is committed."""
-    summary = pretrain_model(config, data)
-    return {**summary, "delivered": is_committed(stage_uri(config.store, summary["key"]))}
+    return pretrain_model(config, data)
 
 
 def evaluate(config: EvaluateConfig, name: str, summary: dict[str, Any]) -> dict[str, Any]:

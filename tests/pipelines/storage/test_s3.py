@@ -288,6 +288,12 @@ def test_wrong_credentials_and_missing_objects_are_not_tried_again(s3: FaultySer
     assert len(s3.requests) <= 3
 
 
+def test_a_missing_bucket_is_named(s3: FaultyServer) -> None:
+    for act in (lambda uri: storage.publish(uri, b"x"), storage.read_bytes):
+        with pytest.raises(UserError, match="no bucket 'absent'; create it or correct the name"):
+            act("s3://absent/t/a")
+
+
 @pytest.mark.parametrize("kind", ["cut"])
 def test_a_short_answer_is_asked_for_again(s3: FaultyServer, kind: str) -> None:
     storage.publish(place("a"), bytes(range(200)))

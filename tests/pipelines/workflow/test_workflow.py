@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from helpers import write_pictures
 
-from pipelines import storage
 from pipelines.ablation.config import AblateConfig
 from pipelines.ablation.sweep import run_sweep
 from pipelines.errors import RefusedError, UserError
@@ -93,19 +92,6 @@ def test_a_training_that_would_differ_has_another_key(
     other_version = graph.keys(graph_of(config(pictures)))
     assert len({k["pretrain"] for k in (before, other_default, other_version)}) == 3
     assert before["prepare"] == other_version["prepare"]
-
-
-def test_a_training_is_final_when_it_is_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its summary may look whole although MLflow has not taken the last of it."""
-    summary = {"key": "k" * 64, "tracking_run_id": "1" * 32, "model_uri": "models:/m-1"}
-    monkeypatch.setattr(stages, "pretrain_model", lambda config, uri: summary)
-    inputs = {"prepare": {"dataset": "d"}}
-    training = PretrainConfig(store=str(tmp_path))
-    assert not graph.is_delivered(run.train(inputs, config=training))
-    storage.publish_json(str(tmp_path / "pretrain" / ("k" * 16) / "commit.json"), summary)
-    assert graph.is_delivered(run.train(inputs, config=training))
 
 
 def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
