@@ -1,15 +1,17 @@
-"""A password in a tracking URI or in a source's URL: no job tells it. Slow."""
+"""A password in the URI of the tracking server, of S3 or of a source: no job tells it. Slow."""
 
 import base64
 import http.server
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,18 +91,39 @@ class _Tar(http.server.BaseHTTPRequestHandler):
         """Silent."""
 
 
+def serve_once(model: str, tracking: str, store: str, settings: dict[str, str], log: Path) -> str:
+    """What jobs/serve.py says while it starts, answers and ends, and what it answers."""
+    port = free_port()
+    command = [sys.executable, "jobs/serve.py", "--model", model, "--port", str(port),
+               "--tracking-uri", tracking, "--store", store]  # fmt: skip
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=file)
+    try:
+        wait_until_serving(f"http://127.0.0.1:{port}/healthz", server, log)
+        answers = [
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60).read().decode()
+            for path in ("/", "/models", "/metrics", "/openapi.json")
+        ]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(120)
+    return "\n".join(["serve:", log.read_text(), *answers])
+
+
 def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_port: int) -> None:
     user = f"alice:{CANARY}@127.0.0.1"
     store = tmp_path / "home"
     told: list[str] = []
     ray = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets lie in it, beside its logs
 
-    def give(job: str, *flags: str, fails: bool = False) -> str:
+    tracking = f"http://{user}:{tracking_port}"
+    settings = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(ray),
+                "MLFLOW_TRACKING_URI": tracking}  # fmt: skip
+
+    def give(job: str, *flags: str, fails: bool = False, **more: str) -> str:
         done = subprocess.run(
             [sys.executable, f"jobs/{job}.py", *flags],
-            cwd=ROOT,
-            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(ray),
-                 "MLFLOW_TRACKING_URI": f"http://{user}:{tracking_port}"},
+            cwd=ROOT, env={**settings, **more},
             capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         told.append(f"{job}: {done.stdout}{done.stderr}")
@@ -119,6 +142,13 @@ def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_po
     give("prepare", "--source", web, *inside, "--output", str(tmp_path / "d"))
     give("prepare", "--source", f"http://{user}:{pictures_port}/absent.tar", *inside, fails=True)
     data = str(tmp_path / "d")
+    for source, more in (
+        (f"s3://alice:{CANARY}@absent/photos", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}),
+        ("s3://absent/photos", {"AWS_ENDPOINT_URL": f"http://{user}:9"}),
+        (f"http://127.0.0.1:9/a.tar?X-Amz-Signature={CANARY}", {}),
+    ):
+        keys = {"AWS_ACCESS_KEY_ID": "alice", "AWS_SECRET_ACCESS_KEY": CANARY}
+        give("prepare", "--source", source, *inside, fails=True, **keys, **more)
     give("inspect_dataset", "--dataset", data)
     give("pretrain", "--source", data, *inside, *training, "--summary", str(tmp_path / "s.json"))
     (stage,) = (path.parent for path in store.glob("pretrain/*/commit.json"))
@@ -134,6 +164,9 @@ def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_po
     give("inpaint", "--model", "models:/context-encoder/1", "--images",
          str(tmp_path / "raw" / "val"), "--strategy", "central", "--output", str(tmp_path / "f"),
          *inside)  # fmt: skip
+    give("embed", "--model", str(stage), "--source", data, "--output", str(tmp_path / "v"),
+         "--tracking-uri", tracking, *inside)  # fmt: skip
+    told.append(serve_once(str(stage), tracking, str(store), settings, tmp_path / "serve.log"))
     wrong = f"http://{user}:{free_port()}"
     give("promote", "--run", "f" * 32, *judged, "--tracking-uri", wrong, fails=True)
 
