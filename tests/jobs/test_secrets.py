@@ -158,8 +158,8 @@ def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_po
     give("workflow", "--source", data, *judged, *below, *measured, fails=True)
     give("promote", "--explain", "models:/context-encoder/1", *inside)
     give("promote", "--run", "f" * 32, *judged, fails=True)
-    give("ablate", "--source", data, *inside, "--strategies", "central", "--seeds", "1", *below,
-         *measured)  # fmt: skip
+    arm = ("--strategies", "central", "--adversarial", "0.001", "--seeds", "1")  # trained already
+    give("ablate", "--source", data, *inside, *arm, *below, *measured)
     give("export", "--model", str(stage), "--output", str(tmp_path / "e"), *inside)
     give("inpaint", "--model", "models:/context-encoder/1", "--images",
          str(tmp_path / "raw" / "val"), "--strategy", "central", "--output", str(tmp_path / "f"),
