@@ -61,7 +61,7 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
     given = {ref: _subject(ref, config, uri) for ref in config.model}
     encoders.require_distinct(given)
     plan.require_measurable(_all(given, config), config, layouts)
-    with cluster.connect() as resources:
+    with storage.naming_full(config.store), cluster.connect() as resources:
         require_shared("store", config.store)
         config = replace(config, precision=precision_of_workers(config, resources))
         room = Executor(config, resources, console)

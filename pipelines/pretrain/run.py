@@ -87,7 +87,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
         console.print(text, soft_wrap=True)
 
     environment.require_train_v2()
-    with ExitStack() as held:
+    with storage.naming_full(config.store), ExitStack() as held:
         if not is_committed(stage):
             held.enter_context(lease.alone(storage.join(stage, LEASE), lease_s=LEASE_S, tell=tell))
         if is_committed(stage):

@@ -26,7 +26,7 @@ from pipelines.pretrain.reporter import Reporter
 from pipelines.pretrain.stop import StopWatch
 from pipelines.pretrain.task import Task
 from pipelines.pretrain.validator import Validator
-from pipelines.runtime import cluster, malloc
+from pipelines.runtime import cluster, malloc, ray_internals
 from pipelines.runtime.mailbox import Failure
 
 WITH_OPTIMIZERS = 3  # weights and the two moments of Adam, in a checkpoint
@@ -79,6 +79,8 @@ def _train(task: Task, mailbox: Any) -> None:
     networks, optimizers = build(task, device)
     if rank == 0:
         warn_of_space(task, networks, mailbox)
+        if task.threads is None:
+            warn_of_others(context.get_local_world_size(), mailbox)
     part = (rank, ranks)
     pictures = read_fixed_images(task, "val", task.validation_images, part, device)
     typical = None
@@ -138,6 +140,17 @@ def warn_of_space(task: Task, networks: Networks, mailbox: Any) -> None:
             f"warning: the store has {free / 1e9:.2f} GB free at {task.stage_uri}; this training "
             f"needs about {needed / 1e9:.2f} GB: {task.keep_checkpoints + 1} checkpoints of "
             f"{one / 1e9:.2f} GB, and the model. Make room, or lower --keep-checkpoints"
+        )
+        ray.get(mailbox.post.remote(Note(text)))
+
+
+def warn_of_others(own: int, mailbox: Any) -> None:
+    """Tell the driver that other trainings compute on this machine with all its CPUs, too."""
+    others = ray_internals.count_training_processes() - own
+    if others > 0:
+        text = (
+            f"{others} other training processes share this machine, and each uses all of its CPUs: "
+            "--threads-per-worker shares them out"
         )
         ray.get(mailbox.post.remote(Note(text)))
 

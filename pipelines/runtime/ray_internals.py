@@ -91,6 +91,14 @@ def _has_raylet() -> bool:
     return False
 
 
+def count_training_processes() -> int:
+    """Training processes of all jobs and clusters on this machine, by the title Ray gives them."""
+    found = psutil.process_iter(["cmdline"])
+    return sum(
+        (each.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker") for each in found
+    )
+
+
 def has_dashboard() -> bool:
     """Whether the cluster we are in answers questions about its state."""
     return bool(ray._private.worker.get_dashboard_url())

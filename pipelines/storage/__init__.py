@@ -37,7 +37,7 @@ from pipelines.storage.objects import (
     staged_file,
 )
 from pipelines.storage.ranges import RangeReader, open_input, open_range, read_range, sha256_of_uri
-from pipelines.storage.space import describe_full, free_bytes
+from pipelines.storage.space import describe_full, free_bytes, naming_full
 
 __all__ = [
     "ATTEMPTS",
@@ -70,6 +70,7 @@ __all__ = [
     "join",
     "local_path",
     "may_pass",
+    "naming_full",
     "open_input",
     "open_range",
     "publish",

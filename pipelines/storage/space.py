@@ -2,7 +2,10 @@
 
 import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from pipelines.errors import UserError
 from pipelines.storage.objects import absolute, is_local, local_path
 
 
@@ -23,3 +26,18 @@ def describe_full(error: Exception, uri: str) -> str | None:
     free = free_bytes(uri)
     left = "" if free is None else f" ({free / 1e9:.2f} GB free)"
     return f"the store '{absolute(uri)}' is full{left}: {error.strerror}; make room in it"
+
+
+@contextmanager
+def naming_full(uri: str) -> Iterator[None]:
+    """Let a full disk inside the block be told by the name of the store, not of a file in it.
+
+    Raises:
+        UserError: there is no room.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (text := describe_full(error, uri)) is None:
+            raise
+        raise UserError(f"{text}, and rerun the same command: it resumes") from error

@@ -1,5 +1,7 @@
 """What we change in Ray, and that Ray still has it."""
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +94,16 @@ def test_a_slow_node_is_waited_for_while_its_process_lives(
                 services.get_node("a", "b")
     assert services.get_node is get_node
     assert len(told) == lives
+
+
+def test_training_processes_are_counted_by_their_title() -> None:
+    before = ray_internals.count_training_processes()
+    sleeping = ["ray::RayTrainWorker", "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleeping, executable=sys.executable) as process:
+        try:
+            assert ray_internals.count_training_processes() == before + 1
+        finally:
+            process.kill()
 
 
 def test_ray_asks_for_its_node_where_we_wait_for_it() -> None:
