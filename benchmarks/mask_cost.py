@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from benchmarks.decode_core import LIMITS, load
 from pipelines.data import manifest
 from pipelines.prepare import fault_budget, ingest, plan, shards
-from pipelines.prepare.ingest import ExistingImages, Shuffle
+from pipelines.prepare.draw import Draw
+from pipelines.prepare.held import HeldImages, write_held
+from pipelines.prepare.ingest import Shuffle
 from pipelines.prepare.sources import listing
 from pipelines.runtime import malloc
 
@@ -79,14 +81,18 @@ def prepare_here(source: Path, uri: str, masks: tuple[manifest.MaskSpec, ...]) -
     work = f"{uri}/_work"
     with plan.listing(listing.pieces(str(source), Counter())) as found:
         planned = plan.make(found, work)
-    ingest.write_existing(work, ExistingImages.none())
+    write_held(work, HeldImages.none())
     shuffle = Shuffle(SEED, planned.num_buckets, 0.0, keep_splits=False)
     began = time.process_time()
     for unit in range(planned.num_units):
         ingest.ingest_unit({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
     sums = fault_budget.add_up(work, planned)
     fault_budget.index_spills(work, planned, sums.rows)
-    common = shards.Work(uri, work, "k" * 8, SEED, masks, (), 4096, sums.groups, {})
+    near, far = (sums.drawn_groups(is_near=is_near) for is_near in (True, False))
+    groups = {"train": (*near, *far), "val": ()}
+    empty: dict[str, tuple[str, ...]] = {"train": (), "val": ()}
+    nothing = Draw(SEED, {}, 0)
+    common = shards.Work(uri, work, "k" * 8, SEED, masks, (), 4096, groups, empty, nothing, {})
     shards.write_shard(
         {"split": "train", "shard": 0, "first_bucket": 0, "last_bucket": planned.num_buckets},
         work=common,

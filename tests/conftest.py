@@ -69,7 +69,7 @@ def serially(monkeypatch: pytest.MonkeyPatch) -> None:
             except OSError as error:
                 raise UserError(f"{what} failed: {error}") from None
 
-    for name in ("run", "sidecars"):  # `prepare.run` is also the name of a function
+    for name in ("passes", "relabel", "sidecars"):
         module = importlib.import_module(f"pipelines.prepare.{name}")
         monkeypatch.setattr(module, "run_tasks", one_by_one)
     monkeypatch.setattr(cluster, "connect", nullcontext)

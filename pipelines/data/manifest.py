@@ -19,6 +19,7 @@ hidden, row-major, numpy packbits order. Masks follow from (mask_seed, strategy,
 variant) alone. A column may stand in the shard itself or in a sidecar file with the same rows.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -115,6 +116,10 @@ class Manifest:
     fingerprint."""
     contradictions: int = 0
     """Duplicates whose twin has another class; not part of the fingerprint."""
+    relabelled: int = 0
+    """Images that were given another class after they were written; not part of the fingerprint."""
+    labels_since: int = 0
+    """Jobs before the last one that did so; not part of the fingerprint."""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -139,9 +144,15 @@ class Manifest:
             "quarantine",
             "not_read",
             "contradictions",
+            "relabelled",
+            "labels_since",
         ):
             del seen[unseen]
         return storage.content_key(seen)
+
+    def is_done(self, job: str) -> bool:
+        """Whether the dataset is what a job makes of it: no later one changed classes."""
+        return job in self.jobs[self.labels_since :]
 
     def rows(self, split: str) -> int:
         """Images of a split."""
@@ -198,19 +209,30 @@ def find_manifest(uri: str) -> Manifest | None:
     return None if raw is None else manifest_from_json(raw, uri)
 
 
-def read_manifest(uri: str) -> Manifest:
-    """The manifest of a committed dataset.
+def read_manifest(uri: str, revision: int | None = None) -> Manifest:
+    """The manifest of a committed dataset; of its newest revision, or of an earlier one.
 
     Raises:
         UserError: there is none, or this version cannot read it.
     """
     manifest = find_manifest(uri)
+    if manifest is not None and revision not in (None, manifest.revision):
+        return _earlier(uri, revision or 0)
     if manifest is None:
         raise UserError(
             f"'{uri}' is not a prepared dataset: it has no {MANIFEST} of one. Make one with "
             "python jobs/prepare.py --source PICTURES --output DATASET"
         )
     return manifest
+
+
+def _earlier(uri: str, revision: int) -> Manifest:
+    names = storage.children(storage.join(uri, "revisions"))
+    name = f"{revision:06}.json"
+    if name not in names:
+        held = ", ".join(str(int(each.removesuffix(".json"))) for each in names)
+        raise UserError(f"'{uri}' has no revision {revision}; it has {held or 'one'}")
+    return manifest_from_json(storage.read_json(storage.join(uri, "revisions", name)), uri)
 
 
 def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
@@ -280,6 +302,7 @@ def replace_manifest(uri: str, manifest: Manifest) -> None:
     Raises:
         FileExistsError: another job made this revision first; it is in place now.
     """
+    _keep_first_revision(uri)
     revision = storage.join(uri, "revisions", f"{manifest.revision:06}.json")
     try:
         storage.publish_json(revision, _content(manifest), exclusive=True)
@@ -289,6 +312,15 @@ def replace_manifest(uri: str, manifest: Manifest) -> None:
             raise
     else:
         _place_newest_revision(uri)
+
+
+def _keep_first_revision(uri: str) -> None:
+    """Before the first addition manifest.json is the only copy of what was committed."""
+    first = storage.join(uri, "revisions", f"{0:06}.json")
+    if not storage.exists(first) and not storage.children(storage.join(uri, "revisions")):
+        with suppress(FileExistsError):
+            content = storage.read_json(storage.join(uri, MANIFEST))
+            storage.publish_json(first, content, exclusive=True)
 
 
 def _place_newest_revision(uri: str) -> None:
@@ -305,9 +337,10 @@ def _content(manifest: Manifest) -> dict[str, Any]:
     return {**asdict(manifest), "fingerprint": manifest.fingerprint}
 
 
-def quarantine_uri(uri: str, job: str) -> str:
-    """Where a job writes what it quarantines."""
-    return storage.join(uri, f"quarantine-{job[:8]}.parquet")
+def quarantine_uri(uri: str, job: str, before: int = 0) -> str:
+    """Where a job writes what it quarantines, which ran so many times before on this dataset."""
+    again = f"-{before + 1}" if before else ""
+    return storage.join(uri, f"quarantine-{job[:8]}{again}.parquet")
 
 
 def default_masks(

@@ -66,6 +66,7 @@ def describe(uri: str, manifest: Manifest) -> dict[str, Any]:
         "written": manifest.written,
         "quarantined": manifest.quarantined,
         "duplicates": manifest.duplicates,
+        "relabelled": manifest.relabelled,
         "quarantine": manifest.quarantine,
         "converted": manifest.converted,
         "mean_rgb": [round(value, 3) for value in manifest.mean_rgb],
@@ -162,8 +163,8 @@ def _page(facts: dict[str, Any], sheet: bytes) -> str:
 
 def _summary(facts: dict[str, Any]) -> list[list[str]]:
     sums = (
-        f"{facts['listed']:,} listed = {facts['written']:,} written + {facts['quarantined']:,} set "
-        f"aside + {facts['duplicates']:,} duplicates"
+        f"{facts['listed']:,} listed = {facts['written']:,} written + "
+        f"{facts['quarantined']:,} quarantined + {counted(facts['duplicates'], 'duplicate')}"
     )
     names = ("fingerprint", "source", "masks", "mean_rgb", "stored_side", "seed", "revision")
     texts = [
@@ -235,6 +236,9 @@ def show(uri: str, manifest: Manifest, facts: dict[str, Any]) -> None:
         f"= {manifest.written:,} written + {manifest.quarantined:,} quarantined "
         f"+ {counted(manifest.duplicates, 'duplicate')}",
     )
+    if manifest.relabelled:
+        told = "given another class after they were written"
+        table.add_row("relabelled", counted(manifest.relabelled, "image"), told)
     for name, counts in (("quarantined", manifest.quarantine), ("converted", manifest.converted)):
         if counts:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())

@@ -2,7 +2,7 @@
 
 A streamed archive shows its folders as it is read: names alone place its images, and here the rule
 for the whole source is held against that. A label list may name two images by one name. And a
-dataset that is added to may hold the same images in other classes.
+dataset that is added to may hold images with a class that they have lost, or in another split.
 """
 
 from collections import Counter
@@ -66,11 +66,19 @@ def _check_names(config: PrepareConfig, totals: SourceTotals) -> None:
 
 
 def _check_classes(totals: SourceTotals, uri: str) -> None:
-    if totals.num_relabelled:
-        first = totals.relabelled[0]
+    if "class" in totals.conflicts:
+        count, first = totals.conflicts["class"]
         raise UserError(
-            f"--output is '{uri}', which holds {counted(totals.num_relabelled, 'image')} of this "
-            f"source in another class, such as '{first.key}': '{first.held or '(none)'}' there, "
-            f"'{first.now or '(none)'}' now. A dataset keeps the classes of its images, and "
-            "nothing was changed: prepare the images into another --output"
+            f"--output is '{uri}', which holds {counted(count, 'image')} of this source with a "
+            f"class that this command gives none, such as '{first.key}': '{first.held}' there. "
+            "Nothing was changed: give the --labels or the --class-from that names it, or prepare "
+            "into another --output"
+        )
+    if "split" in totals.conflicts:
+        count, first = totals.conflicts["split"]
+        console.print(
+            f"warning: {counted(count, 'image')} of this source in another split than the dataset "
+            f"has, such as '{first.key}': {first.held} there, {first.now} now. A dataset keeps the "
+            "split of its images; to change it prepare into another --output",
+            soft_wrap=True,
         )

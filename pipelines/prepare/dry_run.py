@@ -11,9 +11,8 @@ from rich.table import Table
 
 from pipelines.data import untrusted
 from pipelines.errors import UserError
-from pipelines.prepare import class_facts, plan
+from pipelines.prepare import class_facts, draw, plan
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.ingest import Shuffle
 from pipelines.prepare.normalise import Fault, normalise
 from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import console, counted
@@ -32,14 +31,14 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     """Print what the job would do, from a sample spread over the source."""
     untrusted.use_one_thread()
     faults: Counter[str] = Counter()
-    by_class: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
+    seen = _Seen(config, labels)
     read_bytes = stored_bytes = pictures = 0
     ends = [time.perf_counter()]
     for piece, member in islice(_spread(found), SAMPLE_PICTURES):
         pictures += 1
         size = len(member.data or b"")
         read_bytes += tars.BLOCK + tars.padded_size(size) if piece.kind == "tar" else size
-        _count(by_class, config, member.key, member.split, member.class_name, labels)
+        seen.add(member.key, member.split, member.class_name)
         try:
             if member.data is None:
                 raise member.fault or AssertionError
@@ -64,10 +63,11 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     table.add_row("images", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
     table.add_row("sampled", counted(pictures, "image"))
     if is_files:  # all are known by name
-        by_class = {"train": Counter(), "val": Counter()}
+        seen = _Seen(config, labels)
         for piece in found:
             split = piece.split if found.has_validation else None
-            _count(by_class, config, piece.key, split, piece.class_name, labels)
+            seen.add(piece.key, split, piece.class_name)
+    by_class = seen.by_class()
     names = tuple(sorted({*by_class["train"], *by_class["val"]} - {class_facts.NO_CLASS}))
     classes = class_facts.facts(by_class, names)
     for split, counts in by_class.items():
@@ -94,20 +94,26 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     console.print("nothing was written")
 
 
-def _count(
-    by_class: dict[str, Counter[str]],
-    config: PrepareConfig,
-    key: str,
-    split: str | None,
-    class_name: str | None,
-    labels: Labels | None,
-) -> None:
-    shuffle = Shuffle(config.seed, 1, config.validation_share, True)
-    try:
-        listed = labels.of(key, split) if labels else None
-    except AmbiguousLabel:  # the job sets it aside
-        return
-    by_class[split or shuffle.split(key)][listed or class_name or class_facts.NO_CLASS] += 1
+class _Seen:
+    """Images by class: those in a split, and how many others, of which validation is drawn."""
+
+    def __init__(self, config: PrepareConfig, labels: Labels | None) -> None:
+        self._share, self._labels = config.validation_share, labels
+        self._own: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
+        self._free: Counter[str] = Counter()
+
+    def add(self, key: str, split: str | None, class_name: str | None) -> None:
+        try:
+            listed = self._labels.of(key, split) if self._labels else None
+        except AmbiguousLabel:  # the job quarantines it
+            return
+        counts = self._own[split] if split else self._free
+        counts[listed or class_name or class_facts.NO_CLASS] += 1
+
+    def by_class(self) -> dict[str, Counter[str]]:
+        drawn = Counter({name: draw.wanted(n, self._share) for name, n in self._free.items()})
+        rest = self._free - drawn
+        return {"train": self._own["train"] + rest, "val": self._own["val"] + drawn}
 
 
 def _spread(found: Listing) -> Iterator[tuple[Piece, Member]]:

@@ -1,9 +1,8 @@
 """Adding to a dataset: what it holds already, and the sum of old and new."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,23 +12,22 @@ from pipelines import storage
 from pipelines.data import manifest, shards
 from pipelines.data.manifest import SPLITS, Manifest
 from pipelines.errors import UserError
-from pipelines.prepare import digests, ingest
+from pipelines.prepare import digests
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.digests import Digests
-from pipelines.prepare.ingest import ExistingImages, Labelling
+from pipelines.prepare.held import HeldImages, write_held
 
 BATCH_ROWS = 4096
 
 
-def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> None:
-    """Store the keys and contents of the dataset at `uri`, which new images are held against.
+def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> HeldImages:
+    """Store what the dataset at `uri` holds, which new images are held against; returns it.
 
     Raises:
         UserError: the dataset was made with other settings.
     """
     if old is None:
-        ingest.write_existing(work, ExistingImages.none())
-        return
+        write_held(work, HeldImages.none())
+        return HeldImages.none()
     for name, there, wanted in (
         ("stored_side", old.stored_side, config.stored_side),
         ("seed", old.seed, config.seed),
@@ -41,17 +39,17 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> N
                 "images must be like those in it. Use that, or another output"
             )
     if set(old.masks) != set(config.masks):
-        held = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
+        there_are = ", ".join(
+            f"{s.column} x {s.variants} of version {s.version}" for s in old.masks
+        )
         raise UserError(
-            f"the masks asked for differ from those of the dataset in '{uri}', which are {held} "
+            f"the masks asked for differ from those of the dataset in '{uri}', which are {there_are} "
             f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
             f"python jobs/prepare.py --source {uri}{_mask_flags(config)}"
         )
-    keys, key_labels = _labelled(uri, old, "key", digests.of_key)
-    contents, content_labels = _labelled(uri, old, "sha256", digests.of_content)
-    aside = digests.sorted_set(digests.of_quarantined(*found) for found in _set_aside(uri, old))
-    known = ExistingImages(keys, key_labels, contents, content_labels, aside, old.classes)
-    ingest.write_existing(work, known)
+    held = _held(uri, old)
+    write_held(work, held)
+    return held
 
 
 def _mask_flags(config: PrepareConfig) -> str:
@@ -65,28 +63,41 @@ def _mask_flags(config: PrepareConfig) -> str:
     )
 
 
-def _labelled(
-    uri: str, old: Manifest, name: str, digest: Callable[[Any], bytes]
-) -> tuple[Digests, Labelling]:
-    """Digests of a column, sorted, and the label of each row; -1 without one."""
-    found: list[bytes] = []
+def _held(uri: str, old: Manifest) -> HeldImages:
+    """All images of a dataset, from its columns of keys, contents and labels."""
+    keys: list[bytes] = []
+    contents: list[bytes | None] = []
     labels: list[int] = []
+    is_val: list[bool] = []
     for split in old.splits:
         for group in shards.row_groups(old, split):
-            table = shards.read_row_group(uri, group, [name, "label"])
-            values, given = (table.column(each).to_pylist() for each in (name, "label"))
-            for value, label in zip(values, given, strict=True):
-                if value is not None:
-                    found.append(digest(value))
-                    labels.append(-1 if label is None else label)
-    order = np.argsort(known := np.array(found, "S16"), kind="stable")
-    return known[order], np.array(labels, np.int32)[order]
+            table = shards.read_row_group(uri, group, ["key", "sha256", "label"])
+            keys += map(digests.of_key, table.column("key").to_pylist())
+            contents += table.column("sha256").to_pylist()
+            labels += table.column("label").fill_null(-1).to_pylist()
+            is_val += [split == "val"] * group.rows
+    order = np.argsort(known := np.array(keys, "S16"), kind="stable")
+    row_of = np.empty(len(order), np.int64)
+    row_of[order] = np.arange(len(order))
+    readable = [(digests.of_content(c), row) for row, c in enumerate(contents) if c is not None]
+    found = np.array([digest for digest, _ in readable], "S16")
+    rows = row_of[[row for _, row in readable]] if readable else np.empty(0, np.int64)
+    by_content = np.argsort(found, kind="stable")
+    return HeldImages(
+        keys=known[order],
+        labels=np.array(labels, np.int32)[order],
+        is_val=np.array(is_val, bool)[order],
+        contents=found[by_content],
+        content_rows=rows[by_content],
+        aside=digests.sorted_set(digests.of_quarantined(*each) for each in _set_aside(uri, old)),
+        classes=old.classes,
+    )
 
 
 def _set_aside(uri: str, old: Manifest) -> Iterator[tuple[str, str | None]]:
     """Key and sha256 of what earlier jobs quarantined."""
-    for job in old.jobs:
-        place = manifest.quarantine_uri(uri, job)
+    for number, job in enumerate(old.jobs):
+        place = manifest.quarantine_uri(uri, job, old.jobs[:number].count(job))
         if storage.exists(place):
             with storage.open_input(place) as file:
                 names = ["key", "sha256"]
@@ -119,6 +130,8 @@ def join_datasets(old: Manifest, new: Manifest) -> Manifest:
         converted=dict(Counter(old.converted) + Counter(new.converted)),
         not_read=new.not_read,
         contradictions=old.contradictions + new.contradictions,
+        relabelled=old.relabelled + new.relabelled,
+        labels_since=len(old.jobs) if new.relabelled else old.labels_since,
         jobs=(*old.jobs, *new.jobs),
         revision=old.revision + 1,
     )

@@ -10,19 +10,14 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.prepare import digests, ingest
+from pipelines.prepare import digests, records, spill
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.ingest import (
-    CONTRADICTION,
-    DRAWN,
-    OPEN,
-    SHOWN_RELABELLED,
-    QuarantinedRow,
-    Relabelled,
-    SpillFile,
-)
+from pipelines.prepare.digests import FREE, OPEN
+from pipelines.prepare.draw import CANDIDATE, Candidates
+from pipelines.prepare.ingest import CONTRADICTION, group_of
 from pipelines.prepare.plan import Plan
 from pipelines.prepare.progress import counted
+from pipelines.prepare.records import Conflict, QuarantinedRow, SpillFile
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -43,7 +38,7 @@ class SourceTotals:
 
     listed: int
     rows: Counter[str]
-    """By split or OPEN, duplicates included."""
+    """By group of `ingest.group_of`, duplicates included."""
     listed_by_class: Counter[str]
     faults: Counter[str]
     faults_by_class: Counter[str]
@@ -54,22 +49,28 @@ class SourceTotals:
     not_read: Counter[str]
     folders: Counter[str]
     bare_names: Counter[str]
-    relabelled: tuple[Relabelled, ...]
-    num_relabelled: int
+    conflicts: dict[str, tuple[int, Conflict]]
     contradictions: int
 
     @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Split -> the groups of images that it is made of.
+    def kinds(self) -> tuple[int, ...]:
+        """The kinds of images that validation is drawn of.
 
-        What the hash of its key would give to validation stays in training where the source says
-        so and has images for validation, as a folder `train` beside a folder `val`.
+        What lies in a folder `train` stays in training where there is also one for validation.
         """
-        open_group = (OPEN,) if self.rows[OPEN] else ()
-        drawn = (DRAWN,) if self.rows[DRAWN] else ()
-        if self.rows["val"]:
-            return {"train": ("train", *open_group), "val": ("val", *drawn)}
-        return {"train": ("train",), "val": ("val", *drawn, *open_group)}
+        return (FREE,) if self.rows["val"] else (FREE, OPEN)
+
+    def drawn_groups(self, *, is_near: bool) -> tuple[str, ...]:
+        """The groups of these images that are not empty."""
+        named = (group_of(kind, None, is_near=is_near) for kind in self.kinds)
+        return tuple(group for group in named if self.rows[group])
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Split -> the groups that are of this split as a whole."""
+        drawn = {*self.drawn_groups(is_near=True), *self.drawn_groups(is_near=False)}
+        train = (group for group in sorted(self.rows) if group not in drawn and group != "val")
+        return {"train": tuple(train), "val": ("val",) if self.rows["val"] else ()}
 
     @property
     def duplicates(self) -> int:
@@ -94,14 +95,14 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
     not_read: Counter[str] = Counter()
     folders: Counter[str] = Counter()
     bare_names: Counter[str] = Counter()
-    relabelled: list[Relabelled] = []
-    num_relabelled = contradictions = 0
+    conflicts: dict[str, tuple[int, Conflict]] = {}
+    contradictions = 0
     for unit in range(planned.num_units):
-        record = ingest.read_record(work, unit)
+        record = records.read_record(work, unit)
         listed += record.listed
         by_class.update(record.listed_by_class)
         for file in record.spills:
-            rows[file.split] += file.rows
+            rows[file.group] += file.rows
         for fault in record.set_aside:
             faults[fault.fault] += 1
             faults_by_class[fault.class_name or ""] += fault.fault != "duplicate"
@@ -113,8 +114,9 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
         not_read.update(record.not_read)
         folders.update(record.folders)
         bare_names.update(record.bare_names)
-        relabelled += record.relabelled
-        num_relabelled += record.num_relabelled
+        for what, (count, first) in record.conflicts.items():
+            before, shown = conflicts.get(what, (0, first))
+            conflicts[what] = (before + count, shown)
     return SourceTotals(
         listed=listed,
         rows=rows,
@@ -126,8 +128,7 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
         not_read=not_read,
         folders=folders,
         bare_names=bare_names,
-        relabelled=tuple(relabelled[:SHOWN_RELABELLED]),
-        num_relabelled=num_relabelled,
+        conflicts=conflicts,
         contradictions=contradictions,
     )
 
@@ -154,8 +155,10 @@ def over_budget(config: PrepareConfig, totals: SourceTotals, *, adding: bool) ->
             f"{config.max_broken_archives}"
         )
     for split, count in totals.unlabelled.items():
-        if not any(totals.rows[group] for group in totals.groups[split]) and not adding:
-            over.append(f"the label list names none of the {counted(count, 'image')} of {split}")
+        groups = (split,) if split else totals.rows
+        if not any(totals.rows[group] for group in groups) and not adding:
+            whose = f"of {split}" if split else "of the source"
+            over.append(f"the label list names none of the {counted(count, 'image')} {whose}")
     if not totals.rows.total() and totals.bad and not adding:
         over.append("not one image could be used")
     return over
@@ -189,7 +192,9 @@ def _without_labels(totals: SourceTotals) -> str:
     """What to do where the label list leaves out what it does not mean, as a sentence."""
     if not totals.unlabelled:
         return ""
-    parts = " and ".join(f"{count:,} of {split}" for split, count in totals.unlabelled.items())
+    parts = " and ".join(
+        f"{count:,} of {split or 'those in no split'}" for split, count in totals.unlabelled.items()
+    )
     return (
         f". The label list does not name {parts}: give one that names all (a list of one label per "
         "line never names an image in train), or prepare the part that it names as a --source of "
@@ -200,14 +205,14 @@ def _without_labels(totals: SourceTotals) -> str:
 def _forget_unreadable(work: str, num_units: int) -> None:
     """What could not be read may be there when the same command is run again."""
     for unit in range(num_units):
-        if any(fault.fault == "unreadable" for fault in ingest.read_record(work, unit).set_aside):
-            storage.remove(ingest.record_uri(work, unit))
+        if any(fault.fault == "unreadable" for fault in records.read_record(work, unit).set_aside):
+            storage.remove(records.record_uri(work, unit))
 
 
 def quarantined_rows(work: str, num_units: int) -> Iterator[Sequence[QuarantinedRow]]:
     """What the first pass quarantined, unit by unit."""
     for unit in range(num_units):
-        yield ingest.read_record(work, unit).set_aside
+        yield records.read_record(work, unit).set_aside
 
 
 def write_quarantine(uri: str, groups: Iterable[Sequence[QuarantinedRow]]) -> None:
@@ -238,8 +243,8 @@ def index_spills(work: str, planned: Plan, groups: Iterable[str]) -> None:
 
 def _spills(work: str, num_units: int, group: str) -> Iterator[SpillFile]:
     for unit in range(num_units):
-        for file in ingest.read_record(work, unit).spills:
-            if file.split == group:
+        for file in records.read_record(work, unit).spills:
+            if file.group == group:
                 yield file
 
 
@@ -251,7 +256,7 @@ def find_repeated_keys(work: str, planned: Plan, totals: SourceTotals) -> dict[b
         first, last = (_bound(part, parts), _bound(part + 1, parts))
         found |= digests.find_repeated(
             keys[np.searchsorted(keys["key"], first) : np.searchsorted(keys["key"], last)]
-            for keys in (ingest.read_keys(work, unit) for unit in range(planned.num_units))
+            for keys in (spill.read_spilled(work, unit) for unit in range(planned.num_units))
         )
     return found
 
@@ -261,3 +266,15 @@ def _bound(part: int, parts: int) -> np.bytes_:
     if part == parts:
         return np.bytes_(b"\xff" * 17)
     return np.bytes_((part * (1 << 64) // parts).to_bytes(8, "big").ljust(16, b"\0"))
+
+
+def candidates(
+    work: str, planned: Plan, totals: SourceTotals
+) -> Iterator[tuple[tuple[str, ...], Candidates]]:
+    """The images that validation is drawn of, unit by unit, with the names of their classes."""
+    for unit in range(planned.num_units):
+        spilled = spill.read_spilled(work, unit)
+        chosen = spilled[np.isin(spilled["kind"], totals.kinds)]
+        found = np.empty(len(chosen), CANDIDATE)
+        found["class"], found["hash"] = chosen["class"], chosen["hash"]
+        yield records.read_record(work, unit).classes, found

@@ -158,7 +158,8 @@ def work_uri(uri: str, key: str, old: Manifest | None, source: str) -> str:
         source: where the images are read, since the plan holds their places.
     """
     base = (old.fingerprint, old.revision) if old else None
-    rest = storage.content_key({"base": base, "source": source})
+    # What an earlier version left, which drew otherwise, is not used.
+    rest = storage.content_key({"base": base, "source": source, "draw": "by class"})
     return storage.join(uri, "_work", f"{key[:16]}-{rest[:16]}")
 
 

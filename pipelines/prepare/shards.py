@@ -22,8 +22,10 @@ from pipelines import storage
 from pipelines.data import shards
 from pipelines.data.manifest import Manifest, MaskSpec, ShardFile
 from pipelines.prepare import digests, spill
-from pipelines.prepare.ingest import QuarantinedRow, twin_message
+from pipelines.prepare.draw import Draw
+from pipelines.prepare.ingest import twin_message
 from pipelines.prepare.normalise import FaultClass
+from pipelines.prepare.records import QuarantinedRow
 from pipelines.prepare.spill import Row
 
 
@@ -41,7 +43,10 @@ class Work(NamedTuple):
     classes: tuple[str, ...]
     row_group_rows: int
     groups: dict[str, tuple[str, ...]]
-    """Split -> the spilled groups that it is made of."""
+    """Split -> the spilled groups that are of it as a whole."""
+    drawn: dict[str, tuple[str, ...]]
+    """Split -> the groups of which it has the images that `draw` gives it."""
+    draw: Draw
     repeated_keys: dict[bytes, int]
     """Digest of a key that occurs more than once -> place of the image that keeps it."""
     same_class: dict[str, str] = {}  # noqa: RUF012
@@ -202,15 +207,26 @@ def _aside(row: Row, split: str, fault: FaultClass, message: str) -> Quarantined
 
 def _rows(work: Work, split: str, first: int, last: int) -> Iterator[Row]:
     """Rows of the buckets first .. last - 1 of all units."""
-    for group in work.groups[split]:
+    for group in (*work.groups[split], *work.drawn[split]):
+        wanted = None if group in work.groups[split] else split
         for path, begin, end in find_spilled_ranges(work.work, group, first, last):
             uri = storage.join(work.work, path)
             yield from storage.retrying(
-                lambda uri=uri, begin=begin, end=end: list(  # type: ignore[misc]
-                    spill.read(storage.read_range(uri, begin, end))
+                lambda uri=uri, begin=begin, end=end, wanted=wanted: list(  # type: ignore[misc]
+                    _drawn(spill.read(storage.read_range(uri, begin, end)), wanted, work.draw)
                 ),
                 f"reading {uri}",
             )
+
+
+def _drawn(rows: Iterator[Row], wanted: str | None, draw: Draw) -> Iterator[Row]:
+    """The rows that the draw gives to a split; all of them where None is wanted."""
+    for row in rows:
+        if wanted is None:
+            yield row
+        elif draw.holds(row.key, row.class_name) == (wanted == "val"):
+            # A view would keep the bytes of all others in memory: few are for validation.
+            yield row._replace(jpeg=bytes(row.jpeg)) if wanted == "val" else row
 
 
 def find_spilled_ranges(

@@ -35,7 +35,7 @@ from pipelines.data.manifest import (
 )
 from pipelines.data.shards import RowGroup, read_row_group
 from pipelines.errors import UserError
-from pipelines.prepare import card, plan, shards, tasks
+from pipelines.prepare import card, fault_budget, plan, shards, spill, tasks
 from pipelines.prepare import ingest as gather_module
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.run import prepare_dataset
@@ -101,7 +101,7 @@ def test_how_the_work_is_cut_changes_no_byte(
 ) -> None:
     prepared(pictures, tmp_path / "a")
     monkeypatch.setattr(plan, "UNIT_PIECES", 3)
-    monkeypatch.setattr(gather_module, "SPILL_BYTES", 1)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 1)
     prepared(pictures, tmp_path / "b")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
@@ -193,13 +193,13 @@ def test_a_job_leaves_the_work_of_others_alone(
 ) -> None:
     prepared(pictures, tmp_path / "d")
     write_pictures(tmp_path / "more", {"plum": 20}, first=200)
-    index_spills = run_module.fault_budget.index_spills
+    index_spills = fault_budget.index_spills
 
     def meanwhile(*arguments: Any) -> None:
         prepare_dataset(prepare_config(pictures, tmp_path / "d"))
         index_spills(*arguments)
 
-    monkeypatch.setattr(run_module.fault_budget, "index_spills", meanwhile)
+    monkeypatch.setattr(fault_budget, "index_spills", meanwhile)
     assert prepared(tmp_path / "more", tmp_path / "d").written == 90
     assert not (tmp_path / "d" / "_work").exists()
 
@@ -210,8 +210,7 @@ def test_what_was_done_for_another_state_of_the_dataset_is_not_used(
     prepared(pictures, tmp_path / "d")
     write_pictures(tmp_path / "one", {"plum": 20}, first=200)
     write_pictures(tmp_path / "both", {"plum": 20, "fig": 10}, first=200)
-    totals = run_module.fault_budget
-    killed_before(monkeypatch, totals, "index_spills", tmp_path / "both", tmp_path / "d")
+    killed_before(monkeypatch, fault_budget, "index_spills", tmp_path / "both", tmp_path / "d")
     killed_before(monkeypatch, card, "write", tmp_path / "one", tmp_path / "d")
     assert prepared(tmp_path / "both", tmp_path / "d").written == 100
     assert len(rows_of(tmp_path / "d")) == 100
