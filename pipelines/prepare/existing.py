@@ -39,11 +39,9 @@ def write(config: PrepareConfig, uri: str, work: str, old: Manifest | None) -> H
                 "images must be like those in it. Use that, or another output"
             )
     if set(old.masks) != set(config.masks):
-        there_are = ", ".join(
-            f"{s.column} x {s.variants} of version {s.version}" for s in old.masks
-        )
+        have = ", ".join(f"{s.column} x {s.variants} of version {s.version}" for s in old.masks)
         raise UserError(
-            f"the masks asked for differ from those of the dataset in '{uri}', which are {there_are} "
+            f"the masks asked for differ from those of the dataset in '{uri}', which are {have} "
             f"(now version {MASK_VERSION} is drawn). Use the same, or first add masks: "
             f"python jobs/prepare.py --source {uri}{_mask_flags(config)}"
         )
