@@ -40,14 +40,14 @@ FLOORS = (
     {"cli", "html_page"},
     {"storage", "runtime"},
     {"data"},
-    {"tracking"},
+    {"tracking", "store_page"},
     {"models"},
     {"prepare"},
     {"pretrain", "evaluation", "inpaint", "serve", "export", "embed", "promotion"},
     {"workflow"},
     {"ablation"},
     {"api_settings", "api_images"},
-    {"api"},
+    {"api", "closing"},
 )
 # Names that models logged before still ask for.
 ALIASES = {"weights", "served_model"}

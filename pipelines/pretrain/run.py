@@ -2,7 +2,7 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ray.train import ScalingConfig
@@ -11,6 +11,7 @@ from rich.console import Console
 from ce_model.networks import NetworkConfig
 from pipelines import storage
 from pipelines.data.manifest import Manifest, read_manifest
+from pipelines.data.source_names import source_name
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
@@ -21,6 +22,7 @@ from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import fit_or_raise, scaling_config
 from pipelines.pretrain.initial import FILE, write_initial
 from pipelines.pretrain.key import find_initial_of, pretrain_key, stage_uri, stored_key
+from pipelines.pretrain.parameters import effective, given
 from pipelines.pretrain.summary import (
     closing_table,
     describe_training,
@@ -37,6 +39,7 @@ from pipelines.storage import commits, lease
 from pipelines.tracking import runs
 from pipelines.tracking.client import SQLITE, client, describe_error, may_pass, tracking_uri
 from pipelines.tracking.recorder import Recorder
+from pipelines.tracking.registry import GIVEN_TAG
 
 LEASE = "lease"
 LEASE_S = 60.0  # for a job that vanished with its machine; another one of this machine is seen
@@ -199,26 +202,19 @@ def _run_spec(
     uri: str,
     scaling: ScalingConfig,
 ) -> runs.RunSpec:
-    params = asdict(config) | {f"objective.{k}": v for k, v in asdict(recipe.objective).items()}
-    params |= {f"resolved.{k}": v for k, v in asdict(recipe.optimization).items()}
-    params |= {
-        "resolved.export": recipe.export,
-        "resolved.strategy": recipe.strategy,
-        "resolved.shorter": recipe.shorter,
-        "resolved.learning_rates": tuple(recipe.learning_rates),
-        "resolved.use_gpu": scaling.use_gpu,
-    }
+    data = source_name(manifest.source)
     return runs.RunSpec(
         uri=uri,
         store=config.store,
         experiment=config.experiment,
         key=key,
-        name=f"{config.preset}-{recipe.strategy}-{key[:8]}",
-        params=params,
+        name=f"{config.preset}, {recipe.strategy} holes, {data}, {key[:8]}",
+        params=effective(config, recipe, source=manifest.source, use_gpu=scaling.use_gpu),
         tags={
             "stage": "pretrain",
             "preset": config.preset,
             "strategy": recipe.strategy,
+            GIVEN_TAG: json.dumps(given(config)),
             "dataset_fingerprint": manifest.fingerprint,
             # Runs of one arm differ in nothing but the seed; promotion takes their spread.
             "arm": pretrain_key(replace(config, seed=0), manifest),
@@ -308,7 +304,7 @@ def _log_result(uri: str, summary: dict[str, Any], network: NetworkConfig) -> st
     """Log the model and the summary; returns why that has to wait, as a recorder does."""
     run_id = summary["tracking_run_id"]
     try:
-        summary["model_uri"] = log_trained_model(uri, run_id, summary["model"], network)
+        summary["model_uri"] = log_trained_model(uri, run_id, summary, network)
         text = json.dumps(summary, indent=2).encode()
         runs.log_bytes(client(uri), run_id, "summary.json", text)
     except Exception as error:

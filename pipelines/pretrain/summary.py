@@ -3,6 +3,7 @@
 import importlib.metadata
 import math
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from rich.table import Table
 from ce_model import training
 from ce_model.networks import ContextEncoder, NetworkConfig, input_side, predicts_images
 from pipelines import storage
+from pipelines.data.source_names import source_name
 from pipelines.models import checkpoint, files
 from pipelines.pretrain import worker
 from pipelines.pretrain.config import Export, PretrainConfig
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.task import Task
+from pipelines.store_page.find import Curve, curve_of
 from pipelines.tracking import models, runs
 
+CURVE_POINTS = 100
 WITHOUT = {
     "psnr_visible_mean": "mean colour of the image",
     "psnr_mean_fill": "mean colour of the dataset",
@@ -81,6 +85,7 @@ def export_model(
         "adversarial": task.recipe.objective.adversarial,
         "dataset": task.plan.uri,
         "dataset_fingerprint": task.plan.manifest.fingerprint,
+        "source": task.plan.manifest.source,
         "training_images": task.plan.rows,
         "steps": found.step,
         "batch_size": config.batch_size,
@@ -96,6 +101,8 @@ def export_model(
         "losses": {name: last[name] for name in last if name.startswith("loss/")},
         "export": export,
         "validation": measured,
+        "curve": _thinned(curve_of(found.state["history"])),
+        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "validation_raw": _validation(last, "raw"),
         "tracking_uri": spec.uri,
         "checkpoint": found.uri,
@@ -103,6 +110,12 @@ def export_model(
         "model": model_uri,
         "weights_sha256": digest,
     }
+
+
+def _thinned(curve: Curve) -> Curve:
+    """At most twice CURVE_POINTS of the points, evenly spaced, the last among them."""
+    every = max(1, len(curve) // CURVE_POINTS)
+    return curve[::-1][::every][::-1]
 
 
 def _validation(last: dict[str, float], export: Export) -> dict[str, float]:
@@ -119,15 +132,48 @@ def _validation(last: dict[str, float], export: Export) -> dict[str, float]:
     return found
 
 
-def log_trained_model(uri: str, run_id: str, model: str, network: NetworkConfig) -> str:
-    """Log a model folder to its MLflow run; returns the URI of the logged model."""
+def log_trained_model(
+    uri: str, run_id: str, summary: dict[str, Any], network: NetworkConfig
+) -> str:
+    """Log the model of a training to its MLflow run; returns the URI of the logged model."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
-        files.copy_model(model, str(folder))
+        files.copy_model(summary["model"], str(folder))
         requirements = [f"{n}=={importlib.metadata.version(n).split('+')[0]}" for n in SERVED_WITH]
         return models.log_model(
-            uri, run_id, folder, input_side(network), requirements, fills=predicts_images(network)
+            uri,
+            run_id,
+            folder,
+            input_side(network),
+            requirements,
+            fills=predicts_images(network),
+            name=f"{summary['preset']}-{summary['strategy']}-{summary['steps']}-steps",
+            description=describe_model(summary),
         )
+
+
+def describe_model(summary: dict[str, Any]) -> str:
+    """What a model is and what was measured of it, in two sentences."""
+    trained = describe_training(
+        summary["preset"],
+        summary["strategy"],
+        summary["steps"],
+        summary["batch_size"],
+        summary["training_images"],
+    )
+    measured = summary["validation"]
+    text = f"{trained} ({source_name(summary.get('source', ''))})."
+    if "psnr_hole" in measured:
+        others = [f"{what} {measured[n]:.2f}" for n, what in WITHOUT.items() if n in measured]
+        beside = f"; {', '.join(others)}" if others else ""
+        return f"{text} Holes of validation images: {measured['psnr_hole']:.2f} dB{beside}."
+    if "target_error" in measured:
+        mean = measured["target_error_mean"]
+        return (
+            f"{text} Error of the target on validation images: {measured['target_error']:.4f}; the "
+            f"mean of all cells {mean:.4f}."
+        )
+    return text
 
 
 def describe_training(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -267,6 +268,15 @@ def size(uri: str) -> int:
     if found is None:
         raise UserError(f"{uri}: the server does not tell its size, so it cannot be read in parts")
     return int(found)
+
+
+def modified(uri: str) -> datetime:
+    """When an object was written last, with its time zone."""
+    if is_local(uri):
+        return datetime.fromtimestamp(local_path(absolute(uri)).stat().st_mtime, UTC)
+    fs, path = filesystem(uri)
+    found: datetime = retrying(lambda: fs.modified(path), f"looking at {uri}")
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 class NotJsonError(UserError):

@@ -1,6 +1,7 @@
 """Models logged to MLflow, and fetched from it."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,23 @@ from pipelines.errors import UserError, first_line
 from pipelines.tracking.client import client, global_server, require_there
 
 WEIGHTS_TAG = "weights_sha256"
+DESCRIPTION_TAG = "mlflow.note.content"  # where MLflow's pages look for one
+NOT_IN_NAME = r"[/:.%\"'\s]+"
 
 
 SERVED_MODEL = Path(__file__).parents[1] / "models" / "pyfunc.py"
 
 
 def log_model(
-    uri: str, run_id: str, folder: Path, side: int, requirements: list[str], *, fills: bool = True
+    uri: str,
+    run_id: str,
+    folder: Path,
+    side: int,
+    requirements: list[str],
+    *,
+    fills: bool = True,
+    name: str = "model",
+    description: str = "",
 ) -> str:
     """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run, once.
 
@@ -59,14 +70,14 @@ def log_model(
     packages = Path(__file__).parents[2]
     with global_server(uri), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
-            name="model",
+            name=re.sub(NOT_IN_NAME, "-", name),
             python_model=str(SERVED_MODEL),
             artifacts={"model": folder.as_uri()},
             code_paths=[str(packages / "ce_model"), str(packages / "pipelines")],
             pip_requirements=requirements,
             signature=signature,
             input_example={"image": np.ascontiguousarray(image), "mask": mask},
-            tags={WEIGHTS_TAG: digest},
+            tags={WEIGHTS_TAG: digest, DESCRIPTION_TAG: description},
         )
         mlflow.end_run("RUNNING")  # else the end of the block would call it FINISHED
     return str(logged.model_uri)

@@ -15,9 +15,11 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError, first_line, redact
 from pipelines.tracking.client import client, global_server
+from pipelines.tracking.models import DESCRIPTION_TAG
 from pipelines.tracking.runs import RunSpec, ensure_run
 
 SUMMARY = "summary.json"
+GIVEN_TAG = "settings_given"  # of a training run: JSON of the settings that make it again
 REPORTS = "evaluation"
 REPORT = "report.json"
 MAX_RUNS = 1000
@@ -25,6 +27,10 @@ MAX_TAG = 5000  # characters of a tag's value
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an alias
 THERE = "RESOURCE_ALREADY_EXISTS"
 AWAY = "INTERNAL_ERROR"
+DESCRIPTION = (
+    "Context encoders of one kind of input. The alias `champion` is the version that every gate of "
+    "jobs/promote.py let pass, `previous` the one before it, `candidate` the one refused last."
+)
 NOT_IN_NAME = "/:@%\\"
 
 Value = TypeVar("Value")
@@ -158,7 +164,7 @@ def require_name(name: str) -> None:
 def ensure_name(uri: str, name: str) -> None:
     """Create the registered model unless it is there."""
     try:
-        _asking(uri, lambda server: server.create_registered_model(name))
+        _asking(uri, lambda server: server.create_registered_model(name, description=DESCRIPTION))
     except MlflowException as error:
         if error.error_code != THERE:
             raise UserError(f"name is '{name}', which {uri} refuses: {first_line(error)}") from None
@@ -177,14 +183,16 @@ def ensure_version(uri: str, name: str, run_id: str, source: str, tags: dict[str
     for version in versions_of_run(uri, name, run_id):
         if version.source == source:
             return version
-    return _version(
-        _asking(
-            uri,
-            lambda server: server.create_model_version(
-                name, source, run_id, tags=tags, model_id=source.removeprefix("models:/")
-            ),
+    model_id = source.removeprefix("models:/")
+
+    def create(server: Any) -> Any:
+        logged = server.get_logged_model(model_id)
+        description = logged.tags.get(DESCRIPTION_TAG) or None
+        return server.create_model_version(
+            name, source, run_id, tags=tags, model_id=model_id, description=description
         )
-    )
+
+    return _version(_asking(uri, create))
 
 
 def by_alias(uri: str, name: str, alias: str) -> Version | None:

@@ -1,0 +1,193 @@
+"""What a store holds, read from the records that its jobs left; nothing is asked of MLflow."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+from pipelines import storage
+from pipelines.data.manifest import MANIFEST
+from pipelines.data.source_names import source_name
+from pipelines.storage import commits
+
+READS_AT_ONCE = 16  # in a bucket each is a request
+STATE = "state.json"  # as in models.checkpoint, which needs torch
+MAX_STATE_BYTES = 4 << 20  # of a checkpoint's curves, for trainings that left no summary of theirs
+
+Found = TypeVar("Found")
+Curve = list[tuple[int, float]]
+"""Step and value."""
+
+
+class Training(NamedTuple):
+    """A training, finished or not."""
+
+    key: str
+    uri: str
+    at: datetime
+    """When it ended, or when its newest checkpoint was written."""
+    summary: dict[str, Any]
+    """Empty while it is not finished."""
+    step: int | None
+    """Of the newest checkpoint of one that is not finished."""
+    curve: Curve
+    """Validation over the steps: PSNR of the hole, dB, or the error of the target."""
+    has_panel: bool
+
+
+class Prepared(NamedTuple):
+    """A prepared dataset in the store."""
+
+    key: str
+    uri: str
+    at: datetime
+    name: str
+    images: int
+    has_card: bool
+
+
+class Measured(NamedTuple):
+    """A report of an evaluation or of a sweep."""
+
+    uri: str
+    """Of the page."""
+    at: datetime
+    title: str
+    text: str
+
+
+class Unreadable(NamedTuple):
+    """A record that is damaged, or of a version to come."""
+
+    uri: str
+    reason: str
+
+
+class Contents(NamedTuple):
+    """All of a store, each kind newest first."""
+
+    trainings: list[Training]
+    datasets: dict[str, Prepared]
+    """By fingerprint, which a training names."""
+    evaluations: list[Measured]
+    sweeps: list[Measured]
+    unreadable: list[Unreadable]
+
+
+def find_contents(store: str) -> Contents:
+    """Look through a store."""
+    home = storage.absolute(store)
+    unreadable: list[Unreadable] = []
+
+    def collect(parts: Sequence[str], read: Callable[[str], Found | None]) -> list[Found]:
+        folder = storage.join(home, *parts)
+        uris = [storage.join(folder, name) for name in storage.children(folder)]
+
+        def attempt(uri: str) -> Found | Unreadable | None:
+            try:
+                return read(uri)
+            except FileNotFoundError:  # not finished, or another job cleared it away
+                return None
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                return Unreadable(uri, f"{type(error).__name__}: {error}"[:200])
+
+        with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+            every = list(threads.map(attempt, uris))
+        unreadable.extend(found for found in every if isinstance(found, Unreadable))
+        return [f for f in every if f is not None and not isinstance(f, Unreadable)]
+
+    datasets = dict(collect(("prepare",), _read_dataset))
+    return Contents(
+        trainings=_newest_first(collect(("pretrain",), _read_training)),
+        datasets=datasets,
+        evaluations=_newest_first(collect(("evaluate", "reports"), _read_evaluation)),
+        sweeps=_newest_first(collect(("ablate",), _read_sweep)),
+        unreadable=unreadable,
+    )
+
+
+Dated = TypeVar("Dated", Training, Measured)
+
+
+def _newest_first(found: list[Dated]) -> list[Dated]:
+    return sorted(found, key=lambda each: each.at, reverse=True)
+
+
+def _read_training(uri: str) -> Training | None:
+    key = uri.rpartition("/")[2]
+    names = set(storage.children(uri))
+    has_panel = "panel.png" in names
+    if commits.COMMIT in names:
+        summary = commits.read_commit(uri) or {}
+        at = _time(summary.get("ended_at"), commits.commit_uri(uri))
+        curve = [(int(step), float(value)) for step, value in summary.get("curve", ())]
+        return Training(key, uri, at, summary, None, curve or _saved_curve(uri), has_panel)
+    newest = next(_states(uri), None)
+    if newest is None:
+        return None
+    step = int(newest.rsplit("/", 2)[1].rpartition("-")[2])
+    return Training(key, uri, storage.modified(newest), {}, step, _saved_curve(uri), has_panel)
+
+
+def _states(stage: str) -> Iterator[str]:
+    """Records of its checkpoints, the newest first."""
+    folder = storage.join(stage, "checkpoints")
+    for name in reversed(storage.children(folder)):
+        state = storage.join(folder, name, STATE)
+        if name.startswith("step-") and storage.exists(state):
+            yield state
+
+
+def _saved_curve(stage: str) -> Curve:
+    """The validations that the newest checkpoint remembers."""
+    state = next(_states(stage), None)
+    if state is None or storage.size(state) > MAX_STATE_BYTES:
+        return []
+    return curve_of(storage.read_json(state).get("history", ()))
+
+
+def curve_of(history: Sequence[dict[str, Any]]) -> Curve:
+    """The validation curve of a training's history: PSNR of the hole, else the target's error."""
+    for name in ("validation/psnr_hole", "validation/target_error"):
+        found = [(int(r["step"]), float(r["values"][name])) for r in history if name in r["values"]]
+        if found:
+            return found
+    return []
+
+
+def _read_dataset(uri: str) -> tuple[str, Prepared] | None:
+    place = storage.join(uri, MANIFEST)
+    manifest = storage.read_json(place)
+    return str(manifest["fingerprint"]), Prepared(
+        key=uri.rpartition("/")[2],
+        uri=uri,
+        at=storage.modified(place),
+        name=source_name(str(manifest.get("source", ""))),
+        images=int(manifest["written"]),
+        has_card=storage.exists(storage.join(uri, "card.html")),
+    )
+
+
+def _read_evaluation(uri: str) -> Measured | None:
+    place = storage.join(uri, "report.json")
+    report = storage.read_json(place)
+    models = ", ".join(model["name"] for model in report["models"])
+    sections = ", ".join(section["title"] for section in report["sections"])
+    at = _time(report.get("at"), place)
+    return Measured(storage.join(uri, "report.html"), at, models or "classical methods", sections)
+
+
+def _read_sweep(uri: str) -> Measured | None:
+    place = storage.join(uri, "ablation.json")
+    report = storage.read_json(place)
+    arms = ", ".join(report["arms"])
+    at = _time(report.get("at"), place)
+    return Measured(storage.join(uri, "ablation.html"), at, arms, str(report["verdict"]))
+
+
+def _time(noted: object, place: str) -> datetime:
+    """When something was made: as it says itself, else when its record was written."""
+    if noted is None:
+        return storage.modified(place)
+    found = datetime.fromisoformat(str(noted))
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

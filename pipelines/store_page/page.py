@@ -1,0 +1,202 @@
+"""The page: a card for each of the newest trainings, then tables that link to everything else."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from urllib.parse import quote
+
+from pipelines import html_page, storage
+from pipelines.data.source_names import source_name
+from pipelines.html_page import Link
+from pipelines.store_page.find import Contents, Curve, Measured, Training
+
+CARDS = 30  # the others are lines of a table
+METHODS = {
+    "psnr_hole": "this model",
+    "psnr_telea": "Telea",
+    "psnr_visible_mean": "mean colour of the image",
+    "psnr_mean_fill": "mean colour of the dataset",
+    "psnr_untrained": "untrained network",
+}
+KEY_LETTERS = 8
+WIDTH, HEIGHT, EDGE = 320, 130, 8  # of a curve, units of its drawing
+STYLE = """
+.runs { display: grid; grid-template-columns: repeat(auto-fill, minmax(20em, 1fr)); gap: 1em; }
+.run { border: 1px solid var(--line); border-radius: 6px; padding: .4em 1em; min-width: 0; }
+.run h3 { margin: .4em 0; } .run table { font-size: 13px; } .run .scroll { margin: .4em 0; }
+.strip { display: block; height: 10.6em; width: 100%; object-fit: cover; object-position: top; }
+svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg path { fill: none; stroke: var(--link); stroke-width: 2; } svg circle { fill: var(--link); }
+svg line { stroke: var(--line); }
+"""
+
+
+def page(contents: Contents, store: str) -> str:
+    """The whole page.
+
+    Args:
+        contents: of the store.
+        store: its absolute URI; what lies in it is linked from where the page is.
+    """
+    parts = [f"<p class='note'>{html_page.text(_counts(contents))} in {html_page.text(store)}.</p>"]
+    if contents.trainings:
+        cards = [_card(each, contents, store) for each in contents.trainings[:CARDS]]
+        parts.append(f"<h2>Trainings</h2><div class='runs'>{''.join(cards)}</div>")
+    if older := contents.trainings[CARDS:]:
+        rows = [
+            [name_of(each, contents), _date(each.at), _result(each), _short(each.key)]
+            for each in older
+        ]
+        parts.append(html_page.table("earlier ones", ["training", "ended", "", "key"], rows))
+    parts += _datasets(contents, store)
+    for heading, found in (("Evaluations", contents.evaluations), ("Sweeps", contents.sweeps)):
+        parts += _reports(heading, found, store)
+    if contents.unreadable:
+        broken = [[each.uri, each.reason] for each in contents.unreadable]
+        parts.append("<h2>What could not be read</h2>")
+        parts.append(html_page.table("", ["record", "why"], broken, "texts"))
+    return html_page.document("Context encoders in this store", "".join(parts), STYLE)
+
+
+def _counts(contents: Contents) -> str:
+    counts = {
+        "training": len(contents.trainings),
+        "dataset": len(contents.datasets),
+        "evaluation": len(contents.evaluations),
+        "sweep": len(contents.sweeps),
+    }
+    return ", ".join(f"{n} {word}{'s'[: n != 1]}" for word, n in counts.items() if n) or "nothing"
+
+
+def name_of(training: Training, contents: Contents) -> str:
+    """`unet, free_form holes on photos, 400 steps`."""
+    summary = training.summary
+    if not summary:
+        return f"not finished, step {training.step:,}"
+    dataset = contents.datasets.get(summary["dataset_fingerprint"])
+    data = dataset.name if dataset else source_name(summary.get("source") or summary["dataset"])
+    return f"{summary['preset']}, {summary['strategy']} holes on {data}, {summary['steps']:,} steps"
+
+
+def _card(training: Training, contents: Contents, store: str) -> str:
+    summary = training.summary
+    parts = [f"<h3>{html_page.text(name_of(training, contents))}</h3>"]
+    parts.append(
+        f"<p class='note'>{html_page.text(_date(training.at))}, "
+        f"{_links(training, contents, store)}</p>"
+    )
+    if training.has_panel:
+        panel = html_page.text(href(storage.join(training.uri, "panel.png"), store))
+        parts.append(
+            f"<a href='{panel}'><img class='strip' loading='lazy' src='{panel}' "
+            "alt='validation images: input, hole, output, target'></a>"
+        )
+    if summary:
+        parts.append(_methods(summary["validation"]))
+    if training.curve:
+        unit = "error of the target" if "target_error" in summary.get("validation", {}) else "dB"
+        parts.append(_curve(training.curve, unit))
+    if summary.get("tracking_run_id"):
+        run = f"MLflow run {summary['tracking_run_id']}"
+        parts.append(f"<p class='note'>{html_page.text(run)}</p>")
+    return f"<section class='run'>{''.join(parts)}</section>"
+
+
+def _links(training: Training, contents: Contents, store: str) -> str:
+    found = [Link(f"folder {_short(training.key)}", href(f"{training.uri}/", store))]
+    if training.summary:
+        dataset = contents.datasets.get(training.summary["dataset_fingerprint"])
+        home = dataset.uri if dataset else str(training.summary["dataset"])
+        found.append(Link("dataset", href(storage.join(home, "card.html"), store)))
+    return ", ".join(map(html_page.link, found))
+
+
+def _methods(measured: dict[str, float]) -> str:
+    """Fillings beside what needs no training, the best first."""
+    rows = [(measured[name], name) for name in METHODS if name in measured]
+    if "psnr_hole" not in measured:
+        error, mean = measured.get("target_error"), measured.get("target_error_mean")
+        if error is None or mean is None:
+            return ""
+        cells = [["this model", f"{error:.4f}"], ["mean of all cells", f"{mean:.4f}"]]
+        return html_page.table("error of the target, validation", ["", ""], cells)
+    rows.sort(reverse=True)
+    cells = [[METHODS[name], f"{value:.2f} dB"] for value, name in rows]
+    return html_page.table("PSNR of the hole, validation", ["", ""], cells, best={(0, 1)})
+
+
+def _curve(curve: Curve, unit: str) -> str:
+    """A line over the steps, each measurement a point."""
+    steps, values = [step for step, _ in curve], [value for _, value in curve]
+    low, high = min(values), max(values)
+    first, last = min(steps), max(steps)
+
+    def place(step: int, value: float) -> str:
+        along = (step - first) / (last - first) if last > first else 0.5
+        up = (value - low) / (high - low) if high > low else 0.5
+        x = EDGE + along * (WIDTH - 2 * EDGE)
+        y = HEIGHT - 24 - up * (HEIGHT - 46)
+        return f"{x:.1f} {y:.1f}"
+
+    points = [place(step, value) for step, value in curve]
+    dots = "".join("<circle r='2.5' cx='{}' cy='{}'/>".format(*each.split()) for each in points)
+    title = f"validation, {unit}: {values[-1]:.2f} at step {last:,}"
+    shown = f"{low:.2f} to {high:.2f} {unit}"
+    return (
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{html_page.text(title)}'>"
+        f"<line x1='{EDGE}' x2='{WIDTH - EDGE}' y1='{HEIGHT - 18}' y2='{HEIGHT - 18}'/>"
+        f"<path d='M {' L '.join(points)}'/>{dots}"
+        f"<text x='{EDGE}' y='12'>{html_page.text(shown)}</text>"
+        f"<text x='{EDGE}' y='{HEIGHT - 4}'>step {first:,}</text>"
+        f"<text x='{WIDTH - EDGE}' y='{HEIGHT - 4}' text-anchor='end'>{last:,}</text></svg>"
+    )
+
+
+def _result(training: Training) -> str:
+    measured = training.summary.get("validation", {})
+    if "psnr_hole" in measured:
+        return f"{measured['psnr_hole']:.2f} dB"
+    return f"error {measured['target_error']:.4f}" if "target_error" in measured else ""
+
+
+def _datasets(contents: Contents, store: str) -> Iterator[str]:
+    if not contents.datasets:
+        return
+    newest = sorted(contents.datasets.values(), key=lambda each: each.at, reverse=True)
+    rows = [
+        [
+            Link(each.name, href(storage.join(each.uri, "card.html"), store))
+            if each.has_card
+            else each.name,
+            _date(each.at),
+            f"{each.images:,}",
+            _short(each.key),
+        ]
+        for each in newest
+    ]
+    yield "<h2>Datasets</h2>"
+    yield html_page.table("", ["card", "prepared", "images", "key"], rows)
+
+
+def _reports(heading: str, found: list[Measured], store: str) -> Iterator[str]:
+    if not found:
+        return
+    rows: list[list[str | Link]] = [
+        [Link(each.title, href(each.uri, store)), _date(each.at), each.text] for each in found
+    ]
+    yield f"<h2>{heading}</h2>"
+    yield html_page.table("", ["report", "made", "of"], rows, "texts")
+
+
+def href(uri: str, store: str) -> str:
+    """Where a page of the store finds something: relative where it lies in the store."""
+    if uri == store or uri.startswith(f"{store}/"):
+        return quote(uri[len(store) + 1 :]) or "."
+    return storage.local_path(uri).as_uri() if storage.is_local(uri) else quote(uri, safe=":/")
+
+
+def _short(key: str) -> str:
+    return key[:KEY_LETTERS]
+
+
+def _date(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
