@@ -131,14 +131,14 @@ def resolve_model(ref: str, *, store: str, tracking_uri: str) -> ModelRef:
 
 
 def _run_id(ref: str) -> str | None:
-    """The run of a reference such as 0123456789abcdef0123456789abcdef or runs:/RUN/model."""
+    """The run of a reference such as 0123456789abcdef0123456789abcdef or runs:/RUN/NAME."""
     if RUN_ID.fullmatch(ref):
         return ref
     if not ref.startswith("runs:/"):
         return None
-    found = re.fullmatch(r"runs:/([0-9a-f]{32})(?:/model)?/?", ref)
+    found = re.fullmatch(r"runs:/([0-9a-f]{32})(?:/[^/]+)?/?", ref)
     if found is None:
-        raise UserError(f"model is '{ref}'; it must be runs:/RUN_ID/model, or the run's id")
+        raise UserError(f"model is '{ref}'; it must be runs:/RUN_ID/NAME, or the run's id")
     return found[1]
 
 

@@ -143,5 +143,5 @@ class DriverWatch:
             storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)
         except (OSError, UserError) as error:  # the storage is away: the curves go on
             self._progress.note(f"warning: the panel of step {step} is not in the store: {error}")
-        self._recorder.artifact(f"panels/step-{step:08d}.png", png)
+        self._recorder.image("panel", step, png)
         self._recorder.artifact("panel.png", png)

@@ -1,9 +1,10 @@
 """Where a registered model came from, in words and numbers, and how to make it again."""
 
+import json
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,20 @@ def _masks(summary: Mapping[str, Any]) -> str:
 
 def reproduce(facts: RunFacts) -> str:
     """The command that gives the same weights from the same dataset and commit."""
-    flags = []
+    if registry.GIVEN_TAG in facts.tags:
+        return shlex.join(["python", "jobs/pretrain.py", *_flags_of(facts.tags)])
+    flags = []  # of a run of an earlier version, whose parameters are what was given
     for name, value in sorted(facts.params.items()):
         if "." in name or name in NOT_REPRODUCED or value == "None":
             continue
         values = value.strip("()").split(", ") if value.startswith("(") else [value]
         flags += [f"--{name.replace('_', '-')}", *values]
     return shlex.join(["python", "jobs/pretrain.py", *flags])
+
+
+def _flags_of(tags: Mapping[str, str]) -> Iterator[str]:
+    """The flags of the settings that a run was given."""
+    for name, value in sorted(json.loads(tags[registry.GIVEN_TAG]).items()):
+        if name not in NOT_REPRODUCED:
+            yield f"--{name.replace('_', '-')}"
+            yield from map(str, value if isinstance(value, list) else [value])

@@ -29,6 +29,7 @@ from pipelines.tracking.runs import (
     end_abandoned,
     ensure_run,
     log_bytes,
+    log_image,
 )
 
 RETRY_WAIT_S = 5.0
@@ -95,6 +96,12 @@ class Recorder:
         """Queue a file; a later one of the same path replaces it."""
         with self._lock:
             self._other[f"artifact:{path}"] = data
+        self._wake.set()
+
+    def image(self, key: str, step: int, png: bytes) -> None:
+        """Queue an image of a step, which MLflow shows along the steps; it is stored once."""
+        with self._lock:
+            self._other[f"image:{key}:{step}"] = png
         self._wake.set()
 
     def tag(self, name: str, value: str) -> None:
@@ -229,5 +236,8 @@ class Recorder:
             server.set_terminated(run_id, status=value)
         elif name.startswith("tag:"):
             server.log_batch(run_id, tags=[RunTag(name.removeprefix("tag:"), value)])
+        elif name.startswith("image:"):
+            _, key, step = name.split(":")
+            log_image(server, run_id, key, int(step), value)
         else:
             log_bytes(server, run_id, name.removeprefix("artifact:"), value)

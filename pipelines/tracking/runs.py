@@ -1,5 +1,6 @@
 """MLflow runs, found again by the key of what they did."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import PIL.Image
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -188,6 +190,15 @@ def log_bytes(server: MlflowClient, run_id: str, path: str, data: bytes) -> None
         local = Path(temporary, name)
         local.write_bytes(data)
         server.log_artifact(run_id, str(local), folder or None)
+
+
+def log_image(server: MlflowClient, run_id: str, key: str, step: int, png: bytes) -> None:
+    """Log an image of a step, unless the run has one of that step: a resumed run makes it again."""
+    begins = f"images/{key}+step+{step}+"  # as MLflow calls it
+    if any(found.path.startswith(begins) for found in server.list_artifacts(run_id, "images")):
+        return
+    with PIL.Image.open(io.BytesIO(png)) as image:
+        server.log_image(run_id, image.convert("RGB"), key=key, step=step, synchronous=True)
 
 
 def run_of_key(uri: str, key: str | None, store_id: str | None = None) -> str | None:

@@ -8,7 +8,7 @@ only when these are equal. Which seeds they were does not matter: a sweep measur
 with the seed of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ LOWER_IS_BETTER = {"L1", "L2"}
 NOT_A_SCORE = {"pictures"}
 NAMED_BY = ("holes", "region", "hidden", "side", "features", "layer", "labels")
 OWN_METHOD = "this model"
+MODEL = "model"  # kind of a row that is no baseline
 USUAL = {"hidden": "any"}
 
 
@@ -31,6 +32,9 @@ class Scores:
     measured: dict[str, str] = field(default_factory=dict)
     """Key of how each score was measured, by its name."""
     tasks: set[str] = field(default_factory=set)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The same score, in the same evaluation, of what needs no such training: of a classical method
+    by its name, of a row such as `random` by its model's."""
 
 
 def better(name: str) -> Better:
@@ -44,8 +48,10 @@ def scores_of(reports: Iterable[dict[str, Any]], weights_sha256: str) -> Scores:
     for report in sorted(reports, key=lambda report: str(report.get("at", ""))):
         rows = {m["name"] for m in report["models"] if m["sha256"] == weights_sha256}
         shared = {m["name"] for m in report["models"] if m["sha256"] != weights_sha256}
+        untrained = {m["name"] for m in report["models"] if m.get("kind", MODEL) != MODEL}
         for section in report["sections"]:
             _take(section, rows - shared, report, scores)
+            _take_baselines(section, untrained - rows, report, scores)
     return scores
 
 
@@ -61,16 +67,41 @@ def _take(section: dict[str, Any], rows: set[str], report: dict[str, Any], score
             "precision": report["precision"],
         }
     )
-    tasks = [each["task"] for each in report["sections"]]
-    alone = tasks.count(section["task"]) == 1
-    head = section["task"] if alone else section["title"].replace(", ", "/")
+    head = _head(section, report)
     for row in section["rows"]:
         if row["model"] not in rows or row.get("method", OWN_METHOD) != OWN_METHOD:
             continue
-        named = [row[name] for name in NAMED_BY if name in row and row[name] != USUAL.get(name)]
-        for score, value in row.items():
-            if isinstance(value, dict) and value["mean"] is not None and score not in NOT_A_SCORE:
-                name = "/".join([head, *named, score])
-                scores.values[name] = float(value["mean"])
-                scores.measured[name] = how
-                scores.tasks.add(section["task"])
+        for name, value in _scores_in(row, head):
+            scores.values[name] = value
+            scores.measured[name] = how
+            scores.baselines[name] = {}
+            scores.tasks.add(section["task"])
+
+
+def _take_baselines(
+    section: dict[str, Any], untrained: set[str], report: dict[str, Any], scores: Scores
+) -> None:
+    """Of the scores that the section has of the model, those of the other rows."""
+    head = _head(section, report)
+    for row in section["rows"]:
+        is_classical = not row["model"]
+        if not is_classical and row["model"] not in untrained:
+            continue
+        for name, value in _scores_in(row, head):
+            if name in scores.baselines:
+                method = row["method"] if is_classical else row["model"]
+                scores.baselines[name][method] = value
+
+
+def _head(section: dict[str, Any], report: dict[str, Any]) -> str:
+    """What the names of a section's scores begin with."""
+    tasks = [each["task"] for each in report["sections"]]
+    alone = tasks.count(section["task"]) == 1
+    return str(section["task"] if alone else section["title"].replace(", ", "/"))
+
+
+def _scores_in(row: dict[str, Any], head: str) -> Iterator[tuple[str, float]]:
+    named = [row[name] for name in NAMED_BY if name in row and row[name] != USUAL.get(name)]
+    for score, value in row.items():
+        if isinstance(value, dict) and value["mean"] is not None and score not in NOT_A_SCORE:
+            yield "/".join([head, *named, score]), float(value["mean"])

@@ -160,9 +160,11 @@ def test_curves_and_lineage_are_in_mlflow(unbroken: dict[str, Any]) -> None:
     assert run.inputs.dataset_inputs[0].dataset.digest == unbroken["dataset_fingerprint"][:36]
     assert "mlflow.source.git.commit" in run.data.tags
     names = {entry.path for entry in server.list_artifacts(unbroken["tracking_run_id"])}
-    assert {"panel.png", "panels", "summary.json"} <= names
-    panels = server.list_artifacts(unbroken["tracking_run_id"], "panels")
-    assert panels[0].path == "panels/step-00000000.png"  # there from the first minute on
+    assert {"panel.png", "images", "summary.json"} <= names
+    panels = server.list_artifacts(unbroken["tracking_run_id"], "images")
+    assert any("panel+step+0+" in panel.path for panel in panels)  # from the first minute on
+    assert "None" not in run.data.params.values()
+    assert run.data.params["strategy"] == unbroken["strategy"]
 
 
 def test_the_logged_model_fills_holes_and_gives_features(
@@ -422,6 +424,7 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
     recorder: Any = SimpleNamespace(
         metrics=lambda values, step, time: recorded.append(step),
         artifact=lambda path, data: recorded.append(path),
+        image=lambda key, step, png: recorded.append((key, step)),
     )
     (tmp_path / "stage").write_bytes(b"no folder")
     task: Any = SimpleNamespace(
@@ -439,7 +442,7 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
             CurvePoint(8, 0.0, {"loss/joint": 1.0}),
         ]
     )
-    assert recorded == ["panels/step-00000008.png", "panel.png", 8]
+    assert recorded == [("panel", 8), "panel.png", 8]
     assert "warning: the panel of step 8 is not in the store" in " ".join(screen.getvalue().split())
 
 
