@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ce_model.networks import predicts_images
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.models import files
+from pipelines.models.files import LoadedModel
 from pipelines.promotion import run_files
 from pipelines.promotion.gates import ALARM, Candidate
 from pipelines.tracking import models, registry
@@ -51,7 +53,7 @@ def collect(uri: str, run_id: str, source: str) -> Candidate:
     """
     facts = registry.run_facts(uri, run_id)
     own = run_files.reports(uri, run_id)
-    sha256, problem, unsafe = _files(uri, source)
+    sha256, problem, unsafe, loaded = _files(uri, source)
     evaluated = sorted({m["sha256"] for r in own for m in r["models"] if m["run_id"] == run_id})
     judged = sha256 if sha256 in evaluated else (*evaluated, "")[0]  # the gate `weights` says so
     scores = scores_of(own, str(judged))
@@ -75,6 +77,10 @@ def collect(uri: str, run_id: str, source: str) -> Candidate:
         dataset_fingerprint=facts.tags.get("dataset_fingerprint", ""),
         code=facts.tags.get(COMMIT_TAG, ""),
         unsafe_files=unsafe,
+        baselines=scores.baselines,
+        strategy="" if loaded is None else str(loaded.info.get("strategy", "")),
+        reads="" if loaded is None else describe_network(loaded),
+        fills=loaded is not None and predicts_images(loaded.network),
     )
 
 
@@ -105,8 +111,19 @@ def _siblings(uri: str, facts: RunFacts, own: Scores) -> dict[str, Scores]:
     return found
 
 
-def _files(uri: str, source: str) -> tuple[str | None, str, tuple[str, ...]]:
-    """sha256 of the logged weights, why they do not load, and files that could run code."""
+def network_of(uri: str, source: str) -> str:
+    """What a logged model takes and gives, as `describe_network` says; empty: it does not load."""
+    return describe_network(loaded) if (loaded := _files(uri, source)[-1]) else ""
+
+
+def describe_network(model: LoadedModel) -> str:
+    """What a model takes and gives; models that differ in it cannot take each other's place."""
+    network = model.network
+    return f"{network.preset} (output {network.output}), {model.side} px"
+
+
+def _files(uri: str, source: str) -> tuple[str | None, str, tuple[str, ...], LoadedModel | None]:
+    """sha256 of the logged weights, why they do not load, files that could run code, the model."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
@@ -114,16 +131,15 @@ def _files(uri: str, source: str) -> tuple[str | None, str, tuple[str, ...]]:
         except UserError as error:
             if run_files.has_weights(uri, source):
                 raise run_files.read_problem(source, str(error)) from None
-            return None, str(error), ()
+            return None, str(error), (), None
         unsafe = tuple(
             sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if may_run(path))
         )
         digest = storage.sha256_of(folder / files.WEIGHTS)
         try:
-            files.load_model(str(folder))
+            return digest, "", unsafe, files.load_model(str(folder))
         except (UserError, ValueError, KeyError, TypeError) as error:
-            return digest, str(error).replace(str(folder), source), unsafe
-        return digest, "", unsafe
+            return digest, str(error).replace(str(folder), source), unsafe, None
 
 
 def may_run(path: Path) -> bool:

@@ -9,10 +9,11 @@ served must keep it too, against the one that is.
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.stats import t
@@ -25,12 +26,19 @@ CONFIDENCE = 0.95
 ALARM = "alarm."  # prefix of the tags that a training run gives itself
 BOUNDS = ("min", "max")
 LINKED = "configs/gates.yaml"  # in a checkout, a link to the gates.yaml beside this file
+STRATEGY = "{strategy}"  # in the name of a score: the holes that the model was trained with
 ROUNDING = 1e-9  # of a difference of scores: 0.30 - 0.35 is a little more than 0.05 below 0
+
+Demand = TypeVar("Demand")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
-    """What is demanded."""
+    """What is demanded.
+
+    In names of scores `*` stands for anything but a slash, `{strategy}` for the holes that the
+    model was trained with.
+    """
 
     required: tuple[str, ...] = ()
     """Tasks that must have been measured."""
@@ -40,6 +48,9 @@ class Gates:
     """Scores by name, each with `min` or `max`."""
     margins: Mapping[str, float] = field(default_factory=dict)
     """Scores compared with the champion, and how much worse they may be."""
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Scores compared with other rows of the same evaluation, such as Telea's method, each with how
+    much better at least."""
 
 
 class Verdict(NamedTuple):
@@ -78,6 +89,14 @@ class Candidate:
     code: str
     unsafe_files: tuple[str, ...]
     """Files of the logged model that could run code when loaded."""
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Of each score what needs no such training reached in the same evaluation, by its name."""
+    strategy: str = ""
+    """Holes it was trained with."""
+    reads: str = ""
+    """What the network takes and gives: preset, side and output; empty: it does not load."""
+    fills: bool = False
+    """Whether it fills holes, and not only gives features."""
 
 
 def default_gates() -> str:
@@ -129,6 +148,14 @@ def _check_types(tree: dict[str, Any], path: str) -> None:
             )
         for bound, value in bounds.items():
             _check_number(value, f"thresholds.{name}.{bound}", path)
+    for name, others in _items(tree, "baselines", path):
+        if not (isinstance(others, dict) and others):
+            raise UserError(
+                f"gates file {path}: baselines.{name} is {others}; it must be like {{Telea: 0.5}}: "
+                "rows of the same evaluation, and how much better than each"
+            )
+        for method, gain in others.items():
+            _check_number(gain, f"baselines.{name}.{method}", path)
     for name, margin in _items(tree, "margins", path):
         _check_number(margin, f"margins.{name}", path)
         if margin < 0:
@@ -194,16 +221,50 @@ def integrity(model: Candidate, gates: Gates) -> list[Verdict]:
 def quality(model: Candidate, champion: Candidate | None, gates: Gates) -> list[Verdict]:
     """Whether the model is good enough, and not worse than the champion."""
     alarms = ", ".join(f"{name}: {value}" for name, value in sorted(model.alarms.items()))
-    gated = {*gates.thresholds, *gates.margins} & set(model.scores)  # the others fail themselves
+    wanted = (*gates.thresholds, *gates.margins, *gates.baselines)
+    gated = {name for each in wanted for name in expand(each, model)}
+    gated &= set(model.scores)  # the others fail themselves
     seeds = min((len(model.scores[name]) for name in gated), default=model.seeds)
     verdicts = [
         Verdict("no collapse alarm", not alarms, alarms or "none", "none"),
         Verdict("seeds", seeds >= gates.min_seeds, f"{seeds} measured", f"{gates.min_seeds}"),
     ]
-    verdicts += [v for name, b in gates.thresholds.items() for v in _threshold(name, b, model)]
+    for name, bounds in _expanded(gates.thresholds, model):
+        verdicts += _threshold(name, bounds, model)
+    for name, others in _expanded(gates.baselines, model):
+        verdicts += [_ahead(name, method, gain, model) for method, gain in others.items()]
     if champion is not None:
-        verdicts += [_margin(name, m, model, champion) for name, m in gates.margins.items()]
+        margins = _expanded(gates.margins, model)
+        verdicts += [_margin(name, margin, model, champion) for name, margin in margins]
     return verdicts
+
+
+def expand(name: str, model: Candidate) -> list[str]:
+    """The scores that a name in a gates file means; the name itself where none was measured."""
+    name = name.replace(STRATEGY, model.strategy or "*")
+    pattern = "[^/]*".join(map(re.escape, name.split("*")))
+    return sorted(score for score in model.scores if re.fullmatch(pattern, score)) or [name]
+
+
+def _expanded(named: Mapping[str, Demand], model: Candidate) -> Iterator[tuple[str, Demand]]:
+    """Every score with what is demanded of it; of several names that mean it, the last."""
+    found = {score: value for name, value in named.items() for score in expand(name, model)}
+    yield from found.items()
+
+
+def _ahead(name: str, method: str, gain: float, model: Candidate) -> Verdict:
+    """Whether the model is better than another row of its evaluation."""
+    gate = f"better than {method} on {name}"
+    wanted = f"better by at least {gain:g}"
+    ours = model.scores.get(name, {}).get(model.run_id)
+    theirs = model.baselines.get(name, {}).get(method)
+    if ours is None or theirs is None:
+        who = "this model" if ours is None else method
+        return Verdict(gate, False, f"not measured for {who}", f"{wanted}, in one evaluation")
+    sign = 1.0 if better(name) == "higher" else -1.0
+    found = sign * (ours - theirs)
+    text = f"{ours:.6g} against {theirs:.6g}, {'better' if found >= 0 else 'worse'} by "
+    return Verdict(gate, found - gain >= -ROUNDING, f"{text}{abs(found):.4g}", wanted)
 
 
 def _threshold(name: str, bounds: Mapping[str, float], model: Candidate) -> Iterator[Verdict]:

@@ -31,6 +31,7 @@ GONE = 4  # exit code
 LEASE_S = 60.0
 WAIT_S = 180.0  # for another promotion to end
 NONE = "none"
+NETWORK_TAG = "network"  # of a version: what the model takes and gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +79,16 @@ class Decision(NamedTuple):
     version: str | None
     verdicts: list[Verdict]
     text: str
+    fills: bool = False
+    """Whether the model fills holes, and not only gives features."""
 
 
-def run_promotion(config: PromoteConfig) -> None:
-    """Do what was asked; a refusal ends the process with its own code."""
+def run_promotion(config: PromoteConfig) -> bool | None:
+    """Do what was asked; a refusal ends the process with its own code.
+
+    Returns:
+        whether the new champion fills holes; None where nothing was promoted.
+    """
     console = plain_console(soft_wrap=True)
     uri = client.tracking_uri(config.tracking_uri, config.store)
     client.require_there(uri)
@@ -100,6 +107,8 @@ def run_promotion(config: PromoteConfig) -> None:
         console.print(decision.text)
         if not decision.promoted:
             sys.exit(REFUSED)
+        return decision.fills
+    return None
 
 
 def promote(
@@ -136,13 +145,14 @@ def promote(
         registry.tag_run(uri, run_id, "promotion.refused", text)
         return Decision(False, None, sound, f"refused, nothing registered: {text}")
     with _alone(store, name) as lost:
+        champion = registry.by_alias(uri, name, CHAMPION)
+        _require_same_network(uri, champion, model)
         registry.ensure_name(uri, name)
         version = registry.ensure_version(uri, name, run_id, source, _origin(model))
-        champion = registry.by_alias(uri, name, CHAMPION)
         if champion is not None and champion.version == version.version:
             registry.delete_alias(uri, name, CANDIDATE)
             text = f"{name} version {version.version} is the champion already"
-            return Decision(True, version.version, sound, text)
+            return Decision(True, version.version, sound, text, model.fills)
         registry.set_alias(uri, name, CANDIDATE, version.version)
         theirs = _evidence_of_champion(uri, champion, replace_missing)
         verdicts = sound + gates.quality(model, theirs, demanded)
@@ -159,7 +169,28 @@ def promote(
         _crown(uri, version, champion, verdicts)
     before = "none" if champion is None else f"version {champion.version}"
     text = f"promoted: {name} version {version.version} is champion; before: {before}"
-    return Decision(True, version.version, verdicts, text)
+    return Decision(True, version.version, verdicts, text, model.fills)
+
+
+def _require_same_network(uri: str, champion: Version | None, model: Candidate) -> None:
+    """Refuse to replace a champion by a model that takes or gives something else.
+
+    Raises:
+        UserError: it needs a name of its own.
+    """
+    if champion is None or champion.run_id == model.run_id:
+        return
+    theirs = champion.tags.get(NETWORK_TAG)
+    if theirs is None:  # registered by an earlier version
+        if registry.find_facts(uri, champion.run_id) is None:
+            return
+        theirs = candidate.network_of(uri, champion.source)
+    if theirs and theirs != model.reads:
+        raise UserError(
+            f"name is '{champion.name}', whose champion is {theirs}; this model is {model.reads}, "
+            "and whoever loads the one cannot use the other: nothing was registered; register it "
+            f"under a name of its own, such as --name {champion.name}-{model.reads.split()[0]}"
+        )
 
 
 def _evidence_of_champion(
@@ -280,6 +311,7 @@ def _origin(model: Candidate) -> dict[str, str]:
         "weights_sha256": model.logged_sha256 or "",
         "dataset_fingerprint": model.dataset_fingerprint,
         "code": model.code,
+        NETWORK_TAG: model.reads,
     }
 
 

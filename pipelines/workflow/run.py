@@ -93,11 +93,11 @@ class WorkflowConfig:
             raise ValueError(f"attempts is {self.attempts}; it must be 1 or more")
 
 
-def run_workflow(config: WorkflowConfig) -> dict[str, bool]:
+def run_workflow(config: WorkflowConfig) -> dict[str, Any]:
     """Run or plan the graph; the summary goes to the terminal and to MLflow.
 
     Returns:
-        `delivered`: whether MLflow has all of it.
+        `results` by stage, none of a plan, and `delivered`: whether MLflow has all of it.
 
     Raises:
         UserError: a stage failed; the message names it, and what the others made stays.
@@ -110,7 +110,7 @@ def run_workflow(config: WorkflowConfig) -> dict[str, bool]:
         wanted = [stage for stage in wanted if stage.name in kept]
     if config.plan:
         console.print(plan_table(graph.plan(wanted, config.store)))
-        return {"delivered": True}
+        return {"results": {}, "delivered": True}
     client.require_access(client.tracking_uri(config.tracking_uri, config.store))
     with cluster.connect() as resources:
         outcomes = execute(
@@ -128,7 +128,10 @@ def run_workflow(config: WorkflowConfig) -> dict[str, bool]:
     if failed:
         text = "; ".join(f"stage {o.name} {o.status}: {o.error}" for o in failed)
         raise (RefusedError if all(o.status == "refused" for o in failed) else UserError)(text)
-    return {"delivered": delivered and all(outcome.final for outcome in ended)}
+    return {
+        "results": {o.name: o.result for o in ended if o.result is not None},
+        "delivered": delivered and all(outcome.final for outcome in ended),
+    }
 
 
 def graph_of(config: WorkflowConfig) -> list[Stage]:
@@ -239,10 +242,19 @@ def _evaluation(config: WorkflowConfig, task: TaskName, *, data: str) -> Evaluat
         data=(data,),
         tasks=(task,),
         store=config.store,
-        inpainting=config.inpainting,
+        inpainting=_with_own_holes(config),
         precision=config.pretrain.precision,
         tracking_uri=config.tracking_uri,
     )
+
+
+def _with_own_holes(config: WorkflowConfig) -> InpaintingSettings:
+    """The usual holes and those of the training: gates look at the latter."""
+    asked = config.inpainting
+    own = resolve_recipe(config.pretrain).strategy
+    if asked.strategies != InpaintingSettings().strategies or own in asked.strategies:
+        return asked
+    return replace(asked, strategies=(*asked.strategies, own))
 
 
 def promote(

@@ -1,11 +1,14 @@
 """What evidence says of a model, and what a gate makes of it."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.promotion.gates import Candidate, Gates, Verdict, quality
+from pipelines.errors import UserError
+from pipelines.promotion.gates import Candidate, Gates, Verdict, quality, read_gates
 from pipelines.tracking import scores
 
 PSNR = "inpainting/central/hole/128/PSNR"
@@ -98,3 +101,93 @@ def test_one_task_on_two_data_has_two_names() -> None:
         "inpainting/hard/central/hole/128/PSNR": 12.0,
         "inpainting/easy/central/hole/128/PSNR": 19.0,
     }
+
+
+def named(score: str, strategy: str) -> str:
+    return f"inpainting/{strategy}/hole/{score}"
+
+
+@pytest.mark.parametrize(
+    ("gain", "telea", "passed"), [(0.0, 15.0, True), (0.5, 14.5, True), (0.5, 14.6, False)]
+)
+def test_a_gate_can_demand_to_be_better_than_a_method(
+    gain: float, telea: float, passed: bool
+) -> None:
+    model = dossier("m", {"m": 15.0}, baselines={PSNR: {"Telea": telea}})
+    found = verdict(quality(model, None, Gates(baselines={PSNR: {"Telea": gain}})), "better")
+    assert found.passed is passed
+    assert f"15 against {telea:g}" in found.found
+
+
+def test_lower_is_better_where_it_is() -> None:
+    name = named("128/L1", "central")
+    model = dossier("m", {}, scores={name: {"m": 0.1}}, baselines={name: {"Telea": 0.2}})
+    assert verdict(quality(model, None, Gates(baselines={name: {"Telea": 0.1}})), "better").passed
+
+
+def test_a_method_that_the_evaluation_left_out_is_not_beaten() -> None:
+    found = quality(dossier("m", {"m": 15.0}), None, Gates(baselines={PSNR: {"Telea": 0}}))
+    assert not verdict(found, "better").passed
+    assert verdict(found, "better").found == "not measured for Telea"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "side"), [("central", "128"), ("free_form", "128"), ("random_region", "227")]
+)
+def test_the_default_gates_look_at_the_holes_a_model_was_trained_with(
+    strategy: str, side: str
+) -> None:
+    """Models of random holes and of other sides can pass, and none that trails Telea's method."""
+    name, error = named(f"{side}/PSNR", strategy), named(f"{side}/L1", strategy)
+    others = {named("128/PSNR", "random_block"): {"m": 9.0},  # measured, too
+              named(f"0% to 10%/{side}/PSNR", strategy): {"m": 9.0}}  # fmt: skip
+    model = dossier(
+        "m", {}, strategy=strategy, measured={name: "equal", error: "equal"},
+        scores={name: {"m": 15.0}, error: {"m": 0.1}, **others},
+        baselines={name: {"Telea": 14.9, "mean colour": 12.0}},
+    )  # fmt: skip
+    champion = replace(model, run_id="c", scores={name: {"c": 15.1}, error: {"c": 0.1}})
+    found = quality(model, champion, read_gates(None))
+    assert all(each.passed for each in found), found
+    assert sum("Telea" in each.gate for each in found) == 1
+    worse = replace(model, baselines={name: {"Telea": 15.1, "mean colour": 12.0}})
+    refused = [each for each in quality(worse, champion, read_gates(None)) if not each.passed]
+    assert [each.gate for each in refused] == [f"better than Telea on {name}"]
+
+
+def test_a_name_that_nothing_was_measured_of_fails_by_itself() -> None:
+    found = quality(dossier("m", {"m": 15.0}, strategy="free_form"), None, read_gates(None))
+    refused = [each for each in found if not each.passed]
+    assert {each.gate.rpartition(" ")[2] for each in refused} == {
+        "inpainting/free_form*/hole/*/PSNR"
+    }
+
+
+def test_baselines_are_those_of_the_same_evaluation() -> None:
+    measured = report(15.0, "photos", "1")
+    (section,) = measured["sections"]
+    own = section["rows"][0]
+    section["rows"] += [
+        {**own, "model": "", "method": "Telea", "PSNR": {**own["PSNR"], "mean": 14.0}},
+        {**own, "model": "random", "PSNR": {**own["PSNR"], "mean": 11.0}},
+        {**own, "model": "other", "PSNR": {**own["PSNR"], "mean": 16.0}},
+    ]
+    measured["models"] += [
+        {"name": "random", "sha256": "", "run_id": None, "kind": "random"},
+        {"name": "other", "sha256": "b", "run_id": "o", "kind": "model"},
+    ]
+    assert scores.scores_of([measured], "a").baselines == {PSNR: {"Telea": 14.0, "random": 11.0}}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("baselines: {a/PSNR: 0.5}", "must be like {Telea: 0.5}"),
+        ("baselines: {a/PSNR: {Telea: much}}", "is 'much'; it must be a number"),
+        ("baseline: {}", "did you mean 'baselines'?"),
+    ],
+)
+def test_a_mistake_in_baselines_is_told(written: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text(written)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_gates(str(tmp_path / "g.yaml"))
