@@ -7,8 +7,18 @@ $ ray job submit --working-dir . -- jobs/ablate.py --config configs/ablation_nig
 """
 
 from pipelines.ablation.config import AblateConfig
-from pipelines.ablation.run import run_ablation
 from pipelines.cli import main
 
+
+def run(config: AblateConfig) -> object:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.ablation.run import run_ablation
+    from pipelines.closing import after_ablate
+
+    result = run_ablation(config)
+    after_ablate(config, result)
+    return result
+
+
 if __name__ == "__main__":
-    main(run_ablation, AblateConfig)
+    main(run, AblateConfig)

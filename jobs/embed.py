@@ -12,9 +12,10 @@ from pipelines.embed.config import EmbedConfig
 
 def run(config: EmbedConfig) -> None:
     """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_embed
     from pipelines.embed.run import embed_images
 
-    embed_images(config)
+    after_embed(config, embed_images(config))
 
 
 if __name__ == "__main__":

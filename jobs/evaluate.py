@@ -8,7 +8,17 @@ $ ray job submit --working-dir . -- jobs/evaluate.py --config configs/evaluate.y
 
 from pipelines.cli import main
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.run import evaluate_models
+
+
+def run(config: EvaluateConfig) -> object:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_evaluate
+    from pipelines.evaluation.run import evaluate_models
+
+    result = evaluate_models(config)
+    after_evaluate(config, result)
+    return result
+
 
 if __name__ == "__main__":
-    main(evaluate_models, EvaluateConfig)
+    main(run, EvaluateConfig)

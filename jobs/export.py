@@ -10,9 +10,11 @@ from pipelines.export.config import ExportConfig
 
 def run(config: ExportConfig) -> None:
     """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_export
     from pipelines.export.run import export_encoder
 
     export_encoder(config)
+    after_export(config)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from pipelines.inpaint.config import InpaintConfig
 
 def run(config: InpaintConfig) -> None:
     """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_inpaint
     from pipelines.inpaint.run import inpaint_images
 
     inpaint_images(config)
+    after_inpaint(config)
 
 
 if __name__ == "__main__":

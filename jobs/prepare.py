@@ -10,9 +10,10 @@ from pipelines.prepare.config import PrepareConfig
 
 def run(config: PrepareConfig) -> None:
     """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_prepare
     from pipelines.prepare.run import prepare_dataset
 
-    prepare_dataset(config)
+    after_prepare(config, prepare_dataset(config))
 
 
 if __name__ == "__main__":

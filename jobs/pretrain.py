@@ -12,9 +12,12 @@ from pipelines.pretrain.config import PretrainConfig
 
 def run(config: PretrainConfig) -> object:
     """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_pretrain
     from pipelines.workflow.ensure_dataset import pretrain_on_source
 
-    return pretrain_on_source(config)
+    result = pretrain_on_source(config)
+    after_pretrain(config, result)
+    return result
 
 
 if __name__ == "__main__":

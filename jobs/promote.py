@@ -10,7 +10,16 @@ that the message names, 2 a flag.
 """
 
 from pipelines.cli import main
-from pipelines.promotion.run import PromoteConfig, run_promotion
+from pipelines.promotion.run import PromoteConfig
+
+
+def run(config: PromoteConfig) -> None:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_promote
+    from pipelines.promotion.run import run_promotion
+
+    after_promote(config, fills=run_promotion(config))
+
 
 if __name__ == "__main__":
-    main(run_promotion, PromoteConfig)
+    main(run, PromoteConfig)

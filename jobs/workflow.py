@@ -8,7 +8,18 @@ $ ray job submit --working-dir . -- jobs/workflow.py --source s3://bucket/photos
 """
 
 from pipelines.cli import main
-from pipelines.workflow.run import WorkflowConfig, run_workflow
+from pipelines.workflow.run import WorkflowConfig
+
+
+def run(config: WorkflowConfig) -> object:
+    """Import what works only now, so that `--help` waits for nothing."""
+    from pipelines.closing import after_workflow
+    from pipelines.workflow.run import run_workflow
+
+    result = run_workflow(config)
+    after_workflow(config, result)
+    return result
+
 
 if __name__ == "__main__":
-    main(run_workflow, WorkflowConfig)
+    main(run, WorkflowConfig)

@@ -1,6 +1,7 @@
 """The sweep: cells as stages of a graph, halving, verdict, report, tracking."""
 
 from functools import partial
+from typing import Any
 
 from pipelines.ablation import schedule
 from pipelines.ablation.cells import failures
@@ -10,17 +11,18 @@ from pipelines.errors import UserError
 from pipelines.runtime.progress import plain_console
 
 
-def run_ablation(config: AblateConfig) -> dict[str, bool]:
+def run_ablation(config: AblateConfig) -> dict[str, Any]:
     """Run what is missing of a sweep, if it is due, and say what follows from it.
 
     Returns:
-        `delivered`: whether MLflow has all of it.
+        what `ablation.json` holds, unless it was a scheduled start; and `delivered`: whether MLflow
+        has all of it.
 
     Raises:
         UserError: cells failed; the others are kept, and the same command retries them.
     """
     if config.tick is None:
-        return {"delivered": _sweep_or_fail(config)}
+        return _sweep_or_fail(config)
     schedule.check_name(config.tick)
     found = schedule.once_per_period(
         partial(_complete, config),
@@ -42,11 +44,11 @@ def _complete(config: AblateConfig) -> bool:
     return found["delivered"] and not failures(found)
 
 
-def _sweep_or_fail(config: AblateConfig) -> bool:
+def _sweep_or_fail(config: AblateConfig) -> dict[str, Any]:
     found = run_sweep(config)
     if failed := failures(found):
         raise UserError(
             "cells failed, and the verdict is without them; rerun the same command to try them "
             "again: " + "; ".join(failed)
         )
-    return bool(found["delivered"])
+    return found
