@@ -9,7 +9,10 @@ from rich.table import Table
 
 from pipelines import html_page
 from pipelines.ablation.comparison import with_spread
+from pipelines.data.source_names import source_name
 
+FEW_SEEDS = 3
+FEW_POINTS = 20  # of a curve: each is drawn, and a single one is seen at all
 PSNR = "validation/psnr_hole"  # the curve of reports that do not name theirs
 
 
@@ -24,15 +27,17 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
     parts = [
         f"<p class='verdict'>{html_page.text(found['verdict'])}</p>",
         f"<p class='note'>{len(found['arms'])} arms x {found['seeds']} seeds, {found['steps']} "
-        f"steps each, dataset {html_page.text(found['dataset_fingerprint'][:16])}, commit "
+        f"steps each, on {html_page.text(_data(found))} (fingerprint "
+        f"{html_page.text(found['dataset_fingerprint'][:16])}), commit "
         f"{html_page.text(found['code'])}. Equal data, holes, steps and evaluation; a seed fixes "
         "weights and order. Intervals hold for all pairs at once (Tukey, seeds as blocks, pooled "
         "residual spread); arms whose interval includes zero share their rank.</p>",
         *_halving(found),
+        *_warnings(found),
         *(_decisive(found, decisive) if decisive else ()),
         "<h2>Learning curves</h2>",
-        html_page.chart(f"{found.get('curve', PSNR)} in the arm's own holes", curves(found)),
-        "<h2>The same images</h2>",
+        html_page.chart(f"{_curve_name(found)}, in the arm's own holes", curves(found)),
+        "<h2>The same images, filled by each arm</h2>",
         *(html_page.image(arm, data) for arm, data in panels.items()),
         "<h2>All scores</h2>",
         "<p class='note'>Mean and standard deviation over the seeds; in brackets the rank, 1 for "
@@ -41,7 +46,21 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         "<h2>Cells</h2>",
         _cells(found["cells"]),
     ]
-    return html_page.document("Mask ablation", "".join(parts))
+    return html_page.document(f"Comparison of masks and losses on {_data(found)}", "".join(parts))
+
+
+def _data(found: Mapping[str, Any]) -> str:
+    """What the dataset is called; of a report of an earlier version its fingerprint."""
+    if "source" in found:
+        return source_name(found["source"])
+    return f"dataset {found['dataset_fingerprint'][:8]}"
+
+
+def _curve_name(found: Mapping[str, Any]) -> str:
+    """What the learning curves show, with its unit."""
+    if found.get("curve", PSNR) == PSNR:
+        return "validation PSNR in the hole, dB"
+    return "validation error of the target"
 
 
 def table(found: Mapping[str, Any]) -> Table:
@@ -65,6 +84,21 @@ def _rank(arm: Mapping[str, Any]) -> str:
     return "-" if arm["rank"] is None else str(arm["rank"])
 
 
+def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
+    """What makes the verdict weak, or lacks in it."""
+    if found["seeds"] < FEW_SEEDS:
+        yield (
+            f"<p class='warning'>{found['seeds']} seeds: with fewer than {FEW_SEEDS} the intervals "
+            "are wide, and with one there are none.</p>"
+        )
+    failed = [f"{c['arm']} seed {c['seed']}" for c in found["cells"] if c["status"] == "failed"]
+    if failed:
+        yield (
+            f"<p class='warning'>Without a result, and left out below: "
+            f"{html_page.text(', '.join(failed))}. Why stands in the table of cells.</p>"
+        )
+
+
 def _halving(found: Mapping[str, Any]) -> list[str]:
     return [
         f"<p class='note'>After {rung['steps']} steps the better half went on: "
@@ -77,7 +111,9 @@ def _decisive(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator
     """The metric of the verdict in full: ranks, an image of it, and every pair."""
     rows = [[arm, rank, *rest] for rank, arm, *rest in _arm_rows(compared)]
     heads = ["arm", "rank", "mean +- std", "seeds"]
-    yield html_page.table(f"{compared['metric']}, {compared['better']} is better", heads, rows)
+    first = {(at, 2) for at, row in enumerate(rows) if row[1] == "1" and len(rows) > 1}
+    caption = f"{compared['metric']}, {compared['better']} is better; marked: rank 1"
+    yield html_page.table(caption, heads, rows, best=first)
     yield html_page.chart("every seed, and the mean of the arm", points(found, compared))
     if compared["differences"]:
         pairs = [
@@ -96,6 +132,7 @@ def _decisive(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator
 def _all_scores(found: Mapping[str, Any]) -> Iterator[str]:
     """One table per task: a metric per row, an arm per column."""
     by_task: dict[str, list[list[str]]] = {}
+    best: dict[str, set[tuple[int, int]]] = {}
     for name, compared in found["comparisons"].items():
         task, _, metric = name.partition("/")
         arms = {arm["arm"]: arm for arm in compared["arms"]}
@@ -105,9 +142,20 @@ def _all_scores(found: Mapping[str, Any]) -> Iterator[str]:
             else "n/a"
             for arm in found["arms"]
         ]
-        by_task.setdefault(task, []).append([metric, compared["better"], *cells])
+        rows = by_task.setdefault(task, [])
+        if len(arms) > 1:
+            top = compared["arms"][0]["mean"]  # the best mean comes first
+            best.setdefault(task, set()).update(
+                (len(rows), 2 + at)
+                for at, arm in enumerate(found["arms"])
+                if arm in arms and arms[arm]["mean"] == top
+            )
+        rows.append([metric, compared["better"], *cells])
     for task, rows in by_task.items():
-        yield html_page.table(task, ["score", "better", *found["arms"]], rows)
+        heads = ["score", "better", *found["arms"]]
+        yield html_page.table(
+            f"{task}; marked: the best mean", heads, rows, best=best.get(task, ())
+        )
 
 
 def points(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Figure:
@@ -134,7 +182,7 @@ def points(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Figure:
 
 
 def curves(found: Mapping[str, Any]) -> Figure:
-    """Mean over seeds as a line, every seed as a thin one."""
+    """Mean over seeds as a line, every seed as a thin one; of few measurements each is a point."""
     figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
     axes = figure.subplots()
     for number, arm in enumerate(found["arms"]):
@@ -145,12 +193,14 @@ def curves(found: Mapping[str, Any]) -> Figure:
         ]
         colour = f"C{number}"
         for run in runs:
-            axes.plot(run[:, 0], run[:, 1], color=colour, linewidth=0.6, alpha=0.5)
+            mark = "." if len(run) <= FEW_POINTS else None
+            axes.plot(run[:, 0], run[:, 1], color=colour, linewidth=0.6, alpha=0.5, marker=mark)
         if runs and len({len(run) for run in runs}) == 1:
             mean = np.mean(runs, axis=0)
-            axes.plot(mean[:, 0], mean[:, 1], color=colour, linewidth=2, label=arm)
+            mark = "o" if len(mean) <= FEW_POINTS else None
+            axes.plot(mean[:, 0], mean[:, 1], color=colour, linewidth=2, label=arm, marker=mark)
     axes.set_xlabel("step")
-    axes.set_ylabel("validation PSNR in the hole, dB")
+    axes.set_ylabel(_curve_name(found))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

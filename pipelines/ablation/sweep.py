@@ -165,6 +165,7 @@ def _result(
             if name in cell["scores"]:
                 scores.setdefault(cell["arm"], {})[cell["seed"]] = cell["scores"][name]
         compared[name] = asdict(comparison.compare(scores, name, better(name)))
+    manifest = read_manifest(data)
     metric = config.verdict_metric
     verdict = (
         compared[metric]["verdict"]
@@ -174,7 +175,8 @@ def _result(
     return {
         "format_version": 1,
         "key": sweep_key(config, data),
-        "dataset_fingerprint": read_manifest(data).fingerprint,
+        "dataset_fingerprint": manifest.fingerprint,
+        "source": manifest.source,
         "code": runs.git_commit(),
         "metric": metric,
         "verdict": verdict,

@@ -84,9 +84,15 @@ class Executor:
         done = len({job.uri for job in jobs}) - len(missing)
         if done:
             self._console.print(f"already measured: {done} of {done + len(missing)}")
+        if not missing:
+            return
         work_remotely = ray.remote(measure.perform).options(**self._options)
-        names = {work_remotely.remote(job, self._config): title(job) for job in missing}
-        self._wait(names, "measuring")
+        mailbox = create_mailbox()
+        names = {work_remotely.remote(job, self._config, mailbox): title(job) for job in missing}
+        try:
+            self._wait(names, "measuring", mailbox=mailbox)
+        finally:
+            ray.kill(mailbox)
 
     def search(self, pictures: list[ImageSet]) -> None:
         """Find the regions of images for detection, unless they are kept already."""
@@ -115,26 +121,31 @@ class Executor:
         }
         total = self._config.baseline.steps * len(missing)
         try:
-            self._wait(names, f"training baselines ({len(missing)}), step", total, steps)
+            self._wait(names, f"baselines ({len(missing)}), step", total, steps)
         finally:
             ray.kill(steps)
 
     def _wait(
-        self, names: dict[Any, str], what: str, total: int | None = None, steps: Any = None
+        self, names: dict[Any, str], what: str, total: int | None = None, mailbox: Any = None
     ) -> None:
-        """Wait for tasks; progress counts them, or the steps that they post to a mailbox."""
+        """Wait for tasks. With a total, progress counts the steps that they post to a mailbox, else
+        the tasks, beside what those at work have posted."""
         if not names:
             return
         problems, done, waiting = [], 0, list(names)
+        doing: dict[str, str] = {}
         with ProgressDisplay(self._console, what, total or len(names)) as display:
             while waiting:
                 ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
                 for reference in ready:
                     if message := ray.get(reference):
                         problems.append(f"{names[reference]}: {message}")
-                posted = ray.get(steps.drain.remote()) if steps else []
-                done += sum(post["steps"] for post in posted) if steps else len(ready)
-                display.update(done)
+                posted = ray.get(mailbox.drain.remote()) if mailbox else []
+                done += sum(post.get("steps", 0) for post in posted) if total else len(ready)
+                doing |= {post["job"]: post["text"] for post in posted if "text" in post}
+                if ready:
+                    doing = {}  # whoever is still at work posts again within a second
+                display.update(done, ", ".join(doing.values()))
         if problems:
             raise UserError("\n".join(dict.fromkeys(problems)))
 

@@ -3,19 +3,24 @@
 `report.json` holds the numbers; `report.html` shows them and needs no other file.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
 from pipelines import html_page
-from pipelines.evaluation import paper_results
+from pipelines.evaluation import charts, paper_results
+from pipelines.evaluation.charts import Dot, Group
 from pipelines.evaluation.config import TASKS
 from pipelines.evaluation.tasks.inpainting import METRICS
 
 PERCENT = {"accuracy", "mAP", "mAP 11_points", "mAP all_points", "L1", "L2", "mIoU"}
 PERCENT |= {"pixel accuracy", "precision at 1", "precision at 5"}
 MAIN_SCORES = ("accuracy", "mAP", "mAP all_points", "mIoU")
+LOWER_IS_BETTER = ("L1", "L2")
+NO_SCORE = ("pictures", "images")  # counts beside the scores
+FEW = 50  # images, with which a score may be off by several per cent of its value
+REGIONS = {"hole": "in the hole", "rim": "in the rim of the hole", "whole": "in the whole image"}
+STRIPS = {"context": "input, the hole in grey", "picture": "target"}
 
 
 class Grid(NamedTuple):
@@ -24,6 +29,8 @@ class Grid(NamedTuple):
     caption: str
     head: list[str]
     cells: list[list[str]]
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Row and column of the best value of each column that has several."""
 
 
 def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
@@ -37,13 +44,27 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
     if (summary := overview(report["sections"])).cells:
         parts += [_table(summary), _quoted_transfer()]
     for section in report["sections"]:
-        parts.append(_section(section, figures.get(section["title"], {})))
+        parts.append(_section(section, report["models"], figures.get(section["title"], {})))
     about = (
         f"<p class='note'>Seeds {html_page.text(', '.join(map(str, report['seeds'])))}; a score is "
         "a mean, with the standard deviation over seeds and repetitions where there are several. "
-        "Rows in italics are quoted from the paper, not measured here.</p>"
+        "The best value of a column is marked; n/a: not measured. Rows in italics are quoted from "
+        "the paper, not measured here.</p>"
     )
-    return html_page.document("Evaluation of context encoders", about + "".join(parts))
+    return html_page.document(_heading(report), about + "".join(parts))
+
+
+def _heading(report: dict[str, Any]) -> str:
+    """`Evaluation of unet on photos`; of many models or data their number."""
+    models = [model["name"] for model in report["models"]] or ["classical methods"]
+    parts = (section["title"].partition(", ")[2] for section in report["sections"])
+    data = _distinct(part for part in parts if part)
+    on = f" on {_few(data, 'datasets')}" if data else ""
+    return f"Evaluation of {_few(models, 'models')}{on}"
+
+
+def _few(names: list[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} {what}"
 
 
 def _models(rows: list[dict[str, Any]]) -> str:
@@ -64,11 +85,18 @@ def overview(sections: list[dict[str, Any]]) -> Grid:
         heads.append(f"{section['title']}: {main}")
         columns.append(_main_scores(section))
     names = _distinct(name for column in columns for name in column)
-    cells = [[name, *(column.get(name, "n/a") for column in columns)] for name in names]
-    return Grid("overview", ["row", *heads], cells)
+    nothing = (-1.0, "n/a")
+    found = [[column.get(name, nothing) for column in columns] for name in names]
+    cells = [[name, *(text for _, text in row)] for name, row in zip(names, found, strict=True)]
+    best = set()
+    for place in range(len(columns)):
+        values = [row[place][0] for row in found]
+        if len(set(values)) > 1:
+            best |= {(at, place + 1) for at, value in enumerate(values) if value == max(values)}
+    return Grid("overview", ["row", *heads], cells, frozenset(best))
 
 
-def _main_scores(section: dict[str, Any]) -> dict[str, str]:
+def _main_scores(section: dict[str, Any]) -> dict[str, tuple[float, str]]:
     rows = _most_labels([row for row in section["rows"] if row["model"]])
     best: dict[str, tuple[float, str]] = {}
     for row in rows:
@@ -77,7 +105,7 @@ def _main_scores(section: dict[str, Any]) -> dict[str, str]:
             if mean is not None and mean > best.get(row["model"], (-1.0, ""))[0]:
                 layer = f" ({row['layer']})" if "layer" in row else ""
                 best[row["model"]] = (mean, _cell(score, row[score]) + layer)
-    return {name: text for name, (_, text) in best.items()}
+    return best
 
 
 def _most_labels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -103,14 +131,20 @@ def _quoted_transfer() -> str:
     )
 
 
-def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
+def _section(
+    section: dict[str, Any], models: list[dict[str, Any]], figures: dict[str, bytes]
+) -> str:
     task, rows = section["task"], section["rows"]
     parts = [
         f"<h2>{html_page.text(section['title'])}</h2>",
         f"<p class='note'>{html_page.text(section['about'])}</p>",
     ]
+    parts += _how_many(section)
     if TASKS[task].across == "layer":
-        parts.append(html_page.chart("by layer", chart(rows)))
+        parts.append(html_page.chart("by layer", charts.lines(_most_labels(rows))))
+    elif groups := groups_of(section):
+        parts.append(html_page.chart("all rows, the best on top", charts.dots(groups)))
+    parts += _absent(section, models)
     if task == "inpainting":
         parts += _by_holes(section, figures)
     else:
@@ -133,6 +167,89 @@ def _section(section: dict[str, Any], figures: dict[str, bytes]) -> str:
     return "".join(parts)
 
 
+def scored_images(section: dict[str, Any]) -> int | None:
+    """How many images the scores are about; None of a task that did not note it."""
+    counts = [row["pictures"]["mean"] for row in section["rows"] if row.get("hidden") == "any"]
+    if counts:
+        return int(max(count or 0 for count in counts))
+    notes = [str(note.get("images", note.get("pictures"))) for note in section["notes"].values()]
+    found = [match for note in notes if (match := re.search(r"(\d+) to score", note))]
+    return min((int(match[1]) for match in found), default=None)
+
+
+def _how_many(section: dict[str, Any]) -> Iterator[str]:
+    """The number of images, and a warning where it is small."""
+    count = scored_images(section)
+    if count is None:
+        return
+    if count >= FEW:
+        yield f"<p class='note'>Scored on {count:,} images.</p>"
+        return
+    yield (
+        f"<p class='warning'>Scored on {count:,} images only: differences of a few per cent may be "
+        "chance. Measure on more of them, or with more seeds, before you choose.</p>"
+    )
+
+
+def _absent(section: dict[str, Any], models: list[dict[str, Any]]) -> Iterator[str]:
+    """Why a model has no row here, or none for some kind of hole."""
+    rows = section["rows"]
+    kinds = _distinct(row["holes"] for row in rows if "holes" in row)
+    for model in _distinct((model["name"], model["kind"]) for model in models):
+        name, kind = model
+        own = [row for row in rows if row["model"] == name]
+        if not own and section["task"] == "inpainting":
+            why = "it was never trained to fill holes" if kind.startswith("random") else "no result"
+            yield f"<p class='note'>{html_page.text(name)} has no row: {why}.</p>"
+        lacking = [each for each in kinds if each not in [row["holes"] for row in own]]
+        if own and lacking:
+            text = (
+                f"{name} has no row for {', '.join(lacking)} holes: it predicts other holes only."
+            )
+            yield f"<p class='note'>{html_page.text(text)}</p>"
+
+
+def groups_of(section: dict[str, Any]) -> list[Group]:
+    """What the chart of a section compares: the main score of every row, by kind of hole or share
+    of the labels; of regions the hole alone."""
+    task = TASKS[section["task"]]
+    rows = [row for row in section["rows"] if row.get("region", "hole") == "hole"]
+    rows = [row for row in rows if row.get("hidden", "any") == "any"]
+    groups = []
+    for kind in _distinct(tuple(row.get(name, "") for name in task.tables) for row in rows):
+        chosen = [r for r in rows if tuple(r.get(n, "") for n in task.tables) == kind]
+        score = next((n for n in ("PSNR", *MAIN_SCORES) if _is_score(chosen, n)), None)
+        score = score or next((n for row in chosen for n in row if _is_score(chosen, n)), "")
+        scale = 100 if score in PERCENT or score == "accuracy" else 1
+        found = [
+            Dot(_row_name(row), scale * row[score]["mean"], scale * (row[score]["std"] or 0))
+            for row in chosen
+            if isinstance(row.get(score), dict) and row[score]["mean"] is not None
+        ]
+        if found:
+            unit = "dB" if score == "PSNR" else "%" if scale == 100 else ""
+            title = _caption(task.tables, kind)
+            groups.append(Group(title, f"{score}, {unit}".rstrip(", "), found))
+    return groups
+
+
+def _caption(names: Sequence[str], values: Sequence[str]) -> str:
+    """What a table or a chart shows: `central holes, 128 px, in the hole`."""
+    words = []
+    for name, value in zip(names, values, strict=True):
+        if name == "holes":
+            words.append(f"{value} holes")
+        elif name == "side":
+            words.append(f"{value} px")
+        elif name == "region":
+            words.append(REGIONS.get(value, value))
+        elif name == "hidden":
+            words += [] if value == "any" else [f"images with {value} hidden"]
+        else:
+            words.append(f"{name} {value}")
+    return ", ".join(words)
+
+
 def _by_holes(section: dict[str, Any], figures: dict[str, bytes]) -> Iterator[str]:
     """Of every kind of hole the filled images, and below them the tables."""
     for kind in _distinct((row["holes"], row["side"]) for row in section["rows"]):
@@ -141,9 +258,11 @@ def _by_holes(section: dict[str, Any], figures: dict[str, bytes]) -> Iterator[st
         prefix = f"{holes} {side} px | "
         for title, data in figures.items():
             if title.startswith(prefix):
-                yield html_page.image(title.removeprefix(prefix), data)
+                name = title.removeprefix(prefix)
+                yield html_page.image(STRIPS.get(name, name), data)
         rows = [row for row in section["rows"] if (row["holes"], row["side"]) == kind]
-        yield from map(_table, grids({**section, "rows": rows}))
+        for grid in grids({**section, "rows": rows}):
+            yield _table(grid._replace(caption=grid.caption.partition(" px, ")[2]))
 
 
 def grids(section: dict[str, Any]) -> list[Grid]:
@@ -153,8 +272,7 @@ def grids(section: dict[str, Any]) -> list[Grid]:
     found = []
     for group in _distinct(tuple(row.get(name, "") for name in task.tables) for row in rows):
         chosen = [r for r in rows if tuple(r.get(n, "") for n in task.tables) == group]
-        named = zip(task.tables, group, strict=True)
-        caption = ", ".join(f"{name} {value}" for name, value in named)
+        caption = _caption(task.tables, group)
         found.append(_grid(section["task"], caption, chosen, task.across))
     return found
 
@@ -172,14 +290,40 @@ def _grid(task: str, caption: str, rows: list[dict[str, Any]], across: str | Non
         columns = [n for n in _distinct(n for r in rows for n in r) if _is_score(rows, n)]
         if task == "inpainting":
             columns = [*METRICS, "pictures"]
-        table = {_row_name(row): [_cell(n, row.get(n)) for n in columns] for row in rows}
-        return Grid(caption, ["row", *columns], [[n, *table[n]] for n in names])
+        by_name = {_row_name(row): row for row in rows}
+        scores = [[by_name[name].get(column) for column in columns] for name in names]
+        heads = ["images" if column == "pictures" else column for column in columns]
+        return _filled(caption, heads, columns, names, scores)
     columns = _distinct(row[across] for row in rows)
     metric = next(n for n in rows[0] if _is_score(rows, n))
-    cells = {(_row_name(row), row[across]): _cell(metric, row[metric]) for row in rows}
+    found = {(_row_name(row), row[across]): row[metric] for row in rows}
     label = ", ".join(part for part in (metric, caption) if part)
-    body = [[name, *(cells.get((name, c), "n/a") for c in columns)] for name in names]
-    return Grid(label, ["row", *columns], body)
+    scores = [[found.get((name, column)) for column in columns] for name in names]
+    return _filled(label, columns, [metric] * len(columns), names, scores)
+
+
+def _filled(
+    caption: str,
+    heads: Sequence[str],
+    metrics: Sequence[str],
+    names: Sequence[str],
+    scores: Sequence[Sequence[dict[str, Any] | None]],
+) -> Grid:
+    """A table of scores, a metric per column, with the best of each column marked."""
+    cells = [
+        [name, *(_cell(metric, score) for metric, score in zip(metrics, row, strict=True))]
+        for name, row in zip(names, scores, strict=True)
+    ]
+    best = set()
+    for column, metric in enumerate(metrics, 1):
+        found = [row[column - 1] for row in scores]
+        means = [score["mean"] for score in found if score and score["mean"] is not None]
+        shown = {row[column] for row in cells} - {"n/a"}
+        if metric in NO_SCORE or len(shown) < 2:
+            continue
+        top = min(means) if metric in LOWER_IS_BETTER else max(means)
+        best |= {(at, column) for at, score in enumerate(found) if score and score["mean"] == top}
+    return Grid(caption, ["row", *heads], cells, frozenset(best))
 
 
 def _row_name(row: dict[str, Any]) -> str:
@@ -212,32 +356,8 @@ def _value(name: str, value: float | None, percent: float = 1) -> str:
     return f"{value:.2f}" if name == "PSNR" else f"{value:.3f}"
 
 
-def chart(rows: list[dict[str, Any]]) -> Figure:
-    """Lines over the layers, one per model, with the spread over seeds (most labels)."""
-    rows = _most_labels(rows)
-    layers = _distinct(row["layer"] for row in rows)
-    figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
-    axes = figure.subplots()
-    for number, name in enumerate(_distinct(str(row["model"]) for row in rows)):
-        scores = {row["layer"]: row["accuracy"] for row in rows if row["model"] == name}
-        present = [layer for layer in layers if layer in scores]
-        axes.errorbar(
-            [layers.index(layer) for layer in present],
-            [100 * scores[layer]["mean"] for layer in present],
-            yerr=[100 * (scores[layer]["std"] or 0) for layer in present],
-            marker="osD^v<>PX*"[number % 10],
-            capsize=3,
-            label=name,
-        )
-    axes.set_xticks(range(len(layers)), layers)
-    axes.set_ylabel("accuracy, %")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
-    return figure
-
-
 def _table(grid: Grid, row_class: str = "") -> str:
-    return html_page.table(grid.caption, grid.head, grid.cells, row_class)
+    return html_page.table(grid.caption, grid.head, grid.cells, row_class, best=grid.best)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

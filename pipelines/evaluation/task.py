@@ -7,7 +7,7 @@ its settings and its place in `TASKS`. Planning, measuring and the report take t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,6 +28,10 @@ TaskName = Literal[
 ]
 
 
+def silent(text: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A measurement that can be committed on its own."""
@@ -43,6 +47,8 @@ class Job:
     seed: int
     uri: str
     """Folder of the result."""
+    tell: Callable[[str], None] = field(default=silent, compare=False, repr=False)
+    """Told now and then how far a measurement is that takes long."""
 
 
 def fingerprint_of_images(uri: str, layout: Layout, config: EvaluateConfig) -> str:

@@ -105,7 +105,12 @@ def measure(
         metric = "mAP" if train.several else "accuracy"
         rows.append({"labels": f"{percent(share)} ({len(part.pictures)})", metric: score})
         choices[percent(share)] = choice._asdict()
-    notes = {"settings": asdict(settings), "learning_rate": choices, "dtype": str(dtype)}
+    notes = {
+        "settings": asdict(settings),
+        "learning_rate": choices,
+        "dtype": str(dtype),
+        "images": f"{len(train.pictures)} to train on, {len(test.pictures)} to score",
+    }
     return Measured(rows, notes, {})
 
 

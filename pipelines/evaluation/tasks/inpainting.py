@@ -11,7 +11,7 @@ Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +28,7 @@ from ce_model.networks import NetworkConfig, input_side, output_side
 from pipelines.evaluation import encoders
 from pipelines.evaluation.data.images import ImageSet, read_images
 from pipelines.evaluation.results import Measured, Row, png
-from pipelines.evaluation.task import EvaluationTask, Job
+from pipelines.evaluation.task import EvaluationTask, Job, silent
 from pipelines.evaluation.tasks import classical
 from pipelines.models.files import LoadedModel, load_model
 
@@ -138,8 +138,9 @@ def measure_classical(
     pictures: ImageSet,
     database: ImageSet | None,
     settings: InpaintingSettings,
+    tell: Callable[[str], None] = silent,
 ) -> Measured:
-    """Fill with every classical method."""
+    """Fill with every classical method; `tell` hears how far each one is."""
     cv2.setNumThreads(1)
     rows: list[Row] = []
     figures: dict[str, bytes] = {}
@@ -150,9 +151,10 @@ def measure_classical(
         figures |= _strip("context", holes, context, settings.panel)
         for name in settings.baselines:
             fill = classical.FILLS[name]
-            filled = np.stack(
-                [fill(p, h) if h.any() else p for p, h in zip(image, hole, strict=True)]
-            )
+            filled = np.empty_like(image)
+            for at, (given, hidden) in enumerate(zip(image, hole, strict=True)):
+                filled[at] = fill(given, hidden) if hidden.any() else given
+                tell(f"{name} {at + 1}/{len(image)}")
             rows += score_predictions(name, holes, filled, image, hole)
             figures |= _strip(name, holes, filled, settings.panel)
         if holes.strategy == "central" and database is not None:
@@ -308,7 +310,7 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
     if job.database_uri is not None:
         database = read_images(job.database_uri, "train", config.inpainting.database)
     if job.subject is None:
-        return measure_classical(job.holes, images, database, config.inpainting)
+        return measure_classical(job.holes, images, database, config.inpainting, job.tell)
     model = load_model(job.subject.uri)
     return measure_model(model, images, database, config.inpainting, dtype)
 

@@ -153,7 +153,8 @@ def linear(train: Split, test: Split, classes: int, settings: ProbeSettings, see
             accuracy = float((guess == test.labels).mean())
             rows.append({"layer": layer, "labels": percent(share), "accuracy": accuracy})
             chosen[f"{layer}, {percent(share)}"] = penalty
-    return Measured(rows, {"settings": asdict(settings), "penalty": chosen}, {})
+    notes = {"settings": asdict(settings), "penalty": chosen}
+    return Measured(rows, {**notes, "images": _sizes(train, test)}, {})
 
 
 def neighbours(train: Split, test: Split, settings: ProbeSettings) -> Measured:
@@ -165,7 +166,11 @@ def neighbours(train: Split, test: Split, settings: ProbeSettings) -> Measured:
         queries = (test.features[layer] - mean) / deviation
         guess = metrics.neighbour_vote(queries, x, train.labels, k)
         rows.append({"layer": layer, "accuracy": float((guess == test.labels).mean())})
-    return Measured(rows, {"settings": asdict(settings)}, {})
+    return Measured(rows, {"settings": asdict(settings), "images": _sizes(train, test)}, {})
+
+
+def _sizes(train: Split, test: Split) -> str:
+    return f"{len(train.labels)} to train on, {len(test.labels)} to score"
 
 
 def some_labels(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:

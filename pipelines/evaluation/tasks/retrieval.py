@@ -89,7 +89,8 @@ def measure(
         rows.append(row)
     sheet = _sheet(requested, stored, found["encoder"], hole, settings.shown)
     figures = {"context, then its nearest neighbours": png(sheet)} if settings.shown else {}
-    return Measured(rows, {"settings": asdict(settings)}, figures)
+    sizes = f"{len(database)} to search, {len(queries)} to score"
+    return Measured(rows, {"settings": asdict(settings), "images": sizes}, figures)
 
 
 def _contexts(pictures: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[torch.Tensor]:

@@ -17,7 +17,7 @@ from ce_model.networks import NetworkConfig, layer_features
 from pipelines import storage
 from pipelines.cli import parse
 from pipelines.errors import UserError
-from pipelines.evaluation import encoders, measure, plan, report, results
+from pipelines.evaluation import charts, encoders, measure, plan, report, results
 from pipelines.evaluation.config import TASKS, EvaluateConfig
 from pipelines.evaluation.data.voc import VocSettings
 from pipelines.evaluation.measure import perform
@@ -75,9 +75,17 @@ def test_the_report_holds_every_row_with_its_spread_and_the_quoted_ones(evaluate
     page = (evaluated / "report" / "report.html").read_text()
     assert "18.58" in page and "quoted" in page and "data:image/png;base64," in page
     assert "src='http" not in page and "href=" not in page  # nothing outside the file
-    shown = ("context", "picture", "this model (", "Telea")
+    shown = (
+        "all rows, the best on top",
+        "input, the hole in grey",
+        "target",
+        "this model (",
+        "Telea",
+    )
     places = [page.index(f"<figcaption>{title}") for title in shown]
-    assert places == sorted(places) and places[-1] < page.index("region hole")
+    assert places == sorted(places) and places[-1] < page.index("<caption>in the hole")
+    assert "class=best" in page and "images only: differences" in page
+    assert "random has no row: it was never trained to fill holes" in page
 
 
 def test_the_scores_are_in_mlflow_with_the_report(evaluated: Path) -> None:
@@ -302,7 +310,7 @@ def test_the_largest_share_of_the_labels_counts_in_whatever_order_they_are_given
     if task == "linear":
         grid = report.main_grid(section)
         assert "100%" in grid.caption and grid.cells == [["a", "50.0%"]]
-        (axes,) = report.chart(rows).axes
+        (axes,) = charts.lines(rows[1:2]).axes
         assert axes.lines[0].get_ydata().tolist() == [50]
 
 
