@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import logging
 import signal
 import sys
 import traceback
@@ -33,6 +34,7 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
         number = getattr(signal, name, None)  # there is no SIGHUP on Windows
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its cache, where HOME is read-only
     if isinstance(sys.stdout, io.TextIOWrapper):  # under LANG=C or PYTHONIOENCODING=ascii
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

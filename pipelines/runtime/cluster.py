@@ -72,6 +72,7 @@ def _connect() -> Iterator[Resources]:
         _require_answer(address)
     else:
         environment.require_temporary_folder()
+        environment.ensure_token()
         # Ray gives its workers the lowest priority, for the sake of servers beside them. They get
         # this process's, so that a job started with `nice` stays behind whole.
         os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -72,6 +73,19 @@ def require_temporary_folder() -> None:
             f"warning: {name} is '{folder}', which has {free / 1e6:.0f} MB free; Ray's logs and "
             "downloads lie there: set RAY_TMPDIR (and TMPDIR) to a larger one"
         )
+
+
+def ensure_token() -> None:
+    """Give a cluster started here a token where HOME, in which Ray keeps one, cannot be written."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if not (folder / "auth_token").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where HOME is
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def require_lasting(flag: str, place: str) -> None:

@@ -1,5 +1,6 @@
 """A setting in the environment is used, refused or overruled with a word."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,20 @@ def test_nothing_is_left_in_the_copy_of_a_working_directory(
         environment.require_lasting("store", "store")
     for lasting in ("/shared/store", "s3://bucket/store", "~/store"):
         environment.require_lasting("store", lasting)
+
+
+@pytest.mark.parametrize("home", ["there", "absent"])
+def test_a_home_that_cannot_be_written_costs_no_start(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "home" if home == "there" else tmp_path / "file" / "home"
+    monkeypatch.setenv("HOME", str(place))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "x")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    environment.ensure_token()
+    made = os.environ.get("RAY_AUTH_TOKEN", "")
+    assert len(made) == (0 if home == "there" else 64)
+    environment.ensure_token()
+    assert os.environ.get("RAY_AUTH_TOKEN", "") == made
