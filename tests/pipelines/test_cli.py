@@ -269,3 +269,18 @@ def test_a_defect_is_a_traceback_without_a_password(
     assert stopped.value.code == 1
     assert said.startswith("Traceback") and "RuntimeError: at http://host/x" in said
     assert "s3cr3t" not in said
+
+
+@pytest.mark.parametrize(
+    ("result", "code"), [({"delivered": False}, 5), ({"delivered": True}, 0), (None, 0)]
+)
+def test_what_mlflow_lacks_has_an_exit_code(
+    result: object, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    if code:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(lambda _: result, Outer)
+        assert stopped.value.code == code
+    else:
+        cli.main(lambda _: result, Outer)

@@ -13,6 +13,7 @@ from pipelines.models import checkpoint
 from pipelines.pretrain.config import PretrainConfig, resolve_recipe
 from pipelines.pretrain.continuation import Finished, find_finished, start_from
 from pipelines.pretrain.key import keys_of_all_versions, pretrain_key, stage_uri, stored_key
+from pipelines.pretrain.run import read_commit
 
 MANIFEST: Any = SimpleNamespace(mean_rgb=(1.0, 2.0, 3.0), fingerprint="0" * 64)
 
@@ -105,3 +106,20 @@ def test_the_same_command_finds_the_stage_that_it_made_before_that(tmp_path: Pat
     finish(tmp_path / "pretrain", config, today)
     assert stored_key(config, MANIFEST) == today
     assert Path(stage_uri(str(tmp_path), today)).parent == tmp_path / "pretrain"
+
+
+def test_the_summary_of_a_moved_store_names_nothing_of_the_old_place(tmp_path: Path) -> None:
+    stage = str(tmp_path / "new" / "pretrain" / "k")
+    old = "/old/store"
+    summary = {
+        "model": f"{old}/pretrain/k/model",
+        "panel": f"{old}/pretrain/k/panel.png",
+        "dataset": f"{old}/prepare/d",
+        "tracking_uri": f"sqlite:///{old}/mlflow.db",
+        "tracking_run_id": "r",
+    }
+    storage.publish_json(storage.join(stage, "commit.json"), summary)
+    found = read_commit(stage)
+    assert found["tracking_uri"] == f"sqlite:///{tmp_path}/new/mlflow.db"
+    assert found["model"] == f"{stage}/model"
+    assert old not in str(found)
