@@ -37,12 +37,13 @@ def available_memory_bytes() -> int:
     return int(ray_utils.estimate_available_memory())
 
 
-START_LIMITS = {  # settings of Ray's own processes, seconds
+START_LIMITS = {  # settings of Ray's own processes, which end themselves after 30 s or so
+    "RAY_agent_register_timeout_ms": "180000",  # a raylet waits for the Python agents beside it
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_worker_register_timeout_seconds": "120",
 }
-START_S = 180.0
+START_S = 240.0
 BUSY_S = 20.0  # an idle machine needs about 5
 LOOK_S = 0.5
 
