@@ -18,7 +18,7 @@ from pipelines.prepare import plan
 from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import listing_progress
 from pipelines.prepare.sources import listing
-from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import members
 
 SHOWN_KINDS = 8  # of what is in a source and not read

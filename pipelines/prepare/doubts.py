@@ -12,8 +12,8 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.fault_budget import SourceTotals
 from pipelines.prepare.plan import Plan
 from pipelines.prepare.progress import console, counted
-from pipelines.prepare.sources import layout
-from pipelines.prepare.sources.layout import Layout, place
+from pipelines.prepare.sources.layout import Layout, Place, place
+from pipelines.prepare.sources.survey import survey
 
 
 def check(config: PrepareConfig, planned: Plan, totals: SourceTotals, uri: str) -> None:
@@ -31,7 +31,7 @@ def _check_folders(config: PrepareConfig, planned: Plan, totals: SourceTotals) -
     if not totals.folders:
         return
     together = Counter(planned.folders) + totals.folders
-    surveyed = layout.survey(config.shown_source, together, config.rules)
+    surveyed = survey(config.shown_source, together, config.rules)
     guess = Layout(rules=config.rules, guessed=True, splits=surveyed.layout.splits)
     other = "parent" if config.rules.class_from == "first" else "parent or first"
     for folder in totals.folders:
@@ -50,7 +50,7 @@ def _check_folders(config: PrepareConfig, planned: Plan, totals: SourceTotals) -
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def _said(where: layout.Place) -> str:
+def _said(where: Place) -> str:
     split = f"{where.split}, " if where.split else ""
     return f"{split}class '{where.class_name}'" if where.class_name else f"{split}no class"
 

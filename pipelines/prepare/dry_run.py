@@ -19,7 +19,7 @@ from pipelines.prepare.progress import console, counted
 from pipelines.prepare.shards import mask_cell, num_shards
 from pipelines.prepare.sources import tars
 from pipelines.prepare.sources.labels import AmbiguousLabel, Labels
-from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import Member, members
 from pipelines.runtime.progress import duration
 
@@ -105,7 +105,10 @@ class _Seen:
     def add(self, key: str, split: str | None, class_name: str | None) -> None:
         try:
             listed = self._labels.of(key, split) if self._labels else None
+            split = (self._labels.split_of(key) if self._labels else None) or split
         except AmbiguousLabel:  # the job quarantines it
+            return
+        if split == "test":
             return
         counts = self._own[split] if split else self._free
         counts[listed or class_name or class_facts.NO_CLASS] += 1

@@ -29,6 +29,7 @@ QUARANTINE_SCHEMA = pa.schema(
         ("message", pa.string()),
     ]
 )
+SHOWN_CHARS = 160  # of a reason in a message
 KEYS_AT_ONCE = 1 << 21  # 50 MB of digests
 
 
@@ -51,6 +52,8 @@ class SourceTotals:
     bare_names: Counter[str]
     conflicts: dict[str, tuple[int, Conflict]]
     contradictions: int
+    first: dict[str, str]
+    """Class of fault -> the first image with it and its reason."""
 
     @property
     def kinds(self) -> tuple[int, ...]:
@@ -97,6 +100,7 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
     bare_names: Counter[str] = Counter()
     conflicts: dict[str, tuple[int, Conflict]] = {}
     contradictions = 0
+    first_faults: dict[str, str] = {}
     for unit in range(planned.num_units):
         record = records.read_record(work, unit)
         listed += record.listed
@@ -105,6 +109,7 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
             rows[file.group] += file.rows
         for fault in record.set_aside:
             faults[fault.fault] += 1
+            first_faults.setdefault(fault.fault, f"'{fault.key}': {fault.message[:SHOWN_CHARS]}")
             faults_by_class[fault.class_name or ""] += fault.fault != "duplicate"
             stored[fault.class_name or ""] -= 1
             contradictions += fault.message.startswith(CONTRADICTION)
@@ -130,6 +135,7 @@ def add_up(work: str, planned: Plan) -> SourceTotals:
         bare_names=bare_names,
         conflicts=conflicts,
         contradictions=contradictions,
+        first=first_faults,
     )
 
 
@@ -151,8 +157,8 @@ def over_budget(config: PrepareConfig, totals: SourceTotals, *, adding: bool) ->
     broken = totals.faults["broken_archive"]
     if broken > config.max_broken_archives:
         over.append(
-            f"{counted(broken, 'archive')} broken; --max-broken-archives allows "
-            f"{config.max_broken_archives}"
+            f"{counted(broken, 'archive')} broken, such as {totals.first['broken_archive']}; "
+            f"--max-broken-archives allows {config.max_broken_archives}"
         )
     for split, count in totals.unlabelled.items():
         groups = (split,) if split else totals.rows
@@ -180,6 +186,8 @@ def check_budget(
     write_quarantine(report, quarantined_rows(work, units))
     _forget_unreadable(work, units)
     kinds = ", ".join(f"{count} {kind}" for kind, count in totals.faults.most_common())
+    for kind, _ in totals.faults.most_common(1):
+        kinds += f"; the first {kind} is {totals.first[kind]}"
     raise UserError(
         "the error budget is exceeded: "
         + "; ".join(over[:6])

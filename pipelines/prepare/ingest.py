@@ -22,7 +22,8 @@ from pipelines.prepare.normalise import Fault, Limits, normalise
 from pipelines.prepare.records import QuarantinedRow, UnitRecord, record_uri
 from pipelines.prepare.relabel import Seen
 from pipelines.prepare.sources.labels import AmbiguousLabel, Labels
-from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.piece import Piece
+from pipelines.prepare.sources.ranges import suffix_of
 from pipelines.prepare.sources.readers import Beside, Member, members, read_file
 from pipelines.prepare.spill import Row, Spills
 
@@ -80,6 +81,9 @@ def ingest_unit(
     for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits), beside):
         held_row = held.row_of(member)
         member = _labelled(member, labels, bare_names)
+        if member.split == "test":
+            beside.others["image in the test part of the label list"] += 1
+            continue
         kind = shuffle.kind(member)
         if held_row is not None:
             seen.add(held_row, member, has_split=kind == OWN)
@@ -92,6 +96,9 @@ def ingest_unit(
             group = group_of(kind, member.split, is_near=is_near)
             spills.add(group, image, hashed, number, kind)
         except Fault as fault:
+            if fault.kind == "unidentified" and not _claims_to_be_image(member):
+                beside.others["file without a suffix that is no image"] += 1
+                continue
             aside = _set_aside(member, fault)
             if fault.kind == "duplicate":
                 seen.add_twin(member, aside, has_split=kind == OWN)
@@ -117,6 +124,11 @@ def ingest_unit(
     )
     storage.publish_json(record_uri(work, unit), asdict(record))
     return {"images": record.listed, "bytes": size, "set_aside": len(faults)}
+
+
+def _claims_to_be_image(member: Member) -> bool:
+    """Whether a file should be an image: by its suffix, its place in an archive, or a list."""
+    return member.uri is None or member.is_asked or bool(suffix_of(member.key))
 
 
 def _check_number(faults: int, unit: int, member: Member) -> None:
@@ -146,13 +158,15 @@ def _members(pieces: Sequence[Piece], beside: Beside) -> Iterator[Member]:
 
 
 def _labelled(member: Member, labels: Labels | None, bare_names: Counter[str]) -> Member:
-    """The class of the label list, which comes before that of the place."""
+    """Class and split of the label list, which come before those of the place."""
     if labels is None:
         return member
     try:
         found = labels.of(member.key, member.split)
     except AmbiguousLabel as error:
         return member._replace(data=None, fault=Fault("missing_label", str(error)))
+    split = labels.split_of(member.key)
+    member = member if split is None else member._replace(split=split)
     if found is not None and not labels.by_number:
         entry = labels.entry(member.key)
         if entry is not None and labels.is_bare(entry):

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from pipelines import storage
 from pipelines.data.manifest import Manifest
-from pipelines.prepare.sources.listing import UNKNOWN, Piece, is_guess
+from pipelines.prepare.sources.piece import UNKNOWN, Piece
+from pipelines.prepare.sources.placing import is_guess
 
 UNIT_BYTES = (8 << 20, 256 << 20)  # smallest and largest; a kill costs one unit per worker
 UNIT_PIECES = 4096

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from pipelines.prepare import plan
-from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.piece import Piece
 from pipelines.runtime.progress import ProgressDisplay, plain_console
 
 LOOK_EVERY_S = 1.0

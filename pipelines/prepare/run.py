@@ -26,8 +26,8 @@ from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import console, listing_progress
 from pipelines.prepare.sources import listing
 from pipelines.prepare.sources.labels import Labels, read_labels
-from pipelines.prepare.sources.layout import Rules
-from pipelines.prepare.sources.listing import Found
+from pipelines.prepare.sources.layout import Rules, quoted
+from pipelines.prepare.sources.names import Found
 from pipelines.prepare.unread import not_read
 from pipelines.runtime import cluster, environment
 from pipelines.runtime.shared_folder import require_shared
@@ -152,6 +152,13 @@ def _listing(config: PrepareConfig, sources: tuple[str, ...], learned: Found) ->
             console.print(f"not read: {kinds}", soft_wrap=True)
         for note in learned.notes:
             console.print(f"note: {note}", soft_wrap=True)
+        if learned.tables and not found.has_classes and config.labels is None:
+            console.print(
+                f"note: no image has a class, and {quoted(learned.tables)} beside them is not "
+                "read: give it as --labels where it holds their classes, as --source where it "
+                "lists the images",
+                soft_wrap=True,
+            )
         yield found
 
 
@@ -162,7 +169,7 @@ def job_key(config: PrepareConfig, found: Listing, labels: Labels | None) -> str
             "stage": "prepare",
             "format": FORMAT_VERSION,
             "listing": found.digest,
-            "labels": asdict(labels) if labels else None,
+            "labels": labels.in_key() if labels else None,
             "masks": [asdict(spec) for spec in config.masks],
             "limits": config.limits._asdict(),
             "validation_share": config.validation_share,

@@ -32,6 +32,8 @@ class InspectConfig:
 
     dataset: str
     """URI of the dataset."""
+    revision: int | None = None
+    """An earlier revision, from 0; the newest when left out."""
     verify: bool = False
     """Read every file: compare its sha256, columns, rows and labels with the manifest, and the
     manifest with the fingerprint in it."""
@@ -40,7 +42,7 @@ class InspectConfig:
 def inspect_dataset(config: InspectConfig) -> None:
     """Print the card; with `verify` fail when a file is not what the manifest says."""
     uri = storage.absolute(config.dataset)
-    manifest = read_manifest(uri)
+    manifest = read_manifest(uri, config.revision)
     if config.verify:
         verify(uri, manifest)
     try:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from pipelines import storage
 from pipelines.prepare.normalise import Fault
 from pipelines.prepare.sources import label_maps, samples, streams, tars, zips
-from pipelines.prepare.sources.listing import Piece, folder_in, is_guess, place_in
 from pipelines.prepare.sources.member import MAX_FILE_BYTES, Beside, Member, too_large
+from pipelines.prepare.sources.piece import Piece
+from pipelines.prepare.sources.placing import Places, folder_in
 from pipelines.prepare.sources.ranges import (
     IMAGE_SUFFIXES,
     LABELS_FIRST,
@@ -49,7 +50,7 @@ def members_of(piece: Piece, beside: Beside) -> Iterator[Member]:
     whole = 0 if _is_zip(piece) else LABELS_FIRST
     is_first = piece.begin == 0 and piece.end == whole
     labels = _all_labels(piece) if is_first else samples.Labels()
-    files = _archive(None, piece, beside, links, depth=0)
+    files = _archive(None, piece, Places(piece), beside, links, depth=0)
     for member, label in samples.with_labels(files, labels, piece.uri, max_bytes=MAX_FILE_BYTES):
         yield member if label is None else member._replace(class_name=label)
     if links:
@@ -73,12 +74,17 @@ def _entries(stream: Any, piece: Piece) -> Iterator[tars.Entry]:
 
 
 def _archive(
-    stream: Any, piece: Piece, beside: Beside, links: list[Link] | None, depth: int
+    stream: Any,
+    piece: Piece,
+    places: Places,
+    beside: Beside,
+    links: list[Link] | None,
+    depth: int,
 ) -> Iterator[File[Member]]:
     """The files of an archive, or of one in it; damage ends that archive and is reported."""
     try:
         for entry in _entries(stream, piece):
-            yield from _of_entry(entry, piece, beside, links, depth)
+            yield from _of_entry(entry, piece, places, beside, links, depth)
     except DAMAGE as error:
         key = f"{piece.key}@{piece.begin}"
         fault = Fault("broken_archive", f"{piece.key or piece.uri}: {error}")
@@ -86,7 +92,12 @@ def _archive(
 
 
 def _of_entry(
-    entry: tars.Entry, piece: Piece, beside: Beside, links: list[Link] | None, depth: int
+    entry: tars.Entry,
+    piece: Piece,
+    places: Places,
+    beside: Beside,
+    links: list[Link] | None,
+    depth: int,
 ) -> Iterator[File[Member]]:
     """What a member of an archive is: an image, a label, an archive, or something else."""
     name = entry.name.removeprefix("./")
@@ -110,9 +121,9 @@ def _of_entry(
         elif label := _label(entry, piece.key + name, beside):
             yield label
         return
-    if is_image and not entry.special and is_guess(piece):
+    if is_image and not entry.special and places.is_guess:
         beside.folders[folder_in(piece, name)] += 1
-    where = place_in(piece, name)
+    where = places.of(name)
     if where.left_out is not None:
         beside.others[f"image {where.left_out}"] += is_image
         return
@@ -134,7 +145,7 @@ def _of_entry(
             class_name=name.rpartition("/")[2].split(".")[0],
             begin=0,
         )
-        yield from _archive(entry.content, inner, beside, None, depth=1)
+        yield from _archive(entry.content, inner, Places(inner), beside, None, depth=1)
     elif marked := label_maps.dotted_end(name.rpartition("/")[2]):
         beside.others[marked] += 1
     else:

@@ -14,9 +14,10 @@ official numbers (ILSVRC2012_ID) follow the devkit's order of synsets and not th
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
+from typing import Any
 
 from pipelines import storage
 from pipelines.errors import UserError
@@ -36,6 +37,18 @@ class Labels:
 
     by_name: dict[str, str]
     by_number: tuple[str, ...]
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split by name, where the list has a column of them."""
+
+    def in_key(self) -> dict[str, Any]:
+        """What the key of a job follows from; lists without splits have the keys that they had."""
+        found = {"by_name": self.by_name, "by_number": self.by_number}
+        return {**found, "splits": self.splits} if self.splits else found
+
+    def split_of(self, key: str) -> str | None:
+        """The split of an image; None where the list says none."""
+        entry = self.entry(key) if self.splits else None
+        return None if entry is None else self.splits.get(entry)
 
     def of(self, key: str, split: str | None = None) -> str | None:
         """The class of an image; None where the list does not name it."""
@@ -112,6 +125,11 @@ def read_labels(
         lines = list(lists.text_lines(place, "--labels"))
         what = "that file holds a header and no label" if lines else "that file is empty"
         raise UserError(f"--labels is '{uri}'; {what}")
+    if all(row.label is None for row in rows) and any(row.split for row in rows):
+        raise UserError(
+            f"--labels is '{uri}'; it has a column of splits and none of labels: give it as "
+            "--source, or its images to --train and --val"
+        )
     if all(row.label is None for row in rows):
         numbered = [row.name for row in rows]
         return Labels({}, tuple(_named(numbered, names, uri, base, notes, is_official=True)))
@@ -125,13 +143,18 @@ def read_labels(
     found = _named(texts, names, uri, base, notes, is_official=False)
     by_name: dict[str, str] = {}
     for row, label in zip(rows, found, strict=True):
-        name = row.name.removeprefix("./").lstrip("/")
+        name = _plain(row.name)
         if by_name.setdefault(name, label) != label:
             raise UserError(
                 f"--labels is '{uri}'; line {row.line} gives '{name}' the label '{label}', an "
                 f"earlier one '{by_name[name]}'. Keep one of them"
             )
-    return Labels(by_name, ())
+    splits = {_plain(row.name): row.split for row in rows if row.split is not None}
+    return Labels(by_name, (), dict(splits))
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./").lstrip("/")
 
 
 def _class_names(uri: str) -> list[str]:

@@ -18,6 +18,8 @@ class Member(NamedTuple):
     fault: Fault | None = None
     uri: str | None = None
     """Where its bytes can be read again; None inside an archive."""
+    is_asked: bool = False
+    """Whether a list names it, so that it should be an image whatever its name says."""
 
 
 class Beside(NamedTuple):

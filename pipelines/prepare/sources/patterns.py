@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.prepare.sources.globs import glob_regex
 
 GROUP = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -110,8 +111,6 @@ def expand_braces(source: str) -> list[str]:
 
 
 def _of_glob(source: str, prefix: str, folder: str | None = None) -> Iterator[Named]:
-    from pipelines.prepare.sources.layout import glob_regex
-
     special = re.search(r"[*?\[]", source)
     assert special is not None
     root = source[: special.start()].rpartition("/")[0]

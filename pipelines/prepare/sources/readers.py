@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pipelines import storage
 from pipelines.prepare.normalise import Fault
 from pipelines.prepare.sources import archives, tables
-from pipelines.prepare.sources.listing import UNKNOWN, Piece
 from pipelines.prepare.sources.member import Beside as Beside
 from pipelines.prepare.sources.member import Member as Member
 from pipelines.prepare.sources.member import too_large
+from pipelines.prepare.sources.piece import UNKNOWN, Piece
 
 NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 NO_PLACE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
@@ -36,6 +36,7 @@ def read_file(piece: Piece) -> Member:
         OSError: the storage failed or refused access, or the file is not the one that was listed.
     """
     member = Member(piece.key, None, piece.split, piece.class_name, uri=piece.uri)
+    member = member._replace(is_asked=piece.bytes == UNKNOWN)
     if "\0" in piece.uri:
         return member._replace(fault=Fault("unreadable", "a zero byte in its name"))
     try:

@@ -172,3 +172,65 @@ def test_sources_are_files_braces_globs_and_several(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             paths(source)
     assert expand_braces("{a,b}{0..1}") == ["a0", "a1", "b0", "b1"]
+
+
+def test_strays_are_told_and_cost_no_budget_among_images_alone(
+    serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_classes(tmp_path / "p", cat=3, dog=3)
+    put(source / "cat" / "inner.zip", b"PK\3\4")
+    put(source / "dog" / "vision309", b"some text")
+    put(source / "labels.csv", b"file,label\n")
+    manifest = prepared(source, tmp_path / "d")
+    assert manifest.not_read == {
+        ".csv": 1,
+        "archive too short to be one": 1,
+        "file without a suffix that is no image": 1,
+    }
+    assert (manifest.listed, manifest.quarantined) == (6, 0)
+    assert "note:" not in capsys.readouterr().err
+    (tmp_path / "list.txt").write_text(f"{source}/cat/0.jpg\n{source}/dog/vision309\n")
+    assert prepared(tmp_path / "list.txt", tmp_path / "l").quarantine == {"unidentified": 1}
+
+
+def test_a_broken_archive_among_others_is_named_with_its_reason(
+    serially: None, tmp_path: Path
+) -> None:
+    put(tmp_path / "s" / "a.zip", b"PK\3\4")
+    with tarfile.open(tmp_path / "s" / "b.tar", "w") as archive:
+        put(tmp_path / "1.jpg", jpeg(1))
+        archive.add(tmp_path / "1.jpg", "1.jpg")
+    with pytest.raises(UserError, match=r"1 archive broken, such as 'a/@0'.*it was cut, or is no"):
+        prepared(tmp_path / "s", tmp_path / "d")
+
+
+def test_a_label_file_beside_images_without_a_class_is_named(
+    serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        put(tmp_path / "p" / f"{number}.jpg", jpeg(number))
+    put(tmp_path / "p" / "labels.csv", b"file,label\n0.jpg,cat\n")
+    prepared(tmp_path / "p", tmp_path / "d")
+    assert "'labels.csv' beside them is not read: give it as --labels" in capsys.readouterr().err
+
+
+def test_a_label_list_may_say_splits(serially: None, tmp_path: Path) -> None:
+    for number in range(6):
+        put(tmp_path / "p" / f"{number}.jpg", jpeg(number))
+    rows = zip(range(6), "aabbab", "train val train val test train".split(), strict=True)
+    text = "file;label;split\n" + "".join(f"{n}.jpg;{label};{split}\n" for n, label, split in rows)
+    (tmp_path / "l.csv").write_text(text)
+    manifest = prepared(tmp_path / "p", tmp_path / "d", labels=str(tmp_path / "l.csv"))
+    held = {key: split for key, (split,) in rows_of(tmp_path / "d").items()}
+    assert held == {f"{n}.jpg": "val" if n in (1, 3) else "train" for n in (0, 1, 2, 3, 5)}
+    assert manifest.not_read == {"image in the test part of the label list": 1}
+    (tmp_path / "only.csv").write_text("file,split\n0.jpg,train\n")
+    with pytest.raises(UserError, match="a column of splits and none of labels"):
+        prepared(tmp_path / "p", tmp_path / "e", labels=str(tmp_path / "only.csv"))
+
+
+def test_hive_folders_of_images_name_split_and_class(serially: None, tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "train", "validation")):
+        put(tmp_path / "p" / f"split={split}" / "label=cat" / f"{number}.jpg", jpeg(number))
+    manifest = prepared(tmp_path / "p", tmp_path / "d")
+    assert manifest.classes == ("cat",) and manifest.rows("val") == 1

@@ -11,9 +11,11 @@ from helpers import tar_of
 
 from pipelines.errors import UserError
 from pipelines.prepare.sources import listing
-from pipelines.prepare.sources.layout import Layout, Rules, class_in_name, matched, place, survey
+from pipelines.prepare.sources.globs import matched
+from pipelines.prepare.sources.layout import Layout, Rules, class_in_name, place
 from pipelines.prepare.sources.readers import Beside, members
 from pipelines.prepare.sources.splits import named_split
+from pipelines.prepare.sources.survey import survey
 
 Placed = dict[str, tuple[str | None, str | None]]
 

@@ -464,12 +464,13 @@ def test_nothing_new_adds_nothing_and_one_new_bad_picture_is_set_aside(
 def test_new_pictures_are_added_and_the_old_shards_stay(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
-    old = prepared(pictures, tmp_path / "d")
+    all_train = {"validation_share": 0.0}  # of images drawn later the split depends on those before
+    old = prepared(pictures, tmp_path / "d", **all_train)
     before, rows = files_of(tmp_path / "d"), rows_of(tmp_path / "d")
     write_pictures(pictures, {"aaa": 20, "pear": 10}, first=300)
     write_bad(pictures / "pear", 1)
     shutil.copy(pictures / "apple" / "0000.jpg", pictures / "pear" / "twin.jpg")
-    new = prepared(pictures, tmp_path / "d")
+    new = prepared(pictures, tmp_path / "d", **all_train)
     after = files_of(tmp_path / "d")
     assert {path: after[path] for path in before} == before
     assert new.classes == ("apple", "pear", "aaa")
@@ -478,9 +479,9 @@ def test_new_pictures_are_added_and_the_old_shards_stay(
     assert {key: row[:1] for key, row in everything.items() if key in rows} == rows
     assert everything["aaa/0300.jpg"][1] == 2
     assert (old.revision, new.revision) == (0, 1)
-    assert prepare_dataset(prepare_config(pictures, tmp_path / "d"))
+    assert prepare_dataset(prepare_config(pictures, tmp_path / "d", **all_train))
     assert read_manifest(str(tmp_path / "d")) == new
-    fresh = prepared(pictures, tmp_path / "fresh")
+    fresh = prepared(pictures, tmp_path / "fresh", **all_train)
     assert np.allclose(fresh.mean_rgb, new.mean_rgb, atol=1e-9)
     assert fresh.train_pixels == new.train_pixels
     verify(str(tmp_path / "d"), new)

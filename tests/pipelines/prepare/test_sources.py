@@ -25,7 +25,7 @@ from pipelines.errors import UserError
 from pipelines.prepare.sources import listing, ranges, tables, tars
 from pipelines.prepare.sources import member as member_module
 from pipelines.prepare.sources.labels import read_labels
-from pipelines.prepare.sources.listing import Piece
+from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import Beside, Member, members
 from pipelines.storage import listing as storage_listing
 from pipelines.storage import objects
