@@ -69,6 +69,7 @@ def run_passes(job: Job) -> Manifest:
     report = quarantine_uri(job.uri, job.key, old.jobs.count(job.key) if old else 0)
     units = job.planned.num_units
     fault_budget.check_budget(config, report, job.work, sums, units, adding=old is not None)
+    _tell_faults(sums)
     same_source = old is not None and old.source == config.shown_source
     changes = relabel.find_changes(job.work, units, job.held, same_source=same_source)
     before = old.classes if old else ()
@@ -180,6 +181,14 @@ def _write_quarantine(
     first = fault_budget.quarantined_rows(job.work, job.planned.num_units)
     fault_budget.write_quarantine(report, map(explained, chain(first, second)))
     return moved
+
+
+def _tell_faults(sums: SourceTotals) -> None:
+    """The first image of each class of fault: its reason names the flag that would let it in."""
+    for kind, count in sums.faults.most_common():
+        if kind != "duplicate":
+            first = sums.first[kind]
+            console.print(f"quarantined: {count:,} {kind}, such as {first}", soft_wrap=True)
 
 
 def _tell(changes: Changes, revision: int) -> None:

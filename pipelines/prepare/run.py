@@ -152,7 +152,8 @@ def _listing(config: PrepareConfig, sources: tuple[str, ...], learned: Found) ->
             console.print(f"not read: {kinds}", soft_wrap=True)
         for note in learned.notes:
             console.print(f"note: {note}", soft_wrap=True)
-        if learned.tables and not found.has_classes and config.labels is None:
+        is_files = found.files == found.pieces  # of archives the classes are not known yet
+        if learned.tables and is_files and not found.has_classes and config.labels is None:
             console.print(
                 f"note: no image has a class, and {quoted(learned.tables)} beside them is not "
                 "read: give it as --labels where it holds their classes, as --source where it "

@@ -90,6 +90,7 @@ class Names:
         self._single: str | None = None
         self._too_short: list[tuple[str, str, int]] = []
         self._has_files = False
+        self._roots: list[str] = []
         self.any = False
 
     def add(self, named: patterns.Named) -> None:
@@ -97,6 +98,8 @@ class Names:
         if not named.is_folder:
             self._file(named.uri, named.path, storage.size(named.uri), alone=named.is_alone)
             return
+        if named.path:
+            self._roots.append(printable(named.path))
         for below, size in storage.walk(named.uri):
             path = f"{named.path}/{below}" if named.path else below
             self._file(storage.join(named.uri, below), path, size, alone=False)
@@ -190,7 +193,8 @@ class Names:
         for folder, ends in maps.items():
             for end in ends:
                 self._acquit(folder, end)
-        surveyed = survey(shown, {f: n for f, n in folders.items() if n}, self._rules)
+        held = {folder: images for folder, images in folders.items() if images}
+        surveyed = survey(shown, held, self._rules, tuple(self._roots))
         self._found.notes.extend(surveyed.notes)
         rule = surveyed.layout._replace(maps=maps)
         self._spool.seek(0)

@@ -44,13 +44,20 @@ class Survey(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def survey(source: str, folders: Mapping[str, int], rules: Rules = Rules()) -> Survey:  # noqa: B008
+def survey(
+    source: str,
+    folders: Mapping[str, int],
+    rules: Rules = Rules(),  # noqa: B008
+    roots: tuple[str, ...] = (),
+) -> Survey:
     """The layout of a tree.
 
     Args:
         source: as the user wrote it, for messages.
         folders: images directly in each folder, by its path below the source ("" is the source).
         rules: what was asked for.
+        roots: folders of the tree that are one of several sources each. Where they hold folders
+            and no images, those are the classes; of `--source cats dogs` the sources are.
 
     Raises:
         UserError: the rule is unsure.
@@ -77,17 +84,20 @@ def survey(source: str, folders: Mapping[str, int], rules: Rules = Rules()) -> S
             f"'{next(iter(splits))}'"
         )
     base = _base(root)
+    tops = _tops(root, roots) if not splits else ()
+    if tops:
+        base = tops[0]
     if rules.class_from is None:
         splits = {_base_of_split(root, path, splits): split for path, split in splits.items()}
     layout = Layout(
         splits=splits,
         base=base,
-        neutral=tuple(_neutral(root, splits, base)),
+        neutral=tuple(_neutral(root, splits, tops or (base,))),
         class_above=_is_class_above(root, splits),
         outside=bool(decided),
         rules=rules,
     )
-    return Survey(layout, tuple(_notes(root, layout)))
+    return Survey(layout, tuple(_notes(root, layout, tops or (base,))))
 
 
 def _tree(folders: Mapping[str, int]) -> _Node:
@@ -194,13 +204,22 @@ def _base_of_split(root: _Node, path: str, splits: Iterable[str]) -> str:
 
 def _node_at(root: _Node, path: str) -> _Node:
     for name in path.split("/") if path else ():
-        root = root.children[name]
+        root = root.children.get(name, _Node())
     return root
 
 
-def _neutral(root: _Node, splits: Mapping[str, Split], base: str) -> Iterator[str]:
+def _tops(root: _Node, roots: tuple[str, ...]) -> tuple[str, ...]:
+    """The sources in which classes lie, where each of several holds them; else nothing."""
+    held = tuple(path for path in roots if _node_at(root, path).total)
+    nodes = [_node_at(root, path) for path in held]
+    depths = {path.count("/") for path in held}
+    is_each = all(node.children and not node.images for node in nodes)
+    return held if len(held) > 1 and len(depths) == 1 and is_each else ()
+
+
+def _neutral(root: _Node, splits: Mapping[str, Split], tops: tuple[str, ...]) -> Iterator[str]:
     """Folders such as `images` that hold all images of their split, directly."""
-    for path in splits or [base]:
+    for path in splits or tops:
         node = _node_at(root, path)
         for name, child in node.children.items():
             alone = child.total == node.total and not child.children
@@ -215,12 +234,12 @@ def _is_class_above(root: _Node, splits: Mapping[str, Split]) -> bool:
     return len(parents) > 1 or _node_at(root, min(parents)).total < root.total
 
 
-def _notes(root: _Node, layout: Layout) -> Iterator[str]:
+def _notes(root: _Node, layout: Layout, tops: tuple[str, ...]) -> Iterator[str]:
     """What is not plain: deeper folders, images without a split."""
     if layout.rules.class_from is None:
         deep = [
             name
-            for path in layout.splits or [layout.base]
+            for path in layout.splits or tops
             if layout.splits.get(path) != "test"
             for name, child in _node_at(root, path).children.items()
             if len(child.children) > 1 or (child.images and child.children)

@@ -2,12 +2,14 @@
 
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dataset_helpers import prepare_config, prepared, quarantine_of, rows_of
 from helpers import jpeg
 
+from pipelines.data.manifest import read_manifest
 from pipelines.errors import UserError
 from pipelines.prepare import class_facts
 from pipelines.prepare.run import prepare_dataset
@@ -227,6 +229,21 @@ def test_a_label_list_may_say_splits(serially: None, tmp_path: Path) -> None:
     (tmp_path / "only.csv").write_text("file,split\n0.jpg,train\n")
     with pytest.raises(UserError, match="a column of splits and none of labels"):
         prepared(tmp_path / "p", tmp_path / "e", labels=str(tmp_path / "only.csv"))
+
+
+def test_several_sources_hold_classes_or_are_classes(serially: None, tmp_path: Path) -> None:
+    for number, name in enumerate(("a/cat/0.jpg", "a/dog/0.jpg", "b/cat/0.jpg", "b/owl/0.jpg")):
+        put(tmp_path / name, jpeg(number))
+
+    def classes(*names: str) -> tuple[str, ...]:
+        requested = prepare_config("several", tmp_path / f"of-{names[0]}")
+        sources = tuple(str(tmp_path / name) for name in names)
+        return read_manifest(prepare_dataset(replace(requested, source=sources))).classes
+
+    assert classes("a", "b") == ("cat", "dog", "owl")
+    for number, name in enumerate(("cats/0.jpg", "dogs/0.jpg")):
+        put(tmp_path / name, jpeg(number))
+    assert classes("cats", "dogs") == ("cats", "dogs")
 
 
 def test_hive_folders_of_images_name_split_and_class(serially: None, tmp_path: Path) -> None:
