@@ -105,3 +105,27 @@ class SpectralConv2d(nn.Conv2d):
                     self.direction.copy_(left)
             largest: Tensor = left @ matrix @ right
             return largest
+
+
+class ChannelAffine(nn.Module):
+    """x * weight + bias by channel: what batch norm is once its statistics are fixed.
+
+    Shape:
+        x: float (B, C, H, W); result: the same.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Begin with these values, float (C,) each."""
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> "ChannelAffine":
+        """Equal to an affine batch norm in evaluation mode."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        return cls(scale, norm.bias.detach() - norm.running_mean * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift."""
+        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)

@@ -6,8 +6,9 @@ and batch norm takes its statistics from visible positions alone. With nothing h
 gives what the plain layer gives, so a network trained with masks is used without them as it is.
 
 Holes are whole cells of a grid: `hidden` is bool (B, G, G), True where a cell is hidden, and a map
-of side H, a multiple of G, has H / G positions per cell side. Nothing here reads a value back to
-the host or makes a shape from one, so that a step can be recorded as a CUDA graph.
+of side H, a multiple of G, has H / G positions per cell side. In a map that is coarser than the
+grid, a position is visible where any of its cells is. Nothing here reads a value back to the host
+or makes a shape from one, so that a step can be recorded as a CUDA graph.
 
 Source: Tian et al., "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked
 Modeling" (SparK), ICLR 2023, arXiv:2301.03580, section 3.1; Woo et al., "ConvNeXt V2" (FCMAE),
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,18 +27,21 @@ def visible_positions(hidden: Tensor, side: int) -> Tensor:
     """1 at the visible positions of a map, 0 at the hidden ones.
 
     Shape:
-        hidden: bool (B, G, G); result: float (B, 1, side, side); side is a multiple of G.
+        hidden: bool (B, G, G); result: float (B, 1, side, side).
 
     Raises:
-        ValueError: the side is no multiple of G.
+        ValueError: the side is neither a multiple nor a divisor of G.
     """
     cells = hidden.shape[-1]
+    shown = hidden.logical_not().float()
+    if cells % side == 0:
+        return F.max_pool2d(shown.unsqueeze(1), cells // side)
     if side % cells:
         raise ValueError(
-            f"a map has side {side}; masked layers need a multiple of the {cells} cells of the grid"
+            f"a map has side {side}; masked layers need a multiple or a divisor of the {cells} "
+            "cells of the grid"
         )
     repeat = side // cells
-    shown = hidden.logical_not().float()
     return shown.repeat_interleave(repeat, 1).repeat_interleave(repeat, 2).unsqueeze(1)
 
 

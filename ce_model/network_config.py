@@ -17,6 +17,7 @@ FEATURES_SIDE = 128
 CENTER_SIDE = 64
 DROPOUT = 0.5
 BOTTLENECK = 4000
+ALEXNET = "alexnet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class NetworkConfig:
     layers: Layers = "masked"
     """Whether the encoder of features computes on visible cells alone while it is trained."""
 
+    encoder: str = ALEXNET
+    """Encoder of features: alexnet, or the name of a backbone (resnet18, resnet50,
+    convnextv2_atto and others; see docs/features.md)."""
+
     def __post_init__(self) -> None:
         """Refuse values out of range and settings that the preset would ignore."""
         if not 0 <= self.dropout < 1:
@@ -64,6 +69,12 @@ class NetworkConfig:
         if self.preset != "features":
             self._refuse_unused("target", self.target, "hog")
             self._refuse_unused("layers", self.layers, "masked")
+            self._refuse_unused("encoder", self.encoder, ALEXNET)
+        if self.encoder != ALEXNET and self.groups != 1:
+            raise ValueError(
+                f"network.groups is {self.groups}; it must stay 1 with network.encoder "
+                f"{self.encoder}, which has its own"
+            )
 
     def _refuse_unused(self, name: str, value: object, default: object) -> None:
         if value != default:
@@ -97,7 +108,7 @@ def predicts_images(config: NetworkConfig) -> bool:
 
 
 # What came after the first stored models: left out of keys at these values, so that keys stay.
-LATER = {"target": "hog", "layers": "masked"}
+LATER = {"target": "hog", "layers": "masked", "encoder": ALEXNET}
 
 
 def network_in_key(config: NetworkConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ce_model import unet
 from ce_model.feature_networks import TOKEN_STD, CellDecoder, encode_cells, padded_alexnet
+from ce_model.hierarchy import Backbone, HierarchicalDecoder
 from ce_model.layers import BilinearResize, ChannelwiseLinear, SpectralConv2d, ZeroConv2d
 
 # A network and its settings are asked for together; the settings alone need no torch.
@@ -57,13 +58,18 @@ class ContextEncoder(nn.Module):
         True where hidden, and result float (B, D, 8, 8); see `feature_targets`.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
-        """Build the layers; their weights are drawn by `init_weights`."""
+    def __init__(self, config: NetworkConfig, backbone: Backbone | None = None) -> None:
+        """Build the layers; their weights are drawn by `init_weights`, but those of a backbone."""
         super().__init__()
         self.config = config
-        self.encoder: nn.Sequential
+        self.encoder: nn.Sequential | Backbone
         self.decoder: nn.Module
-        if config.preset == "alexnet":
+        if backbone is not None:
+            self.encoder = backbone
+            self.decoder = HierarchicalDecoder(
+                config.target, config.layers, backbone.channels, backbone.strides
+            )
+        elif config.preset == "alexnet":
             self.encoder, self.decoder = _alexnet_encoder(config), _alexnet_decoder(config)
         elif config.preset == "inpaint":
             self.encoder, self.decoder = _inpaint_encoder(config), _inpaint_decoder(config)
@@ -81,10 +87,17 @@ class ContextEncoder(nn.Module):
         elif isinstance(self.decoder, CellDecoder):
             assert cells is not None, "preset features predicts hidden cells: say which"
             masked = self.config.layers == "masked"
+            assert isinstance(self.encoder, nn.Sequential)
             conv5 = (
                 encode_cells(self.encoder, context, cells) if masked else self.encoder[:-1](context)
             )
             prediction = self.decoder(conv5, cells)
+        elif isinstance(self.encoder, Backbone):
+            assert cells is not None, "preset features predicts hidden cells: say which"
+            masked = self.config.layers == "masked"
+            encoder = self.encoder
+            maps = encoder.visible_maps(context, cells) if masked else encoder.maps(context)
+            prediction = self.decoder(maps, cells)
         else:
             prediction = self.decoder(self.encoder(context))
         return prediction
@@ -92,13 +105,16 @@ class ContextEncoder(nn.Module):
     def encoder_features(self, context: Tensor) -> dict[str, Tensor]:
         """Activations by layer: conv1 to pool5 of alexnet and features, e1 to e6 (unet: e5) else.
 
-        Convolutions are taken after their activation; e6 is (B, bottleneck).
+        Convolutions are taken after their activation; e6 is (B, bottleneck). A backbone has stage1,
+        stage2 and so on.
         """
         return layer_features(self.encoder, context)
 
 
-def layer_features(encoder: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+def layer_features(encoder: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """`ContextEncoder.encoder_features` for an encoder alone, also one with batch norm folded."""
+    if isinstance(encoder, Backbone):
+        return encoder.features(x)
     features = {}
     for name, layer in encoder.named_children():
         x = layer(x)
@@ -110,18 +126,30 @@ def layer_features(encoder: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
 
 
 def build_generator(
-    config: NetworkConfig, *, generator: torch.Generator | None = None
+    config: NetworkConfig,
+    *,
+    generator: torch.Generator | None = None,
+    backbone: Backbone | None = None,
 ) -> ContextEncoder:
     """A context encoder with fresh weights, channels_last, on the CPU.
 
     Args:
         config: the network.
         generator: source of the weights; without one, a generator with seed 0.
+        backbone: the encoder, weights and all, where the config names another than alexnet.
+
+    Raises:
+        ValueError: such a config, and no backbone.
     """
+    if (backbone is None) != (config.encoder == "alexnet"):
+        raise ValueError(
+            f"network.encoder is {config.encoder}; alexnet is built here, any other one has to be "
+            "given as a backbone"
+        )
     # On the meta device torch neither allocates nor draws its own initial weights, so building
     # is twice as fast and leaves the global random state alone.
     with torch.device("meta"):
-        network = ContextEncoder(config)
+        network = ContextEncoder(config, backbone)
     std = DCGAN_STD if config.preset == "inpaint" else None
     return _materialise(network, std, generator)
 
@@ -187,6 +215,9 @@ def init_weights(network: nn.Module, std: float | None, generator: torch.Generat
                 nn.init.normal_(module.direction, generator=generator)
         elif isinstance(module, CellDecoder) and module.token is not None:
             nn.init.normal_(module.token, 0.0, TOKEN_STD, generator=generator)
+        elif isinstance(module, HierarchicalDecoder):
+            for token in module.tokens:
+                nn.init.normal_(token, 0.0, TOKEN_STD, generator=generator)
 
 
 def _fan_in(module: nn.Module) -> float:
@@ -203,8 +234,12 @@ def _fan_in(module: nn.Module) -> float:
 
 
 def _materialise(network: Network, std: float | None, generator: torch.Generator | None) -> Network:
-    network.to_empty(device="cpu")
-    init_weights(network, std, generator or torch.Generator().manual_seed(0))
+    """Give a network that was built on the meta device memory and weights."""
+    drawn: nn.Module = network
+    if isinstance(network, ContextEncoder) and isinstance(network.encoder, Backbone):
+        drawn = network.decoder  # a backbone has its weights
+    drawn.to_empty(device="cpu")
+    init_weights(drawn, std, generator or torch.Generator().manual_seed(0))
     for weight in network.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)

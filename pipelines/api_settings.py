@@ -68,6 +68,7 @@ class PretrainSettings(TypedDict, total=False):
     strategy: Strategy | None
     target: Target | None
     layers: Layers | None
+    encoder: str
     adversarial: float | None
     feature_matching: float | None
     reconstruction: Literal["l2", "l1"] | None

@@ -14,14 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ce_model.transfer.heads import (
-    CONV5_PADDING,
-    CONV5_STRIDE,
-    HEAD_DROPOUT,
-    HEAD_WIDTH,
-    margin_of,
-    pad_to_grid,
-)
+from ce_model.transfer.heads import HEAD_DROPOUT, HEAD_WIDTH, pad_to_grid, region_features
 from ce_model.transfer.initialisation import Weighted
 
 POOLED_SIDE = 6
@@ -45,7 +38,7 @@ class FastRCNN(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Sequential,
+        encoder: nn.Module,
         classes: int,
         *,
         width: int = HEAD_WIDTH,
@@ -53,16 +46,16 @@ class FastRCNN(nn.Module):
     ) -> None:
         """Fresh fc6, fc7 and two output layers; `classes` without the background."""
         super().__init__()
-        self.encoder = encoder[:-1]  # RoI pooling takes the place of pool5
-        self.fc6, self.fc7 = nn.Linear(256 * POOLED_SIDE**2, width), nn.Linear(width, width)
+        self.encoder, self.grid = region_features(encoder)
+        values = self.grid.channels * POOLED_SIDE**2
+        self.fc6, self.fc7 = nn.Linear(values, width), nn.Linear(width, width)
         self.score, self.correct = nn.Linear(width, classes + 1), nn.Linear(width, 4 * classes + 4)
         self.dropout = dropout
 
     def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Judge regions."""
-        margin = margin_of(self.encoder, CONV5_PADDING)
-        features = self.encoder(pad_to_grid(x, CONV5_STRIDE, margin))
-        pooled = roi_pool(features, rois, POOLED_SIDE, 1 / CONV5_STRIDE).flatten(1)
+        features = self.encoder(pad_to_grid(x, self.grid.stride, self.grid.padding))
+        pooled = roi_pool(features, rois, POOLED_SIDE, 1 / self.grid.stride).flatten(1)
         for layer in (self.fc6, self.fc7):
             pooled = F.dropout(F.relu(layer(pooled)), self.dropout, self.training)
         return self.score(pooled), self.correct(pooled).unflatten(1, (-1, 4))

@@ -8,11 +8,14 @@ Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", CV
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ce_model import unet
+from ce_model.hierarchy import Backbone
 from ce_model.transfer.initialisation import Weighted, chain_of, equalise, initialise
 
 HEAD_WIDTH = 4096  # units of fc6 and fc7 in AlexNet
@@ -20,6 +23,7 @@ HEAD_DROPOUT = 0.5
 QUIET = 0.1  # fresh output layers start with a tenth of unit variance
 POOL5_STRIDE, POOL5_PADDING = 32, 17  # px of alexnet without padding, see `pad_to_grid`
 CONV5_STRIDE, CONV5_PADDING = 16, 9
+CHANNELS = 256  # of conv5 and pool5
 
 
 class Classifier(nn.Module):
@@ -31,7 +35,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Sequential,
+        encoder: nn.Module,
         features: int,
         classes: int,
         *,
@@ -59,10 +63,11 @@ class Classifier(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """FCN-32s: fc6 and fc7 as convolutions, class scores, bilinear enlargement by 32.
+    """FCN-32s: fc6 and fc7 as convolutions, class scores, bilinear enlargement by the stride, 32.
 
     The image is padded so that score cell j covers the pixels 32 j to 32 j + 31, instead of the
-    100 px of the original, which only makes small images possible.
+    100 px of the original, which only makes small images possible. An encoder of another stride
+    (unet has 16) gets an FCN of that one.
 
     Shape:
         x: float (B, 3, H, W) in [-1, 1]; result: logits (B, classes, H, W).
@@ -70,7 +75,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Sequential,
+        encoder: nn.Module,
         classes: int,
         *,
         width: int = HEAD_WIDTH,
@@ -78,19 +83,19 @@ class Segmenter(nn.Module):
     ) -> None:
         """Fresh fc6, fc7 and score on the encoder; `width` units each."""
         super().__init__()
-        self.encoder = encoder
-        self.fc6, self.fc7 = nn.Conv2d(256, width, 6), nn.Conv2d(width, width, 1)
+        self.encoder, self.grid = encoder, last_grid(encoder)
+        self.fc6, self.fc7 = nn.Conv2d(self.grid.channels, width, 6), nn.Conv2d(width, width, 1)
         self.score = nn.Conv2d(width, classes, 1)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of every pixel."""
         height, width = x.shape[2:]
-        x = self.encoder(pad_to_grid(x, POOL5_STRIDE, margin_of(self.encoder, POOL5_PADDING)))
+        x = self.encoder(pad_to_grid(x, self.grid.stride, self.grid.padding))
         x = F.relu(self.fc6(F.pad(x, (2, 3, 2, 3))))
         x = F.relu(self.fc7(F.dropout2d(x, self.dropout, self.training)))
         x = self.score(F.dropout2d(x, self.dropout, self.training))
-        x = F.interpolate(x, scale_factor=POOL5_STRIDE, mode="bilinear", align_corners=False)
+        x = F.interpolate(x, scale_factor=self.grid.stride, mode="bilinear", align_corners=False)
         return x[:, :, :height, :width]
 
     def fresh(self) -> list[list[Weighted]]:
@@ -98,10 +103,58 @@ class Segmenter(nn.Module):
         return [[self.fc6], [self.fc7], [self.score]]
 
 
-def margin_of(encoder: nn.Module, padding: int) -> int | None:
-    """The `padding` of an encoder for `pad_to_grid`; None when its layers pad themselves."""
+class Grid(NamedTuple):
+    """The positions of a map of features."""
+
+    channels: int
+    stride: int
+    """Px of the image between two positions."""
+    padding: int | None
+    """As `pad_to_grid` takes it."""
+
+
+class Stage(nn.Module):
+    """One map of a backbone, of whole images: float (B, 3, H, W) -> (B, C, H / s, W / s)."""
+
+    def __init__(self, backbone: Backbone, number: int) -> None:
+        """`number` counts from the finest map, 0."""
+        super().__init__()
+        self.backbone, self.number = backbone, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map."""
+        return self.backbone.maps(x)[self.number]
+
+
+def last_grid(encoder: nn.Module) -> Grid:
+    """Of the last features: pool5 of alexnet, e5 of unet, the coarsest map of a backbone."""
+    if isinstance(encoder, Backbone):
+        return Grid(encoder.channels[-1], encoder.strides[-1], None)
+    if isinstance(next(encoder.children()), unet.Stem):
+        return Grid(unet.WIDTHS[-1], unet.STRIDE, None)
+    return Grid(CHANNELS, POOL5_STRIDE, None if _pads(encoder) else POOL5_PADDING)
+
+
+def region_features(encoder: nn.Module) -> tuple[nn.Module, Grid]:
+    """What regions are cut from: conv5 of alexnet, e5 of unet, the map of a backbone at stride 16.
+
+    A backbone without such a map gives the next finer one.
+    """
+    if isinstance(encoder, Backbone):
+        number = max(at for at, s in enumerate(encoder.strides) if s <= CONV5_STRIDE)
+        found = Grid(encoder.channels[number], encoder.strides[number], None)
+        return Stage(encoder, number), found
+    assert isinstance(encoder, nn.Sequential)
+    if isinstance(encoder[0], unet.Stem):
+        return encoder, last_grid(encoder)
+    grid = Grid(CHANNELS, CONV5_STRIDE, None if _pads(encoder) else CONV5_PADDING)
+    return encoder[:-1], grid  # RoI pooling takes the place of pool5
+
+
+def _pads(encoder: nn.Module) -> bool:
+    """Whether the layers of an alexnet pad themselves."""
     first = next(layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d))
-    return None if any(side > 0 for side in first.padding if isinstance(side, int)) else padding
+    return any(side > 0 for side in first.padding if isinstance(side, int))
 
 
 def pad_to_grid(x: Tensor, stride: int, padding: int | None) -> Tensor:

@@ -16,13 +16,17 @@ Neural Networks", ICLR 2016, arXiv:1511.06856 (`magic_init`), sections 3.1 and 3
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ce_model.hierarchy import Backbone
+from ce_model.layers import ChannelAffine
+
+HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout)
 Filters = Literal["gaussian", "kmeans"]
 Weighted = nn.Conv2d | nn.Linear
 Chain = Sequence[Sequence[Weighted]]
@@ -65,11 +69,23 @@ def _without_lone_end(batches: list[Tensor]) -> list[Tensor]:
     return [*batches[:-2], torch.cat(batches[-2:])]
 
 
-def fold(network: nn.Sequential) -> nn.Sequential:
+def fold(network: nn.Sequential | Backbone) -> nn.Sequential | Backbone:
     """A copy in which batch norm is part of the layer before it; equal to `network.eval()`.
 
-    The other layers keep their names; the batch norms are gone.
+    The other layers keep their names; the batch norms are gone. In a backbone, where not every
+    batch norm stands behind a layer of its own, each becomes a fixed scale and shift.
     """
+    if isinstance(network, Backbone):
+        plain = network.plain().eval()
+        for parent in list(plain.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.BatchNorm2d):
+                    setattr(parent, name, ChannelAffine.of(layer))
+        return plain
+    return _fold_chain(network)
+
+
+def _fold_chain(network: nn.Sequential) -> nn.Sequential:
     layers = OrderedDict[str, nn.Module]()
     last = ""
     for name, layer in network.named_children():
@@ -83,7 +99,9 @@ def fold(network: nn.Sequential) -> nn.Sequential:
             assert isinstance(dense, nn.Linear)
             layers[last] = fuse_linear_bn_eval(dense.eval(), copy.deepcopy(layer).eval())
             continue
-        layers[name] = fold(layer) if isinstance(layer, nn.Sequential) else copy.deepcopy(layer)
+        layers[name] = (
+            _fold_chain(layer) if isinstance(layer, nn.Sequential) else copy.deepcopy(layer)
+        )
         last = name
     return nn.Sequential(layers).eval()
 
@@ -91,15 +109,25 @@ def fold(network: nn.Sequential) -> nn.Sequential:
 def chain_of(encoder: nn.Module) -> list[list[Weighted]]:
     """The weighted layers of a folded encoder whose scale may be changed.
 
-    Local response norm is not homogeneous: what stands before the last one keeps its scale.
+    Local response norm is not homogeneous, a residual block neither: what stands before the last
+    of them keeps its scale.
     """
     layers: list[list[Weighted]] = []
-    for module in encoder.modules():
-        if isinstance(module, nn.LocalResponseNorm):
+    for layer in _in_order(encoder):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layers.append([layer])
+        elif not isinstance(layer, HOMOGENEOUS):
             layers = []
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            layers.append([module])
     return layers
+
+
+def _in_order(network: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested chains."""
+    if isinstance(network, nn.Sequential):
+        for layer in network:
+            yield from _in_order(layer)
+    else:
+        yield network
 
 
 def initialise(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ce_model import training
-from ce_model.networks import NetworkConfig, build_generator, input_side
+from ce_model.networks import NetworkConfig, input_side
 from ce_model.training import Networks, Objective
 from pipelines import storage
 from pipelines.data import stream, stream_plan
@@ -25,6 +25,7 @@ from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders
 from pipelines.models import files
+from pipelines.models.backbones import build_network
 
 STEPS_AT_ONCE = 10  # between two words to whoever shows the progress
 VERSION = 2  # part of every key: raise it when the same settings train differently
@@ -84,7 +85,7 @@ def train(
     fill = manifest.mean_rgb
     objective = Objective(adversarial=0.0, overlap=0, region="image", fill=fill)
     place = encoders.device()
-    generator = build_generator(network, generator=torch.Generator().manual_seed(seed)).to(place)
+    generator = build_network(network, generator=torch.Generator().manual_seed(seed)).to(place)
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         if kind == "autoencoder":
@@ -135,7 +136,7 @@ def _nothing_hidden(image: Tensor) -> Tensor:
 
 
 def _classify(
-    encoder: nn.Sequential,
+    encoder: nn.Module,
     plan: StreamPlan,
     classes: int,
     settings: BaselineSettings,

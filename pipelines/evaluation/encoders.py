@@ -12,19 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from ce_model import training
-from ce_model.networks import ContextEncoder, build_generator, predicts_images
+from ce_model.hierarchy import Backbone
+from ce_model.network_config import ALEXNET
+from ce_model.networks import ContextEncoder, predicts_images
 from ce_model.training import Precision
 from ce_model.transfer import initialisation
 from pipelines.errors import UserError
 from pipelines.evaluation.data.images import pick_evenly
 from pipelines.models import files
+from pipelines.models.backbones import build_network
+from pipelines.models.encoder_names import require_encoder
 from pipelines.models.resolve import ModelRef, resolve_named
 
 KMEANS_PICTURES = 64
 
 
-WITH_CONV5 = ("alexnet", "features")  # presets
-CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on conv5 and pool5
+WITHOUT_MAPS = "inpaint"  # the preset whose last features are no map of the image
+CONVOLUTIONAL = ("detection", "segmentation")  # tasks whose heads stand on such a map
 
 
 def require_distinct(given: Mapping[str, ModelRef | None]) -> None:
@@ -51,12 +55,12 @@ def network_of(subject: ModelRef, seed: int) -> ContextEncoder:
     """The network with its weights, as trained or as drawn."""
     if subject.uri:
         return files.load_model(subject.uri).generator
-    return build_generator(subject.network, generator=torch.Generator().manual_seed(seed))
+    return build_network(subject.network, generator=torch.Generator().manual_seed(seed))
 
 
 def encoder_of(
     subject: ModelRef, seed: int, batches: Iterable[Tensor], *, calibrated: bool = True
-) -> nn.Sequential:
+) -> nn.Sequential | Backbone:
     """The encoder with its batch norm calibrated on these images, or as trained, folded away.
 
     `random-kmeans` draws its filters from the same images.
@@ -66,6 +70,7 @@ def encoder_of(
     if subject.kind == "random-kmeans":
         pictures = torch.cat(kept)
         pictures = pictures[pick_evenly(len(pictures), KMEANS_PICTURES)]
+        assert isinstance(encoder, nn.Sequential)  # see `require_network`
         folded = initialisation.fold(encoder)
         layers = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         initialisation.initialise(
@@ -98,17 +103,23 @@ def resolve_precision(requested: Precision) -> torch.dtype:
 
 def require_network(subject: ModelRef, task: str, side: int | None = None) -> None:
     """Refuse an encoder that a task, or a probe at a side of its own, cannot use."""
+    require_encoder(subject.network.encoder)
+    if subject.kind == "random-kmeans" and subject.network.encoder != ALEXNET:
+        raise UserError(
+            f"model is 'random-kmeans' with network.encoder {subject.network.encoder}; filters by "
+            f"k-means are drawn for {ALEXNET} alone: leave this row out"
+        )
     if task == "inpainting" and not predicts_images(subject.network):
         raise UserError(
             f"task 'inpainting' needs a model that fills holes; '{subject.name}' is of preset "
             f"{subject.network.preset}, which learns features alone: leave the task out, as in "
             "--tasks linear knn"
         )
-    if subject.network.preset in WITH_CONV5 or (task not in CONVOLUTIONAL and side is None):
+    if subject.network.preset != WITHOUT_MAPS or (task not in CONVOLUTIONAL and side is None):
         return
     what = task if side is None else f"{task} at frozen.side {side}"
     raise UserError(
-        f"task '{what}' needs an encoder of preset {' or '.join(WITH_CONV5)}, with its conv5 and "
-        f"pool5; '{subject.name}' is of preset {subject.network.preset}: measure one of preset "
-        f"{' or '.join(WITH_CONV5)}, or leave this out"
+        f"task '{what}' needs an encoder of preset alexnet, features or unet, whose features are a "
+        f"map of the image; '{subject.name}' is of preset {subject.network.preset}: measure "
+        "another one, or leave this out"
     )

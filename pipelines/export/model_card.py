@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ce_model.network_config import NetworkConfig
+from ce_model.network_config import ALEXNET, NetworkConfig
 
 INTRODUCTIONS = {
     "alexnet": "AlexNet to pool5, pretrained by inpainting to learn features of whole images.",
@@ -39,9 +39,14 @@ def model_card(description: dict[str, Any], info: dict[str, Any]) -> str:
         info: where the model comes from, of `model.json`.
     """
     network = NetworkConfig(**description["network"])
-    introduction = INTRODUCTIONS.get(network.preset, f"An encoder of preset {network.preset}.")
+    of_backbone = network.encoder != ALEXNET
+    usual = f"An encoder of preset {network.preset}."
+    introduction = INTRODUCTIONS.get(network.preset, usual)
+    if of_backbone:
+        introduction = f"{network.encoder}, pretrained to predict hidden cells of an image."
     width = " x ".join(map(str, description["output"][1:]))
     return f"""---
+{"library_name: transformers" if of_backbone else "library_name: pytorch"}
 tags: [feature-extraction, self-supervised-learning, inpainting, context-encoder, pytorch]
 ---
 
@@ -51,23 +56,7 @@ tags: [feature-extraction, self-supervised-learning, inpainting, context-encoder
 
 ## Use
 
-`encoder.py` needs torch and nothing else. In the folder of this file:
-
-```python
-import torch
-import encoder
-
-network = encoder.load()
-images = torch.zeros(2, {description["side"]}, {description["side"]}, 3, dtype=torch.uint8)  # RGB
-with torch.no_grad():
-    features = network(encoder.preprocess(images))  # (2, {width.replace(" x ", ", ")})
-```
-
-- Input: {description["input"]}. Bring the shorter side of an image to {description["side"]} px and
-  take the centre square.
-- Output: {width} values per image. `encoder.features(network, x)` gives every layer by its name.
-- Batch norm is folded into the layers before it: fine-tuning trains plain convolutions and biases.
-
+{_of_backbone(description) if of_backbone else _with_torch(description, width)}
 ## Files
 
 | file | sha256 |
@@ -97,6 +86,50 @@ Measured by the training on its first validation images, at the end:
   are not recorded here: ask whoever trained it before you publish results or the weights.
 - The figures above are of inpainting. How good the features are for your task is for you to
   measure.
+"""
+
+
+def _with_torch(description: dict[str, Any], width: str) -> str:
+    side = description["side"]
+    return f"""`encoder.py` needs torch and nothing else. In the folder of this file:
+
+```python
+import torch
+import encoder
+
+network = encoder.load()
+images = torch.zeros(2, {side}, {side}, 3, dtype=torch.uint8)  # RGB
+with torch.no_grad():
+    features = network(encoder.preprocess(images))  # (2, {width.replace(" x ", ", ")})
+```
+
+- Input: {description["input"]}. Bring the shorter side of an image to {side} px and
+  take the centre square.
+- Output: {width} values per image. `encoder.features(network, x)` gives every layer by its name.
+- Batch norm is folded into the layers before it: fine-tuning trains plain convolutions and biases.
+"""
+
+
+def _of_backbone(description: dict[str, Any]) -> str:
+    side, shape = description["side"], ", ".join(map(str, description["output"][1:]))
+    return f"""In the folder of this file, with transformers:
+
+```python
+import torch
+from transformers import AutoModel
+
+network = AutoModel.from_pretrained(".").eval()
+images = torch.zeros(2, {side}, {side}, 3, dtype=torch.uint8)  # RGB
+x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+with torch.no_grad():
+    features = network(pixel_values=x).last_hidden_state  # (2, {shape})
+```
+
+With torch alone: `torch.export.load("encoder.pt2").module()(x)`.
+
+- Input: {description["input"]}: colours in [-1, 1], not the mean and deviation of ImageNet
+  (`preprocessor_config.json` says so, too). It was trained at {side} px; other sides work.
+- Output: the last map. Weights behind it (a final norm or pooling) were not trained.
 """
 
 

@@ -7,6 +7,10 @@
     README.md             the model card
     encoder.json          network, layers, sizes and sha256 of each file; written last
 
+A backbone of transformers is written so that `AutoModel.from_pretrained(FOLDER)` loads it: instead
+of encoder.safetensors and encoder.py there are model.safetensors, config.json and
+preprocessor_config.json, and batch norm stays.
+
 Every form is compared with the original, batch norm and all, before anything is published.
 """
 
@@ -26,7 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ce_model.networks import NetworkConfig, build_generator
+from ce_model.hierarchy import Backbone
+from ce_model.networks import NetworkConfig
 from ce_model.transfer.initialisation import fold
 from pipelines import storage
 from pipelines.errors import UserError
@@ -34,7 +39,8 @@ from pipelines.export import standalone
 from pipelines.export.config import ExportConfig
 from pipelines.export.layers import UndescribedLayerError, describe_layers
 from pipelines.export.model_card import model_card
-from pipelines.models import files
+from pipelines.models import backbones, files
+from pipelines.models.backbones import build_network
 from pipelines.models.resolve import resolve_model
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import client
@@ -42,8 +48,9 @@ from pipelines.tracking import client
 FORMAT_VERSION = 1
 TOLERANCE = 1e-4  # absolute and relative
 CHECKED_PICTURES = 3
-WEIGHTS, ONNX, PROGRAM, SCRIPT, CARD, DESCRIPTION = (
+WEIGHTS, BACKBONE_WEIGHTS, ONNX, PROGRAM, SCRIPT, CARD, DESCRIPTION = (
     "encoder.safetensors",
+    "model.safetensors",
     "encoder.onnx",
     "encoder.pt2",
     "encoder.py",
@@ -72,7 +79,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
         expected = model.generator.encoder(x).numpy()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        errors = _write(encoder, folder, x, expected)
+        errors, others = _write(encoder, folder, x, expected)
         description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "network": asdict(model.network),
@@ -80,11 +87,13 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
             "input": f"float32 (N, 3, {model.side}, {model.side}), RGB, pixel / 127.5 - 1",
             "output": ["N", *expected.shape[1:]],
             "weights_sha256": subject.sha256,
-            "files": {name: storage.sha256_of(folder / name) for name in errors},
+            "files": {name: storage.sha256_of(folder / name) for name in (*errors, *others)},
             "checked_images": CHECKED_PICTURES,
             "largest_difference": errors,
         }
         try:
+            if isinstance(encoder, Backbone):
+                raise UndescribedLayerError("a backbone is loaded by transformers")
             description["layers"] = describe_layers(encoder)
         except UndescribedLayerError as error:
             console.print(f"warning: {SCRIPT} is left out: {error}; use {PROGRAM} or {ONNX}")
@@ -92,7 +101,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
             errors[SCRIPT] = _write_script(description, folder, x, expected)
             description["files"][SCRIPT] = storage.sha256_of(folder / SCRIPT)
         (folder / CARD).write_text(model_card(description, model.info), "utf-8")
-        for name in (*errors, CARD):
+        for name in (*errors, *others, CARD):
             _publish_new(storage.join(output, name), (folder / name).read_bytes())
     storage.publish_json(done, description, exclusive=True)
     worst = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
@@ -115,13 +124,17 @@ def _publish_new(uri: str, data: bytes) -> None:
         ) from None
 
 
-def fold_encoder(encoder: nn.Sequential) -> nn.Sequential:
-    """The encoder without batch norm, in the plain memory layout that other programs expect."""
-    plain = fold(encoder).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+def fold_encoder(encoder: nn.Sequential | Backbone) -> nn.Sequential | Backbone:
+    """The encoder without batch norm, in the plain memory layout that other programs expect.
+
+    A backbone keeps its own layers, which transformers knows.
+    """
+    folded = encoder.plain().eval() if isinstance(encoder, Backbone) else fold(encoder)
+    plain = folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return plain.requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def load_encoder(uri: str) -> nn.Sequential:
+def load_encoder(uri: str) -> nn.Sequential | Backbone:
     """An exported encoder from its safetensors, in eval mode.
 
     Raises:
@@ -129,7 +142,9 @@ def load_encoder(uri: str) -> nn.Sequential:
     """
     try:
         description = storage.read_json(storage.join(uri, DESCRIPTION))
-        data = storage.read_bytes(storage.join(uri, WEIGHTS))
+        of_backbone = BACKBONE_WEIGHTS in dict(description).get("files", ())
+        weights = BACKBONE_WEIGHTS if of_backbone else WEIGHTS
+        data = storage.read_bytes(storage.join(uri, weights))
     except FileNotFoundError:
         raise UserError(
             f"'{uri}' is not an exported encoder: it must hold {DESCRIPTION} and {WEIGHTS}, as "
@@ -139,22 +154,30 @@ def load_encoder(uri: str) -> nn.Sequential:
         description = None
     if not isinstance(description, dict) or not {"files", "network"} <= description.keys():
         raise UserError(f"{DESCRIPTION} in '{uri}' was altered or cut; export again")
-    if storage.sha256_of_bytes(data) != description["files"][WEIGHTS]:
+    if storage.sha256_of_bytes(data) != description["files"][weights]:
         raise UserError(
-            f"{WEIGHTS} in '{uri}' is not the file that {DESCRIPTION} names by its sha256; export "
+            f"{weights} in '{uri}' is not the file that {DESCRIPTION} names by its sha256; export "
             "again"
         )
-    encoder = fold_encoder(build_generator(NetworkConfig(**description["network"])).encoder)
-    files.load_strictly(encoder, safetensors.torch.load(data), uri)
+    encoder = fold_encoder(build_network(NetworkConfig(**description["network"])).encoder)
+    target = encoder.body.get_submodule("model") if isinstance(encoder, Backbone) else encoder
+    files.load_strictly(target, safetensors.torch.load(data), uri)
     return encoder
 
 
-def _write(encoder: nn.Sequential, folder: Path, x: Tensor, expected: Features) -> dict[str, float]:
-    """Write every form; returns the largest difference of each to the original."""
+def _write(
+    encoder: nn.Sequential | Backbone, folder: Path, x: Tensor, expected: Features
+) -> tuple[dict[str, float], list[str]]:
+    """Write every form; the largest difference of each to the original, and what else there is."""
     runs: dict[str, Callable[[], Any]] = {}
-    files.write_tensors(encoder.state_dict(), folder / WEIGHTS)
-    tensors = safetensors.torch.load_file(folder / WEIGHTS)
-    runs[WEIGHTS] = lambda: torch.func.functional_call(encoder, tensors, x).numpy()
+    others: list[str] = []
+    if isinstance(encoder, Backbone):
+        others = [n for n in backbones.save_pretrained(encoder, folder) if n != BACKBONE_WEIGHTS]
+        runs[BACKBONE_WEIGHTS] = lambda: backbones.run_pretrained(folder, x).numpy()
+    else:
+        files.write_tensors(encoder.state_dict(), folder / WEIGHTS)
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        runs[WEIGHTS] = lambda: torch.func.functional_call(encoder, tensors, x).numpy()
     with warnings.catch_warnings():
         # Of torch's own use of its tree functions; nothing that the caller could fix.
         warnings.simplefilter("ignore", FutureWarning)
@@ -170,7 +193,7 @@ def _write(encoder: nn.Sequential, folder: Path, x: Tensor, expected: Features) 
     with torch.inference_mode():
         for name, action in runs.items():
             errors[name] = _difference(name, action(), expected)
-    return errors
+    return errors, others
 
 
 def _difference(name: str, found: Features, expected: Features) -> float:

@@ -9,10 +9,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ce_model.networks import ContextEncoder, NetworkConfig, build_generator, input_side
+from ce_model.networks import ContextEncoder, NetworkConfig, input_side
 from ce_model.training import Objective
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.models.backbones import build_network
 
 FORMAT_VERSION = 1
 WEIGHTS = "weights.safetensors"
@@ -114,7 +115,7 @@ def load_model(uri: str) -> LoadedModel:
     objective = Objective(
         **{**description["objective"], "fill": tuple(description["objective"]["fill"])}
     )
-    generator = build_generator(network, generator=torch.Generator())
+    generator = build_network(network, generator=torch.Generator())
     load_strictly(generator, safetensors.torch.load(data), uri)
     return LoadedModel(generator.eval(), network, objective, info)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ce_model.network_config import network_in_key
-from ce_model.networks import NetworkConfig, build_generator
+from ce_model.networks import NetworkConfig
 from ce_model.training import Objective
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.models import checkpoint, files
+from pipelines.models.backbones import build_network
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import client, models, runs
 
@@ -194,7 +195,7 @@ def _from_checkpoint(uri: str, folder: str) -> None:
     }
     network = NetworkConfig(**state["network"])
     objective = Objective(**{**state["objective"], "fill": tuple(state["objective"]["fill"])})
-    generator = build_generator(network)
+    generator = build_network(network)
     files.load_strictly(generator, tensors, uri)
     files.save_model(folder, generator, network, objective, {"steps": state["step"]})
 

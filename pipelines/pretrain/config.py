@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ce_model.masks import Strategy
-from ce_model.network_config import Layers, NetworkConfig, Preset, Target, input_side
+from ce_model.network_config import ALEXNET, Layers, NetworkConfig, Preset, Target, input_side
 from ce_model.training import (
     ADAPTIVE,
     LearningRates,
@@ -23,6 +23,7 @@ from ce_model.training import (
 )
 from pipelines.data.stream_plan import CROP_RATIO, WINDOW_ROWS, ResizedCrop
 from pipelines.errors import UserError
+from pipelines.models.encoder_names import require_encoder
 
 LEAST = {  # what a setting must be at the least
     "steps": 1,
@@ -69,6 +70,9 @@ class PretrainConfig:
     layers: Layers | None = None
     """masked: the encoder of features computes on visible cells alone while it is trained; dense:
     on all, holes painted over. None: masked."""
+    encoder: str = ALEXNET
+    """Encoder of features: alexnet, resnet18, resnet50, convnextv2_atto and other backbones of
+    transformers (docs/features.md has the list), which has to be installed for them."""
     adversarial: float | None = None
     """Weight of the adversarial loss; the reconstruction has the rest. 0 builds no discriminator.
     None: 0.001 for inpaint, 0 for the others."""
@@ -135,7 +139,8 @@ class PretrainConfig:
     one."""
     init: str | None = None
     """Weights of the generator to start from: model folder, stage, checkpoint, run id,
-    models:/name@alias, or a file of a state dict (.safetensors, .pt, .pth, .bin)."""
+    models:/name@alias, a file of a state dict (.safetensors, .pt, .pth, .bin), or hf:FOLDER, which
+    transformers wrote."""
     init_map: tuple[str, ...] = ()
     """Renames of its tensors, OLD=NEW, each a prefix of names."""
     seed: int = 0
@@ -218,6 +223,7 @@ class PretrainConfig:
                 "be 0: only the discriminator of preset unet has features to match"
             )
         self._check_features(recipe)
+        require_encoder(self.encoder)
         if self.shorter and self.shorter < recipe.side:
             raise UserError(
                 f"shorter is {self.shorter} px; it must be 0 or at least {recipe.side}, the side "
@@ -318,6 +324,7 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
         output="center" if center else "full",
         norm=config.norm,
         groups=config.groups,
+        encoder=config.encoder,
         **_given(config, "dropout", "bottleneck", "target", "layers"),
     )
     usual = default_objective(network)

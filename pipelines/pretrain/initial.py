@@ -6,7 +6,7 @@ Only the generator starts from them; a discriminator and the optimizer's state b
 import io
 import pickle
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ce_model.network_config import NetworkConfig
-from ce_model.networks import build_generator
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.models import files
+from pipelines.models import backbones, files
+from pipelines.models.backbones import build_network
 from pipelines.models.resolve import resolve_model
 
 STATE_DICTS = (".safetensors", ".pt", ".pth", ".bin")
@@ -31,7 +31,7 @@ class InitialWeights:
     """What `--init` and `--init-map` name."""
 
     uri: str
-    """A file, or a model folder."""
+    """A file, a model folder, or hf: and a folder of transformers."""
     digest: str
     """sha256 of the weights."""
     renames: tuple[tuple[str, str], ...]
@@ -48,7 +48,10 @@ class InitialWeights:
         Raises:
             UserError: the file holds no state dict, or two tensors get one name.
         """
-        found = _read(self.uri) if _is_file(self.uri) else _of_model(self.uri)
+        if self.uri.startswith(backbones.FOLDER):
+            found = backbones.read_folder(self.uri.removeprefix(backbones.FOLDER))
+        else:
+            found = _read(self.uri) if _is_file(self.uri) else _of_model(self.uri)
         renamed: dict[str, Tensor] = {}
         for name, tensor in found.items():
             new = _rename(name, self.renames)
@@ -65,7 +68,7 @@ def find_initial(
 
     Args:
         ref: model folder, stage, checkpoint, run id, models:/name@alias, or a file of a state
-            dict (.safetensors, .pt, .pth, .bin).
+            dict (.safetensors, .pt, .pth, .bin), or hf: and a folder of transformers.
         renames: OLD=NEW, each a prefix of names; the first that fits a name replaces it.
         store: where registered models are kept.
         tracking_uri: MLflow server.
@@ -82,6 +85,10 @@ def find_initial(
                 "example module.=encoder."
             )
         pairs.append((old, new))
+    if ref.startswith(backbones.FOLDER):
+        folder = str(Path(ref.removeprefix(backbones.FOLDER)).absolute())
+        digest = backbones.digest_of_folder(folder)
+        return InitialWeights(backbones.FOLDER + folder, digest, tuple(pairs))
     if _is_file(ref):
         uri = storage.absolute(ref)
         if not storage.exists(uri):
@@ -97,7 +104,7 @@ def write_initial(weights: InitialWeights, network: NetworkConfig, stage: str) -
     Raises:
         UserError: nothing fits.
     """
-    own = build_generator(network, generator=torch.Generator()).state_dict()
+    own = build_network(network, generator=torch.Generator()).state_dict()
     given = weights.tensors()
     shared = own.keys() & given.keys()
     fitting = {name: given[name] for name in shared if given[name].shape == own[name].shape}
@@ -109,7 +116,7 @@ def write_initial(weights: InitialWeights, network: NetworkConfig, stage: str) -
     report = (
         f"initial weights '{weights.uri}': {len(fitting)} of {len(own)} tensors loaded"
         f"{_some('missing, so drawn anew', missing)}{_some('unexpected, so ignored', unexpected)}"
-        f"{_some('of another shape, so drawn anew', reshaped)}"
+        f"{_some('of another shape, so drawn anew', reshaped)}{_note(weights.uri)}"
     )
     if not any(name.endswith("weight") for name in fitting):
         raise UserError(f"{report}. Nothing fits: rename with --init-map OLD=NEW, or drop --init")
@@ -122,6 +129,11 @@ def write_initial(weights: InitialWeights, network: NetworkConfig, stage: str) -
 def read_initial(stage: str) -> dict[str, Tensor]:
     """What `write_initial` put there."""
     return safetensors.torch.load(storage.read_bytes(storage.join(stage, FILE)))
+
+
+def _note(uri: str) -> str:
+    folder = uri.removeprefix(backbones.FOLDER)
+    return "" if folder == uri else backbones.note_of_folder(folder)
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -33,7 +33,7 @@ NOT_IN_KEY = {
 }
 LATER = {
     *("export", "init", "init_map", "scale_learning_rate", "start", "feature_matching", "target"),
-    *("layers", "crop_area", "crop_ratio", "flip"),
+    *("layers", "encoder", "crop_area", "crop_ratio", "flip"),
     *(field.name for field in fields(Optimization)),
 }
 """Settings that came after the first keys: in a key only where they depart from the paper's."""

@@ -11,12 +11,13 @@ import torch
 import torch.distributed
 
 from ce_model import training
-from ce_model.networks import build_discriminator, build_generator
+from ce_model.networks import build_discriminator
 from ce_model.training import Networks, Optimizers, Precision, cuda_graph
 from pipelines import storage
 from pipelines.data import stream
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
+from pipelines.models.backbones import build_network
 from pipelines.pretrain import device_feed, validation
 from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import distribute
@@ -115,7 +116,7 @@ def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype
 def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
     """Networks and optimizers at step 0, equal on all ranks."""
     weights = torch.Generator().manual_seed(task.plan.seed)
-    generator = build_generator(task.recipe.network, generator=weights)
+    generator = build_network(task.recipe.network, generator=weights)
     if task.has_initial:
         generator.load_state_dict(read_initial(task.stage_uri), strict=False)
     generator = generator.to(device)

@@ -96,7 +96,7 @@ def calibration(pictures: ImageSet, side: int) -> list[torch.Tensor]:
 
 
 def extract(
-    encoder: nn.Sequential, pictures: ImageSet, side: int, values: int, dtype: torch.dtype
+    encoder: nn.Module, pictures: ImageSet, side: int, values: int, dtype: torch.dtype
 ) -> Features:
     """Pooled features (N, D) by layer."""
     place = encoders.device()

@@ -101,7 +101,7 @@ def _contexts(pictures: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[
 
 
 def _features(
-    encoder: nn.Sequential,
+    encoder: nn.Module,
     pictures: NDArray[np.uint8],
     hole: NDArray[np.bool_],
     dtype: torch.dtype,

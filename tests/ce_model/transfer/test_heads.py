@@ -1,11 +1,14 @@
 """Folding, rescaling and heads: laws on small encoders of the real layout."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from model_helpers import small_body
 from torch import Tensor, nn
 
+from ce_model.hierarchy import Backbone
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.transfer import initialisation
 from ce_model.transfer.detection import (
@@ -278,3 +281,34 @@ def test_pooled_features_keep_to_the_budget() -> None:
     assert pool_features(torch.zeros(2, 96, 55, 55), 2400).shape == (2, 96 * 25)
     assert pool_features(torch.zeros(2, 256, 6, 6), 10**6).shape == (2, 9216)
     assert pool_features(torch.zeros(2, 400), 10).shape == (2, 400)
+
+
+def of_unet() -> nn.Module:
+    return build_generator(NetworkConfig(preset="unet", output="full")).encoder
+
+
+def of_backbone() -> nn.Module:
+    return Backbone(small_body(), "masked")
+
+
+@pytest.mark.parametrize("make", [of_unet, of_backbone])
+def test_heads_stand_on_the_map_of_any_encoder(make: Callable[[], nn.Module]) -> None:
+    encoder = initialisation.fold(make().eval())
+    x = torch.rand(2, 3, 70, 100, generator=torch.Generator().manual_seed(0))
+    segmenter = Segmenter(encoder, 5, width=8)
+    detector = FastRCNN(encoder, 3, width=8)
+    rois = torch.tensor([[0.0, 4, 4, 60, 60], [1.0, 0, 0, 90, 60]])
+    with torch.no_grad():
+        assert segmenter(x).shape == (2, 5, 70, 100)
+        assert [found.shape for found in detector(x, rois)] == [(2, 4), (2, 4, 4)]
+    # Residual blocks are not homogeneous: their layers keep their scale.
+    assert initialisation.chain_of(encoder) == []
+
+
+def test_folding_a_backbone_changes_no_output() -> None:
+    backbone = Backbone(small_body(), "masked").train()
+    x = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    initialisation.calibrate(backbone, [x])
+    folded = initialisation.fold(backbone)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    torch.testing.assert_close(folded.train()(x), backbone.eval()(x), atol=1e-4, rtol=1e-4)

@@ -439,6 +439,11 @@ def test_a_probe_reads_pictures_at_the_side_and_with_the_statistics_it_is_told(
     assert seen[-1][1] != pytest.approx(0.58, abs=0.1)
 
 
+def test_the_encoder_of_unet_is_probed_layer_by_layer(evaluated: Path) -> None:
+    rows = probe(evaluated / "data", NetworkConfig(preset="unet", output="full"))
+    assert [row["layer"] for row in rows] == ["e1", "e2", "e3", "e4", "e5"]
+
+
 def test_a_side_is_refused_where_nothing_would_be_left(evaluated: Path) -> None:
     with pytest.raises(ValueError, match=r"frozen\.side is 66 px; it must be 67 or more"):
         ProbeSettings(side=probes.SMALLEST_SIDE - 1)
