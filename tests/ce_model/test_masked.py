@@ -196,5 +196,5 @@ def test_prediction_sees_holes_only_as_holes() -> None:
 
 
 def test_side_that_is_no_multiple_of_the_grid_is_an_error() -> None:
-    with pytest.raises(ValueError, match="side 12; masked layers need a multiple of the 8 cells"):
+    with pytest.raises(ValueError, match="side 12; masked layers need a multiple or a divisor of"):
         visible_positions(_hidden(cells=8), 12)
