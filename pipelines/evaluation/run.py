@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ce_model.network_config import ALEXNET, NetworkConfig
 from ce_model.networks import predicts_images
 from pipelines import storage
 from pipelines.errors import UserError
@@ -152,11 +153,15 @@ def _describe(subject: ModelRef) -> dict[str, Any]:
         "name": subject.name,
         "kind": subject.kind,
         "sha256": subject.sha256,
-        "network": f"{network.preset}, {network.output}",
+        "network": f"{network.preset}, {network.output}{_encoder(network)}",
         "origin": origin,
         "uri": subject.uri,
         "run_id": subject.run_id,
     }
+
+
+def _encoder(network: NetworkConfig) -> str:
+    return "" if network.encoder == ALEXNET else f", {network.encoder}"
 
 
 def _figures(jobs: list[Job], found: dict[str, Any]) -> dict[str, dict[str, bytes]]:

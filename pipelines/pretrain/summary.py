@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ce_model import training
+from ce_model.network_config import ALEXNET
 from ce_model.networks import ContextEncoder, NetworkConfig, input_side, predicts_images
 from pipelines import storage
 from pipelines.data.source_names import source_name
@@ -139,7 +140,8 @@ def log_trained_model(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         files.copy_model(summary["model"], str(folder))
-        requirements = [f"{n}=={importlib.metadata.version(n).split('+')[0]}" for n in SERVED_WITH]
+        needed = SERVED_WITH if network.encoder == ALEXNET else (*SERVED_WITH, "transformers")
+        requirements = [f"{n}=={importlib.metadata.version(n).split('+')[0]}" for n in needed]
         return models.log_model(
             uri,
             run_id,
