@@ -10,7 +10,7 @@ that the message names, 2 a flag.
 """
 
 from pipelines.cli import main
-from pipelines.promotion.run import PromoteConfig
+from pipelines.promotion.config import PromoteConfig
 
 
 def run(config: PromoteConfig) -> None:

@@ -8,7 +8,7 @@ $ ray job submit --working-dir . -- jobs/workflow.py --source s3://bucket/photos
 """
 
 from pipelines.cli import main
-from pipelines.workflow.run import WorkflowConfig
+from pipelines.workflow.config import WorkflowConfig
 
 
 def run(config: WorkflowConfig) -> object:

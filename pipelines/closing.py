@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # each job imports what it needs, and no more
     from pipelines.inpaint.config import InpaintConfig
     from pipelines.prepare.config import PrepareConfig
     from pipelines.pretrain.config import PretrainConfig
-    from pipelines.promotion.run import PromoteConfig
-    from pipelines.workflow.run import WorkflowConfig
+    from pipelines.promotion.config import PromoteConfig
+    from pipelines.workflow.config import WorkflowConfig
 
 STORE = "store"  # the default of every job
 SQLITE = "sqlite:"

@@ -7,9 +7,9 @@ from typing import Any
 from ce_model.network_config import Preset
 from pipelines.ablation.config import AblateConfig, Cell, pretraining
 from pipelines.data.manifest import read_manifest
-from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
-from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.catalogue import TASKS
+from pipelines.evaluation.config import KEY_VERSION, EvaluateConfig
 from pipelines.models import checkpoint, resolve
 from pipelines.models.resolve import ModelRef
 from pipelines.pretrain.config import PretrainConfig, resolve_recipe
@@ -67,13 +67,13 @@ def evaluation_settings_in_key(config: EvaluateConfig) -> dict[str, Any]:
     """What of the evaluation's settings and data belongs in a cell's key."""
     layouts = plan.layouts_of(config)
     return {
-        "version": measuring.KEY_VERSION,
+        "version": KEY_VERSION,
         "precision": config.precision,
         **{
             task: {
-                "settings": measuring.TASKS[task].settings_of(config),
+                "settings": TASKS[task].settings_of(config),
                 "data": [
-                    measuring.TASKS[task].fingerprint(uri, layouts[uri], config)
+                    TASKS[task].fingerprint(uri, layouts[uri], config)
                     for uri in plan.data_for(task, layouts)
                 ],
             }

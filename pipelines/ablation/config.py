@@ -8,11 +8,13 @@ from typing import ClassVar, NamedTuple
 from ce_model.masks import Strategy
 from ce_model.network_config import Layers, Target
 from ce_model.training import Precision
-from pipelines.evaluation.task import TaskName
-from pipelines.evaluation.tasks.finetune import FinetuneSettings
-from pipelines.evaluation.tasks.inpainting import InpaintingSettings
-from pipelines.evaluation.tasks.probes import ProbeSettings
-from pipelines.evaluation.tasks.retrieval import RetrievalSettings
+from pipelines.evaluation.settings import (
+    FinetuneSettings,
+    InpaintingSettings,
+    ProbeSettings,
+    RetrievalSettings,
+    TaskName,
+)
 from pipelines.pretrain.config import PretrainConfig
 
 # Set per cell or for the whole sweep; setting them under --pretrain would be ignored.

@@ -6,7 +6,6 @@ dataset, seed, batch size and steps reads, and end as model folders like any oth
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from pipelines.data.manifest import read_manifest
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders
+from pipelines.evaluation.settings import BaselineSettings
 from pipelines.models import files
 from pipelines.models.backbones import build_network
 
@@ -31,29 +31,6 @@ STEPS_AT_ONCE = 10  # between two words to whoever shows the progress
 VERSION = 2  # part of every key: raise it when the same settings train differently
 Kind = Literal["autoencoder", "supervised"]
 Batch = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineSettings:
-    """Training of the rows `autoencoder` and `supervised`: give them the budget of the others."""
-
-    steps: int = 2000
-    """Training steps."""
-    batch_size: int = 64
-    """Images per step."""
-    learning_rate: float = 1e-4
-    """Of Adam; 1e-4 is that of `alexnet` with random holes."""
-    shorter: int = 0
-    """Shorter side before the random crop, px; 0 keeps the stored size."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot train."""
-        if self.steps < 1 or self.batch_size < 2 or self.learning_rate <= 0:
-            raise ValueError(
-                f"baseline.steps is {self.steps}, baseline.batch_size {self.batch_size}, "
-                f"baseline.learning_rate {self.learning_rate}; they must be at least 1, at least 2 "
-                "and above 0"
-            )
 
 
 def train(

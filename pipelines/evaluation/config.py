@@ -1,40 +1,22 @@
 """What an evaluation is asked to do."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from ce_model.network_config import NetworkConfig
-from pipelines.evaluation.baselines import BaselineSettings
-from pipelines.evaluation.data.voc import VocSettings
-from pipelines.evaluation.task import EvaluationTask, TaskName
-from pipelines.evaluation.tasks import (
-    detection,
-    finetune,
-    inpainting,
-    probes,
-    retrieval,
-    segmentation,
+from pipelines.evaluation.settings import (
+    BaselineSettings,
+    DetectionSettings,
+    FinetuneSettings,
+    InpaintingSettings,
+    ProbeSettings,
+    RetrievalSettings,
+    SegmentationSettings,
+    TaskName,
+    VocSettings,
 )
-from pipelines.evaluation.tasks.detection import DetectionSettings
-from pipelines.evaluation.tasks.finetune import FinetuneSettings
-from pipelines.evaluation.tasks.inpainting import InpaintingSettings
-from pipelines.evaluation.tasks.probes import ProbeSettings
-from pipelines.evaluation.tasks.retrieval import RetrievalSettings
-from pipelines.evaluation.tasks.segmentation import SegmentationSettings
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings measure differently
-TASKS: dict[TaskName, EvaluationTask] = {
-    task.name: task
-    for task in (
-        inpainting.TASK,
-        probes.LINEAR,
-        probes.KNN,
-        finetune.TASK,
-        detection.TASK,
-        segmentation.TASK,
-        retrieval.TASK,
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +78,3 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {values}; each must occur once, or it counts twice")
         if self.cpus_per_task < 1:
             raise ValueError(f"cpus_per_task is {self.cpus_per_task}; it must be 1 or more")
-
-
-assert tuple(TASKS) == get_args(TaskName)

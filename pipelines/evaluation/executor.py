@@ -17,8 +17,9 @@ from pipelines.errors import UserError
 from pipelines.evaluation import baselines, encoders, measure, results
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data import proposals
-from pipelines.evaluation.data.images import ImageSet, Layout
+from pipelines.evaluation.data.images import ImageSet
 from pipelines.evaluation.plan import title
+from pipelines.evaluation.settings import BaselineSettings, Layout
 from pipelines.evaluation.task import Job
 from pipelines.models import files, resolve
 from pipelines.models.resolve import ModelRef
@@ -159,7 +160,7 @@ def _train_baseline(
     kind: baselines.Kind,
     network: NetworkConfig,
     data: str,
-    settings: baselines.BaselineSettings,
+    settings: BaselineSettings,
     seed: int,
     precision: Precision,
     threads: int,

@@ -8,7 +8,8 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders, results
-from pipelines.evaluation.config import TASKS, EvaluateConfig
+from pipelines.evaluation.catalogue import TASKS
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.results import Measured
 from pipelines.evaluation.task import Job
 

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation import results
-from pipelines.evaluation.config import KEY_VERSION, TASKS, EvaluateConfig
+from pipelines.evaluation.catalogue import TASKS
+from pipelines.evaluation.config import KEY_VERSION, EvaluateConfig
 from pipelines.evaluation.data import proposals, voc
-from pipelines.evaluation.data.images import ImageSet, Layout, layout_of
-from pipelines.evaluation.task import Job, TaskName
+from pipelines.evaluation.data.images import ImageSet, layout_of
+from pipelines.evaluation.settings import Layout, TaskName
+from pipelines.evaluation.task import Job
 from pipelines.evaluation.tasks import inpainting as filling
 from pipelines.evaluation.tasks.inpainting import HoleSet
 from pipelines.models import files

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pipelines import html_page
 from pipelines.evaluation import charts, paper_results
+from pipelines.evaluation.catalogue import TASKS
 from pipelines.evaluation.charts import Dot, Group
-from pipelines.evaluation.config import TASKS
 from pipelines.evaluation.tasks.inpainting import METRICS
 
 PERCENT = {"accuracy", "mAP", "mAP 11_points", "mAP all_points", "L1", "L2", "mIoU"}

@@ -1,31 +1,29 @@
 """What the evaluation knows of a task: one record, at the end of the task's own file.
 
-A new task is a file in `tasks/` that ends with a `TASK`, and two lines in `config.py`: the group of
-its settings and its place in `TASKS`. Planning, measuring and the report take the rest from here.
+A new task is a file in `tasks/` that ends with a `TASK`, its name, data and settings in
+`settings.py`, their group in `config.py`, and its place in `catalogue.py`. Planning, measuring and
+the report take the rest from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipelines import storage
 from pipelines.data import manifest
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import Layout, read_images
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.data.images import read_images
 from pipelines.evaluation.results import Measured
+from pipelines.evaluation.settings import LAYOUTS, Layout, TaskName
 from pipelines.models.resolve import ModelRef
 
-if TYPE_CHECKING:  # a config is made of the tasks' settings
-    from pipelines.evaluation.config import EvaluateConfig
+if TYPE_CHECKING:  # which imports this file
     from pipelines.evaluation.tasks.inpainting import HoleSet
-
-TaskName = Literal[
-    "inpainting", "linear", "knn", "finetune", "detection", "segmentation", "retrieval"
-]
 
 
 def silent(text: str) -> None:
@@ -70,8 +68,6 @@ class EvaluationTask:
     name: TaskName
     settings: str
     """Field of `EvaluateConfig` with its settings."""
-    layouts: tuple[Layout, ...]
-    """Data that it can use."""
     measure: Callable[[Job, EvaluateConfig, torch.dtype], Measured]
     """The measurement itself."""
     tables: tuple[str, ...] = ()
@@ -90,6 +86,11 @@ class EvaluationTask:
     """Refuse before any work the data that the measurement would refuse."""
     probe_side: Callable[[EvaluateConfig], int | None] = lambda config: None
     """Side of the images where it is not that of the network, px."""
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Data that it can use."""
+        return LAYOUTS[self.name]
 
     def require_subject(self, subject: ModelRef, config: EvaluateConfig) -> None:
         """Refuse a model that the task cannot use; asked before any work, and where it is done."""

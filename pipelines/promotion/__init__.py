@@ -1,5 +1,6 @@
 """Stage: the alias `champion` moves only when the evidence says so.
 
+config.py     the settings of the job
 gates.py      what is demanded (a YAML file) and whether it holds: pure functions
 gates.yaml    what is demanded unless another file is named
 candidate.py  what is known of a model: scores from MLflow, facts of its files

@@ -11,18 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.promotion import candidate, explain, gates
+from pipelines.promotion.config import PromoteConfig
 from pipelines.promotion.gates import Candidate, Gates, Verdict
 from pipelines.runtime.progress import plain_console
 from pipelines.storage import lease
 from pipelines.storage.lease import LeaseBusyError
-from pipelines.tracking import client, registry
+from pipelines.tracking import client, names, registry
 from pipelines.tracking.registry import Version
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -32,38 +32,6 @@ LEASE_S = 60.0
 WAIT_S = 180.0  # for another promotion to end
 NONE = "none"
 NETWORK_TAG = "network"  # of a version: what the model takes and gives
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromoteConfig:
-    """Move the alias `champion` to a run's model when every gate holds."""
-
-    run: str | None = None
-    """MLflow run that trained the model."""
-    name: str = "context-encoder"
-    """Registered model."""
-    gates: str | None = None
-    """YAML file of what is demanded; None: the gates.yaml that comes with the package."""
-    rollback: bool = False
-    """Make the previous champion the champion again."""
-    replace_missing_champion: bool = False
-    """Replace, without a comparison, a champion whose run was deleted for good (mlflow gc)."""
-    explain: str | None = None
-    """Print where a registered model came from: models:/NAME@champion or models:/NAME/3."""
-    store: str = "store"
-    """Where promotions of one model wait for each other: give all of them the same."""
-    tracking_uri: str | None = None
-    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
-
-    def __post_init__(self) -> None:
-        """One thing at a time, of a name that there can be."""
-        registry.require_name(self.name)
-        requested = [self.run is not None, self.rollback, self.explain is not None]
-        if sum(requested) != 1:
-            raise ValueError(
-                f"run is {self.run}, rollback is {self.rollback}, explain is {self.explain}; give "
-                "exactly one of the three"
-            )
 
 
 class GoneError(UserError):
@@ -131,7 +99,7 @@ def promote(
         GoneError: the run was deleted; or that of the champion was for good, and `replace_missing`
             does not say that it may be replaced all the same.
     """
-    registry.require_name(name)
+    names.require_name(name)
     if registry.run_facts(uri, run_id).deleted:
         raise GoneError(
             f"run is '{run_id}', which was deleted at {uri}; restore it (mlflow runs restore "

@@ -31,7 +31,6 @@ DESCRIPTION = (
     "Context encoders of one kind of input. The alias `champion` is the version that every gate of "
     "jobs/promote.py let pass, `previous` the one before it, `candidate` the one refused last."
 )
-NOT_IN_NAME = "/:@%\\"
 
 Value = TypeVar("Value")
 
@@ -146,19 +145,6 @@ def runs_tagged(uri: str, experiment_id: str, name: str, value: str) -> list[Run
 def tag_run(uri: str, run_id: str, name: str, value: str) -> None:
     """Set a tag of a run."""
     _asking(uri, lambda server: server.set_tag(run_id, name, redact(value)[:MAX_TAG]))
-
-
-def require_name(name: str) -> None:
-    """Refuse, before anything runs, a name that no registered model can have.
-
-    Raises:
-        UserError: it is empty, or has a letter that means something else in `models:/NAME@ALIAS`.
-    """
-    if not name.strip() or name in (".", "..") or set(name) & set(NOT_IN_NAME) or "\n" in name:
-        raise UserError(
-            f"name is '{name}'; a registered model is called by a text without any of "
-            f"{' '.join(NOT_IN_NAME)}, such as context-encoder"
-        )
 
 
 def ensure_name(uri: str, name: str) -> None:

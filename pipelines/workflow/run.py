@@ -6,9 +6,9 @@ what is missing, and says why. The evaluations are stages of their own and run a
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +16,10 @@ from rich.table import Table
 from pipelines import storage
 from pipelines.data import manifest, sample_images
 from pipelines.errors import RefusedError, UserError, first_line
-from pipelines.evaluation import config as measuring
 from pipelines.evaluation import plan
-from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.task import TaskName
-from pipelines.evaluation.tasks.inpainting import InpaintingSettings
+from pipelines.evaluation.catalogue import TASKS
+from pipelines.evaluation.config import KEY_VERSION, EvaluateConfig
+from pipelines.evaluation.settings import InpaintingSettings, TaskName
 from pipelines.models import resolve
 from pipelines.prepare.plan import listing
 from pipelines.prepare.sources.listing import pieces
@@ -32,65 +31,10 @@ from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import client, registry, runs
 from pipelines.workflow import graph, stages
+from pipelines.workflow.config import WorkflowConfig
 from pipelines.workflow.ensure_dataset import ensure_dataset
 from pipelines.workflow.execute import execute
 from pipelines.workflow.graph import Planned, Stage, StageOutcome
-
-COMMON = ("source", "store", "tracking_uri", "experiment", "summary")
-StageName = Literal["prepare", "pretrain", "evaluate", "promote"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkflowConfig:
-    """From images to a champion; a rerun does only what is missing."""
-
-    source: str | None = None
-    """Images or a prepared dataset; None: sample images."""
-    store: str = "store"
-    """Folder or s3:// URI for everything; with SQLite also the tracking."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    """The training."""
-    tasks: tuple[TaskName, ...] = ("inpainting", "linear")
-    """What is measured of the model, each a stage."""
-    inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
-    """Task inpainting."""
-    gates: str | None = None
-    """YAML file of what is demanded; None: the gates.yaml that comes with the package."""
-    name: str = "context-encoder"
-    """Registered model."""
-    plan: bool = False
-    """Print what would run, and why, and run nothing."""
-    until: StageName = "promote"
-    """Last stage to run."""
-    attempts: int = 2
-    """How often a crashing stage is started in all."""
-    tracking_uri: str | None = None
-    """MLflow server; None: MLFLOW_TRACKING_URI, else SQLite in the store."""
-    experiment: str = "context-encoder"
-    """MLflow experiment."""
-
-    HIDDEN_FLAGS: ClassVar[tuple[str, ...]] = tuple(f"pretrain.{name}" for name in COMMON)
-
-    def __post_init__(self) -> None:
-        """Refuse what would be ignored."""
-        for name in COMMON:
-            if getattr(self.pretrain, name) != getattr(PretrainConfig(), name):
-                raise ValueError(
-                    f"pretrain.{name} is {getattr(self.pretrain, name)}; the workflow sets it for "
-                    f"all stages: use --{name.replace('_', '-')}"
-                )
-        registry.require_name(self.name)
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks is {self.tasks}; give at least one, each once")
-        for task in self.tasks:
-            if "prepared" not in measuring.TASKS[task].layouts:
-                raise UserError(
-                    f"tasks is {self.tasks}; {task} needs one of "
-                    f"{', '.join(measuring.TASKS[task].layouts)}, and the workflow measures on the "
-                    "prepared dataset of the training: use jobs/evaluate.py"
-                )
-        if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts}; it must be 1 or more")
 
 
 def run_workflow(config: WorkflowConfig) -> dict[str, Any]:
@@ -172,9 +116,9 @@ def graph_of(config: WorkflowConfig) -> list[Stage]:
                 run=partial(evaluate, config=config, task=task),
                 settings={
                     "task": task,
-                    "version": measuring.KEY_VERSION,
+                    "version": KEY_VERSION,
                     "precision": settings_of.precision,  # as asked: no cluster told yet
-                    **measuring.TASKS[task].settings_of(settings_of),
+                    **TASKS[task].settings_of(settings_of),
                 },
                 needs=("prepare", "pretrain"),
             )
@@ -350,6 +294,3 @@ def _json(wanted: list[Stage], ended: list[StageOutcome]) -> bytes:
     needs = {stage.name: list(stage.needs) for stage in wanted}
     rows = [{**row, "needs": needs[row["name"]]} for row in graph.as_json(ended)]
     return graph.json_bytes(rows)
-
-
-assert {each.name for each in fields(PretrainConfig)} >= set(COMMON)

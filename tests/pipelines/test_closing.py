@@ -18,9 +18,9 @@ from pipelines.export.config import ExportConfig
 from pipelines.inpaint.config import InpaintConfig
 from pipelines.prepare.config import PrepareConfig
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.promotion.run import PromoteConfig
+from pipelines.promotion.config import PromoteConfig
 from pipelines.serve.config import ServeConfig
-from pipelines.workflow.run import WorkflowConfig
+from pipelines.workflow.config import WorkflowConfig
 
 CONFIGS = {
     "pretrain": PretrainConfig, "evaluate": EvaluateConfig, "promote": PromoteConfig,

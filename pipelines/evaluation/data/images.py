@@ -5,7 +5,6 @@ Images stay encoded in memory and are decoded batch by batch; `limit` bounds how
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +17,7 @@ from pipelines.data.images import Picture
 from pipelines.data.manifest import Manifest, is_dataset, read_manifest
 from pipelines.data.untrusted import BadImage
 from pipelines.errors import UserError
-
-Layout = Literal["prepared", "classes", "pictures", "voc", "camvid"]
+from pipelines.evaluation.settings import Layout
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 NAMES = 10  # shown in a message

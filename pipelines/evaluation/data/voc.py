@@ -20,26 +20,11 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation.data.images import SUFFIXES, ImageSet, layout_of, size_of, voc_root
 from pipelines.evaluation.data.targets import IGNORED, TargetKind
+from pipelines.evaluation.settings import VOC_CLASSES, VocSettings
 
-VOC_CLASSES = tuple(
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor".split()
-)
 CAMVID_CLASSES = tuple(
     "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocSettings:
-    """How VOC folders are read for detection and for several labels per image."""
-
-    classes: tuple[str, ...] = VOC_CLASSES
-    """Names of the classes in the annotations."""
-    train: str = "trainval"
-    """Split to train on (ImageSets/Main); VOC 2012 has train."""
-    test: str = "test"
-    """Split to score; VOC 2012 has val."""
 
 
 class Objects(NamedTuple):

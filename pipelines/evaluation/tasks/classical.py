@@ -5,7 +5,7 @@ pixels only, and returns the filled image.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -16,10 +16,8 @@ from skimage.restoration import inpaint_biharmonic
 from ce_model.transfer.metrics import nearest
 from pipelines.data.classical_fill import Hole, inside, mean_colour, navier_stokes, telea
 from pipelines.data.images import Picture
+from pipelines.evaluation.settings import Baseline
 
-Baseline = Literal[
-    "mean colour", "Telea", "Navier-Stokes", "biharmonic", "shift-map (patches)", "FSR"
-]
 Fill = Callable[[Picture, Hole], Picture]
 
 HOG_CELL_PX = 8
@@ -52,6 +50,7 @@ FILLS: dict[Baseline, Fill] = {
     "shift-map (patches)": shift_map,
     "FSR": frequency_selective,
 }
+assert tuple(FILLS) == get_args(Baseline)
 
 
 def hog_features(pictures: NDArray[np.uint8], hole: Hole) -> NDArray[np.float64]:

@@ -1,10 +1,8 @@
 """Fast R-CNN on the encoder, scored by VOC's average precision."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import asdict
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,55 +15,20 @@ from ce_model.transfer.detection import Detections, FastRCNN, Targets
 from ce_model.transfer.heads import initialise_head
 from ce_model.transfer.metrics import Found, Truth
 from pipelines.evaluation import encoders
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data import proposals
 from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Annotated, Objects, fingerprint_of_boxes, read_annotated
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.settings import DetectionSettings
 from pipelines.evaluation.task import EvaluationTask, Job
-from pipelines.evaluation.tasks.head_training import (
-    HeadTrainingSettings,
-    choose_rate,
-    optimise,
-    split_off,
-)
+from pipelines.evaluation.tasks.head_training import choose_rate, optimise, split_off
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
-
-if TYPE_CHECKING:
-    from pipelines.evaluation.config import EvaluateConfig
 
 BEGIN_REGIONS = 128
 RULES: tuple[metrics.Rule, ...] = ("11_points", "all_points")
 SHOWN_SCORE = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionSettings:
-    """Object detection."""
-
-    tuning: HeadTrainingSettings = field(
-        default_factory=lambda: HeadTrainingSettings(steps=4000, batch_size=2, width=1024)
-    )
-    """The training."""
-    shorter: int = 600
-    """Shorter side of the images, px."""
-    longer: int = 1000
-    """Longer side at most, px."""
-    regions: int = 64
-    """Regions per image and step, a quarter of them objects."""
-    flip: bool = True
-    """Mirror half of the training images."""
-    shown: int = 4
-    """Test images shown in the report."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot train."""
-        if self.shorter < 64 or self.longer < self.shorter or self.regions < 4:
-            raise ValueError(
-                f"detection.shorter is {self.shorter} px, detection.longer {self.longer} px, "
-                f"detection.regions {self.regions}; they must be 64 or more, not below shorter, "
-                "and 4 or more"
-            )
 
 
 class Example(NamedTuple):
@@ -299,7 +262,6 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
 TASK = EvaluationTask(
     name="detection",
     settings="detection",
-    layouts=("voc",),
     measure=_measure_job,
     main="mAP, all points",
     versions=(("proposals", proposals.VERSION),),

@@ -5,11 +5,8 @@ class that is only there as `difficult` is ignored for that image, as in the pro
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -22,62 +19,30 @@ from ce_model.transfer import metrics
 from ce_model.transfer.heads import Classifier, initialise_head
 from pipelines.data import images
 from pipelines.evaluation import encoders
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data import voc
-from pipelines.evaluation.data.images import Layout, decode, layout_of, pick_evenly, to_network
+from pipelines.evaluation.data.images import decode, layout_of, pick_evenly, to_network
 from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.results import Measured, Row
-from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images
-from pipelines.evaluation.tasks.head_training import (
-    Choice,
-    HeadTrainingSettings,
-    choose_rate,
-    optimise,
-    split_off,
+from pipelines.evaluation.settings import (
+    FinetuneSettings,
+    Layout,
+    percent,
 )
+from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images
+from pipelines.evaluation.tasks.head_training import Choice, choose_rate, optimise, split_off
 from pipelines.evaluation.tasks.probes import (
     calibration,
-    check_shares,
-    percent,
     read_labelled,
     require_labelled,
     some_labels,
 )
 from pipelines.models.resolve import ModelRef
 
-if TYPE_CHECKING:
-    from pipelines.evaluation.config import EvaluateConfig
-
 BEGIN_PICTURES = 32
 
 
 SEVERAL_VERSION = 2  # part of the keys of VOC folders: raise it when several labels learn otherwise
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
-    """Fine-tuning for classification."""
-
-    tuning: HeadTrainingSettings = field(default_factory=HeadTrainingSettings)
-    """The training."""
-    label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Shares of the training labels that are used."""
-    labels: int = 0
-    """At most so many training images before the shares are taken; 0: all."""
-    test_pictures: int = 0
-    """At most so many test images; 0: all."""
-    scale: tuple[float, float] = (1.0, 1.3)
-    """Range of the random size: shorter side over the side of the crop (class folders), or over
-    the image's own shorter side (VOC)."""
-    crops: int = 1
-    """Crops per test image whose scores are averaged; 1 takes the centre."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
-        check_shares("finetune.label_shares", self.label_shares)
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"finetune.scale is {self.scale}; it must be two rising sizes above 0")
-        if self.crops < 1:
-            raise ValueError(f"finetune.crops is {self.crops}; it must be 1 or more")
 
 
 def measure(
@@ -274,7 +239,6 @@ def _fingerprint(uri: str, layout: Layout, config: EvaluateConfig) -> str:
 TASK = EvaluationTask(
     name="finetune",
     settings="finetune",
-    layouts=("prepared", "classes", "voc"),
     measure=_measure_job,
     across="labels",
     main="accuracy or mAP",

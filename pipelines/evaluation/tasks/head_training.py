@@ -7,8 +7,7 @@ wins (of equals the smaller), and the network is trained once more on the whole 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,44 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.errors import UserError
+from pipelines.evaluation.settings import HeadTrainingSettings
 
 HELD_OUT = 5  # one part in so many decides on the learning rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadTrainingSettings:
-    """How a network with a fresh head is trained."""
-
-    steps: int = 1000
-    """Training steps."""
-    batch_size: int = 32
-    """Images per step."""
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    """Rates to choose from; a single one is taken without a trial."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer; sgd has momentum 0.9 and twice the rate for biases, as in Caffe."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
-    clip: float = 10.0
-    """Largest norm of the gradient."""
-    decay_every: int = 0
-    """Steps after which the rate is multiplied by `decay`; 0: a cosine to zero instead."""
-    decay: float = 0.5
-    """Factor at each decay."""
-    width: int = 1024
-    """Units of fc6 and fc7; 4096 in AlexNet."""
-    dropout: float = 0.5
-    """Dropout after fc6 and fc7."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot train."""
-        for name in ("steps", "batch_size", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ValueError(f"learning_rates is {self.learning_rates}; all must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be 0 or more and below 1")
 
 
 class Choice(NamedTuple):

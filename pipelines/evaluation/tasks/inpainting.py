@@ -9,11 +9,9 @@ without images has no figure (n/a).
 Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import asdict
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,46 +24,19 @@ from ce_model.mask_tensors import shrink
 from ce_model.masks import Strategy, mask_for
 from ce_model.networks import NetworkConfig, input_side, output_side
 from pipelines.evaluation import encoders
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, read_images
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.settings import InpaintingSettings
 from pipelines.evaluation.task import EvaluationTask, Job, silent
 from pipelines.evaluation.tasks import classical
 from pipelines.models.files import LoadedModel, load_model
 
-if TYPE_CHECKING:
-    from pipelines.evaluation.config import EvaluateConfig
-
-PAPER_STRATEGIES: tuple[Strategy, ...] = (
-    "central", "random_block", "random_region", "random_region_shapes",
-)  # fmt: skip
 RING_PX = 4  # shown around the central hole of 64 px; README of the authors' code, 7 in the paper
 RIM_PX = 4  # hidden pixels this near to a visible one are the rim
 SHARES = ((0.0, 0.1), (0.1, 0.2), (0.2, 1.01))  # groups by hidden share
 CHUNK = 32
 METRICS = ("L1", "L2", "PSNR", "SSIM")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InpaintingSettings:
-    """Filling holes."""
-
-    strategies: tuple[Strategy, ...] = PAPER_STRATEGIES
-    """Holes to fill; a model with a centre output is measured on central ones only. free_form is
-    measured where it is named."""
-    pictures: int = 200
-    """At most so many validation images; 0 takes all."""
-    database: int = 2000
-    """At most so many training images to copy from in nearest-neighbour inpainting; 0: all."""
-    baselines: tuple[classical.Baseline, ...] = tuple(classical.FILLS)
-    """Classical ways to fill. Shift-map and FSR take seconds per image, the others far less."""
-    panel: int = 6
-    """Images shown side by side in the report."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that mean nothing."""
-        for name in ("pictures", "database", "panel"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"inpainting.{name} is {getattr(self, name)}; it must be >= 0")
 
 
 class HoleSet(NamedTuple):
@@ -318,7 +289,6 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
 TASK = EvaluationTask(
     name="inpainting",
     settings="inpainting",
-    layouts=("prepared", "classes", "pictures"),
     measure=_measure_job,
     tables=("holes", "side", "region", "hidden"),
     seeded=False,

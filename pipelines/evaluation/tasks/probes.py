@@ -5,11 +5,9 @@ standardised on the training images. The ridge penalty is chosen on a fifth of t
 labels; nothing is fitted to the test split.
 """
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,66 +19,17 @@ from ce_model.transfer import metrics
 from ce_model.transfer.heads import pool_features
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, read_labels
 from pipelines.evaluation.results import Measured, Row
+from pipelines.evaluation.settings import ProbeSettings, percent
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import split_off
 
-if TYPE_CHECKING:
-    from pipelines.evaluation.config import EvaluateConfig
-
 CALIBRATION_PICTURES = 256
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
-SMALLEST_SIDE = 67  # px of which alexnet's pool5 still makes one cell
 
 Features = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
-    """Probes on frozen features."""
-
-    values: int = 2400
-    """Values per image and layer after pooling."""
-    k: int = 20
-    """Neighbours that vote."""
-    label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Shares of the training labels the linear probe may see."""
-    train_pictures: int = 0
-    """At most so many training images; 0 takes all."""
-    test_pictures: int = 0
-    """At most so many test images; 0 takes all."""
-    batch_norm: Literal["calibrated", "trained"] = "calibrated"
-    """Statistics of batch norm: of 256 training images of the data, whole and unlabelled, or as
-    training left them (images with holes; mean 0 and variance 1 for the random rows)."""
-    side: int | None = None
-    """Side to which the images are brought, px; None: that of the network. alexnet only."""
-
-    def __post_init__(self) -> None:
-        """Refuse empty probes."""
-        check_shares("frozen.label_shares", self.label_shares)
-        if self.k < 1 or self.values < 1:
-            raise ValueError(
-                f"frozen.k is {self.k} and frozen.values {self.values}; both must be 1 or more"
-            )
-        if self.side is not None and self.side < SMALLEST_SIDE:
-            raise ValueError(
-                f"frozen.side is {self.side} px; it must be {SMALLEST_SIDE} or more, or there is "
-                "nothing left for pool5"
-            )
-
-
-def percent(share: float) -> str:
-    """Name of a share of the labels: 100%, 10%, 0.6%."""
-    return f"{100 * share:.4g}%"
-
-
-def check_shares(name: str, shares: tuple[float, ...]) -> None:
-    """Refuse shares that are none, and two of one name: they would pass for repetitions."""
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"{name} is {shares}; each must be above 0 and at most 1")
-    if len({percent(share) for share in shares}) < len(shares):
-        raise ValueError(f"{name} is {shares}; each must occur once, in 4 digits of a percentage")
 
 
 class Split(NamedTuple):
@@ -232,7 +181,6 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
 LINEAR = EvaluationTask(
     name="linear",
     settings="frozen",
-    layouts=("prepared", "classes"),
     measure=_measure_job,
     tables=("labels",),
     across="layer",

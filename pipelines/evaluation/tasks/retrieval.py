@@ -5,11 +5,8 @@ database is taken off both. Where images have labels, the score is the share of 
 neighbours with the query's label.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -20,39 +17,18 @@ from ce_model.masks import mask_for
 from ce_model.networks import input_side
 from ce_model.transfer import metrics
 from pipelines.evaluation import encoders
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, to_network
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.settings import RetrievalSettings
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks import classical
 from pipelines.evaluation.tasks.probes import CALIBRATION_PICTURES
 from pipelines.models.resolve import ModelRef
 
-if TYPE_CHECKING:
-    from pipelines.evaluation.config import EvaluateConfig
-
 CHUNK = 32
 DEPTHS = (1, 5)
 SHEET_PX = 96
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings:
-    """Nearest neighbours of contexts."""
-
-    queries: int = 200
-    """At most so many validation images."""
-    database: int = 2000
-    """At most so many training images; 0 takes all."""
-    shown: int = 8
-    """Queries on the contact sheet."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty measurement."""
-        if self.queries < 1 or self.database < 0 or self.shown < 0:
-            raise ValueError(
-                f"retrieval.queries is {self.queries}, retrieval.database {self.database}, "
-                f"retrieval.shown {self.shown}; queries must be 1 or more, the others 0 or more"
-            )
 
 
 def measure(
@@ -145,7 +121,6 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
 TASK = EvaluationTask(
     name="retrieval",
     settings="retrieval",
-    layouts=("prepared", "classes"),
     measure=_measure_job,
     tables=("features",),
 )

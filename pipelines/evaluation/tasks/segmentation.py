@@ -1,9 +1,6 @@
 """FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -17,50 +14,19 @@ from ce_model.transfer.heads import Segmenter, initialise_head
 from ce_model.transfer.metrics import VOID
 from pipelines import storage
 from pipelines.evaluation import encoders
-from pipelines.evaluation.data.images import Layout, decode, to_network
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
+from pipelines.evaluation.settings import Layout, SegmentationSettings
 from pipelines.evaluation.task import EvaluationTask, Job
-from pipelines.evaluation.tasks.head_training import (
-    HeadTrainingSettings,
-    choose_rate,
-    optimise,
-    split_off,
-)
+from pipelines.evaluation.tasks.head_training import choose_rate, optimise, split_off
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
-
-if TYPE_CHECKING:
-    from pipelines.evaluation.config import EvaluateConfig
 
 BEGIN_PICTURES = 8
 COLOURS = np.random.default_rng(2).integers(40, 256, (256, 3)).astype(np.uint8)
 COLOURS[VOID] = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationSettings:
-    """Semantic segmentation."""
-
-    tuning: HeadTrainingSettings = field(
-        default_factory=lambda: HeadTrainingSettings(steps=2000, batch_size=8, width=1024)
-    )
-    """The training."""
-    train: str = "train"
-    """Split to train on."""
-    test: str = "val"
-    """Split to score; for CamVid also "test"."""
-    side: int = 384
-    """Images whose longer side is larger are made smaller, px; scores are at full size."""
-    flip: bool = True
-    """Mirror half of the training images."""
-    shown: int = 4
-    """Test images shown in the report."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes below one cell of pool5."""
-        if self.side < 32:
-            raise ValueError(f"segmentation.side is {self.side} px; it must be 32 or more")
 
 
 def measure(
@@ -224,7 +190,6 @@ def _fingerprint(uri: str, layout: Layout, config: EvaluateConfig) -> str:
 TASK = EvaluationTask(
     name="segmentation",
     settings="segmentation",
-    layouts=("voc", "camvid"),
     measure=_measure_job,
     main="mIoU",
     fingerprint=_fingerprint,

@@ -19,8 +19,7 @@ from pipelines.ablation.sweep import better_half, run_sweep, sweep_key
 from pipelines.errors import UserError
 from pipelines.evaluation import config as measuring
 from pipelines.evaluation import encoders
-from pipelines.evaluation.tasks.inpainting import InpaintingSettings
-from pipelines.evaluation.tasks.probes import ProbeSettings
+from pipelines.evaluation.settings import InpaintingSettings, ProbeSettings
 from pipelines.pretrain import key as learning
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.tracking import registry

@@ -29,8 +29,8 @@ from pipelines.data.stream import batches, stream
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.evaluation import baselines, encoders, executor
-from pipelines.evaluation.baselines import BaselineSettings
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.settings import BaselineSettings
 from pipelines.models import checkpoint, files, resolve
 from pipelines.models.resolve import resolve_model
 from pipelines.runtime import cluster, progress

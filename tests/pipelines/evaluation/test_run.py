@@ -18,17 +18,21 @@ from pipelines import storage
 from pipelines.cli import parse
 from pipelines.errors import UserError
 from pipelines.evaluation import charts, encoders, measure, plan, report, results
-from pipelines.evaluation.config import TASKS, EvaluateConfig
-from pipelines.evaluation.data.voc import VocSettings
+from pipelines.evaluation.catalogue import TASKS
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.measure import perform
 from pipelines.evaluation.run import _gather, _publish, _table, cluster, evaluate_models, metrics_of
+from pipelines.evaluation.settings import (
+    FinetuneSettings,
+    InpaintingSettings,
+    ProbeSettings,
+    RetrievalSettings,
+    SegmentationSettings,
+    VocSettings,
+)
 from pipelines.evaluation.task import Job
 from pipelines.evaluation.tasks import probes
-from pipelines.evaluation.tasks.finetune import FinetuneSettings
-from pipelines.evaluation.tasks.inpainting import METRICS, InpaintingSettings
-from pipelines.evaluation.tasks.probes import ProbeSettings
-from pipelines.evaluation.tasks.retrieval import RetrievalSettings
-from pipelines.evaluation.tasks.segmentation import SegmentationSettings
+from pipelines.evaluation.tasks.inpainting import METRICS
 from pipelines.models import resolve
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import recorder

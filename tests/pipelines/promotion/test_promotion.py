@@ -25,13 +25,14 @@ from pipelines import cli, storage
 from pipelines.errors import UserError
 from pipelines.models.files import MODEL, WEIGHTS
 from pipelines.promotion import gates, run_files
+from pipelines.promotion.config import PromoteConfig
 from pipelines.promotion.explain import explain
 from pipelines.promotion.gates import read_gates
-from pipelines.promotion.run import Decision, PromoteConfig, roll_back, run_promotion
+from pipelines.promotion.run import Decision, roll_back, run_promotion
 from pipelines.storage import lease
 from pipelines.storage.lease import Claim
 from pipelines.tracking import client, recorder, registry
-from pipelines.workflow.run import WorkflowConfig
+from pipelines.workflow.config import WorkflowConfig
 
 
 @pytest.fixture(scope="module")

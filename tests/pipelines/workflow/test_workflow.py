@@ -11,7 +11,7 @@ from helpers import write_pictures
 from pipelines.ablation.config import AblateConfig
 from pipelines.ablation.sweep import run_sweep
 from pipelines.errors import RefusedError, UserError
-from pipelines.evaluation.tasks.inpainting import InpaintingSettings
+from pipelines.evaluation.settings import InpaintingSettings
 from pipelines.pretrain import config as learning
 from pipelines.pretrain import key
 from pipelines.pretrain.config import PretrainConfig
@@ -19,8 +19,9 @@ from pipelines.promotion.gates import Gates
 from pipelines.runtime.cluster import Resources
 from pipelines.tracking import client, registry
 from pipelines.workflow import ensure_dataset, graph, run, stages
+from pipelines.workflow.config import WorkflowConfig
 from pipelines.workflow.graph import StageOutcome
-from pipelines.workflow.run import WorkflowConfig, graph_of, run_workflow, source_key
+from pipelines.workflow.run import graph_of, run_workflow, source_key
 
 
 @pytest.fixture

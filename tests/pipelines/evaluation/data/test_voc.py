@@ -8,11 +8,12 @@ from helpers import annotation, noise_picture, voc_folder
 from PIL import Image
 
 from pipelines.errors import UserError
-from pipelines.evaluation.config import TASKS, EvaluateConfig
+from pipelines.evaluation.catalogue import TASKS
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data import proposals, voc
 from pipelines.evaluation.data.images import layout_of
 from pipelines.evaluation.data.targets import IGNORED
-from pipelines.evaluation.task import TaskName
+from pipelines.evaluation.settings import TaskName
 from pipelines.evaluation.tasks import finetune
 
 CLASSES = ("cat", "dog")

@@ -16,16 +16,14 @@ from pipelines.evaluation.data.images import ImageSet
 from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.data.voc import Annotated, Mapped, Objects
 from pipelines.evaluation.results import png
-from pipelines.evaluation.tasks import detection, finetune, head_training, segmentation
-from pipelines.evaluation.tasks.detection import DetectionSettings
-from pipelines.evaluation.tasks.finetune import FinetuneSettings
-from pipelines.evaluation.tasks.head_training import (
+from pipelines.evaluation.settings import (
+    DetectionSettings,
+    FinetuneSettings,
     HeadTrainingSettings,
-    choose_rate,
-    optimise,
-    split_off,
+    SegmentationSettings,
 )
-from pipelines.evaluation.tasks.segmentation import SegmentationSettings
+from pipelines.evaluation.tasks import detection, finetune, head_training, segmentation
+from pipelines.evaluation.tasks.head_training import choose_rate, optimise, split_off
 from pipelines.models import resolve
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")

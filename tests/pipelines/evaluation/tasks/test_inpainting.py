@@ -11,8 +11,9 @@ from ce_model.masks import STRATEGIES, central
 from ce_model.networks import NetworkConfig, Output, build_generator
 from ce_model.training import Objective
 from pipelines.evaluation.data.images import ImageSet
+from pipelines.evaluation.settings import InpaintingSettings
 from pipelines.evaluation.tasks import classical, inpainting
-from pipelines.evaluation.tasks.inpainting import HoleSet, InpaintingSettings
+from pipelines.evaluation.tasks.inpainting import HoleSet
 from pipelines.models.files import LoadedModel
 
 

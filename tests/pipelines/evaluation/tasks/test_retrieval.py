@@ -11,8 +11,8 @@ from ce_model.transfer import metrics
 from pipelines.evaluation import encoders
 from pipelines.evaluation.data.images import ImageSet
 from pipelines.evaluation.results import png
+from pipelines.evaluation.settings import RetrievalSettings
 from pipelines.evaluation.tasks import retrieval
-from pipelines.evaluation.tasks.retrieval import RetrievalSettings
 from pipelines.models import resolve
 
 RANDOM = resolve.untrained_ref("random", "random", NetworkConfig(preset="inpaint", bottleneck=8))
