@@ -29,12 +29,12 @@ from ce_model.mask_tensors import shrink
 from ce_model.masks import central, mask_for
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Networks, Optimization, default_objective, make_optimizers, train_step
+from pipelines.data.classical_fill import navier_stokes, telea
 
 SIDE = 128
 UNET = NetworkConfig(preset="unet", output="full")
 OBJECTIVE = default_objective(UNET)
 WARM_UP_IMAGES = 800
-RADIUS_PX = 5.0  # of the classical methods, as in the evaluation
 Pictures = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
 
@@ -174,12 +174,8 @@ def _report(name: str, pictures: Pictures, generator: torch.nn.Module) -> None:
 def _fillings(
     pictures: Pictures, hole: Masks, generator: torch.nn.Module
 ) -> Iterator[tuple[str, Pictures]]:
-    for name, how in (("Telea", cv2.INPAINT_TELEA), ("Navier-Stokes", cv2.INPAINT_NS)):
-        filled = [
-            cv2.inpaint(picture, mask.astype(np.uint8), RADIUS_PX, how)
-            for picture, mask in zip(pictures, hole, strict=True)
-        ]
-        yield name, np.stack(filled)
+    for name, method in (("Telea", telea), ("Navier-Stokes", navier_stokes)):
+        yield name, np.stack([method(*each) for each in zip(pictures, hole, strict=True)])
     for name, network in (("smooth start", build_generator(UNET)), ("unet", generator)):
         parts = [
             training.fill(

@@ -1,7 +1,8 @@
 """Settings as keyword arguments: the types of the configs' fields, and their check at run time.
 
-A type checker sees a wrong name or type; whoever has none is told by `checked_settings`. A test
-holds these types to those of the configs.
+A type checker sees a wrong name or type; whoever has none is told by `checked_settings`. The fields
+stand here again because no type checker derives keyword arguments from a dataclass; a test holds
+names and types to those of the configs.
 """
 
 from __future__ import annotations  # the types of settings are for type checkers: no torch

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.distributed
@@ -20,6 +20,14 @@ STATISTICS_BATCH = 32
 
 
 STATISTICS_PICTURES = 256  # that batch norm's statistics are estimated from
+
+
+class Computation(TypedDict):
+    """Keyword arguments of all functions here: the network, its task, how it computes."""
+
+    network: NetworkConfig
+    objective: Objective
+    dtype: torch.dtype
 
 
 class Prediction(NamedTuple):
@@ -50,10 +58,7 @@ def estimate_statistics(
     generator: nn.Module,
     image: Tensor,
     hidden: Tensor,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
+    **how: Unpack[Computation],
 ) -> None:
     """Running statistics of batch norm as evaluation needs them: today's weights, no dropout.
 
@@ -70,8 +75,8 @@ def estimate_statistics(
         try:
             for start in range(0, len(image), STATISTICS_BATCH):
                 part = slice(start, start + STATISTICS_BATCH)
-                views = make_views(image[part], hidden[part], network, objective)
-                with autocast(image.device, dtype):
+                views = make_views(image[part], hidden[part], how["network"], how["objective"])
+                with autocast(image.device, how["dtype"]):
                     predict_from(encoder, views)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -94,15 +99,12 @@ def predict_cells(
     generator: nn.Module,
     image: Tensor,
     hidden: Tensor,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
+    **how: Unpack[Computation],
 ) -> CellPrediction:
     """Predict the hidden cells in evaluation mode. Shapes as in `train_step`."""
-    views = make_views(image, hidden, network, objective)
+    views = make_views(image, hidden, how["network"], how["objective"])
     assert views.cells is not None
-    with _evaluating(generator) as encoder, autocast(image.device, dtype):
+    with _evaluating(generator) as encoder, autocast(image.device, how["dtype"]):
         prediction = predict_from(encoder, views)
     found, target = (
         values.float().permute(0, 2, 3, 1)[views.cells] for values in (prediction, views.target)
@@ -115,17 +117,14 @@ def predict(
     generator: nn.Module,
     image: Tensor,
     hidden: Tensor,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
+    **how: Unpack[Computation],
 ) -> Prediction:
     """Predict in evaluation mode, for the metrics. Shapes as in `train_step`."""
-    views = make_views(image, hidden, network, objective)
-    with _evaluating(generator) as encoder, autocast(image.device, dtype):
+    views = make_views(image, hidden, how["network"], how["objective"])
+    with _evaluating(generator) as encoder, autocast(image.device, how["dtype"]):
         prediction = predict_from(encoder, views)
     if views.cells is not None:
-        return _of_cells(prediction.float(), views, image, network)
+        return _of_cells(prediction.float(), views, image, how["network"])
     prediction = prediction.float().add(1).div(2).clamp(0, 1)
     return Prediction(prediction, views.target.add(1).div(2), views.hole)
 
@@ -147,18 +146,13 @@ def fill(
     generator: nn.Module,
     image: Tensor,
     hidden: Tensor,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
+    **how: Unpack[Computation],
 ) -> Tensor:
     """The images with their holes filled in: uint8 (B, S, S, 3). Visible pixels stay the same.
 
     A network that takes any size (`networks.takes_any_size`) fills images of H x W px.
     """
-    prediction, _, hole = predict(
-        generator, image, hidden, network=network, objective=objective, dtype=dtype
-    )
+    prediction, _, hole = predict(generator, image, hidden, **how)
     filled = image.clone()
     rows = _centred(prediction.shape[2], image.shape[1])
     columns = _centred(prediction.shape[3], image.shape[2])

@@ -5,16 +5,15 @@ from typing import Literal
 
 from ce_model.choices import Pool
 from pipelines.errors import UserError
+from pipelines.prepare.source_config import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(SourceConfig):
     """Images -> the features of a model's encoder, as Parquet."""
 
     model: str
     """Model folder, pretraining stage, checkpoint, MLflow run id or models:/name@alias."""
-    source: str
-    """Images (folder, archive, Parquet file or list, as for jobs/prepare.py) or a dataset."""
     output: str | None = None
     """Folder for the features; None: STORE/embed/KEY, where the key follows from all settings."""
     layer: str | None = None
@@ -47,6 +46,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before any work."""
+        super().__post_init__()
         least = {"batch_size": 1, "neighbours": 1, "actors": 0, "max_pixels": 1}
         for name, smallest in {**least, "max_bad_images": 0}.items():
             if getattr(self, name) < smallest:

@@ -1,9 +1,10 @@
 """The job: list, embed what is missing, commit; then the neighbours of the queries, if any."""
 
 from collections import Counter
+from dataclasses import asdict
+from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from pipelines import storage
 from pipelines.embed import features, neighbours, sources, worker
@@ -15,10 +16,12 @@ from pipelines.errors import UserError
 from pipelines.models import embed, files
 from pipelines.models.files import LoadedModel
 from pipelines.models.resolve import ModelRef, resolve_model
-from pipelines.prepare.progress import progress
+from pipelines.prepare import doubts
+from pipelines.prepare.run import not_read
+from pipelines.prepare.sources.layout import Rules
+from pipelines.prepare.tasks import finish
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
-from pipelines.runtime.ray_internals import RefreshLimits
 from pipelines.tracking import client
 
 KEY_VERSION = 1  # part of every key: raise it when the same settings give other features
@@ -38,9 +41,11 @@ def embed_images(config: EmbedConfig) -> str:
     model = files.load_model(ref.uri)
     layer = embed.require_layer(model, config.layer)
     queries = neighbours.open_queries(config, model)  # refused before any work
-    with sources.find(config.source) as found:
-        if found.unread:
-            console.print(f"not read: {found.unread}")
+    with sources.find(config) as found:
+        if found.others:
+            console.print(f"not read: {not_read(found.others)}")
+        for note in found.notes:
+            console.print(f"note: {note}")
         key = _key(config, ref, layer, found)
         home = config.output or storage.join(config.store, "embed", key[:16])
         uri = storage.absolute(home)
@@ -69,6 +74,8 @@ def _key(config: EmbedConfig, ref: ModelRef, layer: str, found: Found) -> str:
             "normalize": config.normalize,
             "dtype": config.dtype,
             "max_pixels": config.max_pixels,
+            **({"labels": asdict(found.labels)} if found.labels else {}),
+            **({"rules": config.rules} if config.rules != Rules() else {}),
         }
     )
 
@@ -79,11 +86,12 @@ def _claim(config: EmbedConfig, uri: str, key: str) -> None:
     Raises:
         UserError: it lies in the source, or holds the features of another job.
     """
-    if storage.is_within(uri, storage.absolute(config.source)):
-        raise UserError(
-            f"output is '{uri}', which lies in the source '{config.source}'; give an --output (or "
-            "a --store) elsewhere"
-        )
+    for source in config.sources:
+        if storage.is_within(uri, storage.absolute(source)):
+            raise UserError(
+                f"--output is '{uri}', which lies in the source '{source}'; give an --output (or a "
+                "--store) elsewhere"
+            )
     place = storage.join(uri, JOB)
     try:
         storage.publish_json(place, {"key": key}, exclusive=True)
@@ -121,11 +129,13 @@ def _embed(
         batch_size=config.batch_size,
         max_pixels=config.max_pixels,
         threads=1,
+        labels=found.labels,
     )
     if todo:
         with cluster.connect() as resources:
             _run(config, task, todo, resources)
     records = [storage.read_json(worker.record_uri(work, unit)) for unit in range(count)]
+    _check_sources(config, found, records)
     faults = [fault for record in records for fault in record["faults"]]
     entries = tuple(record["file"] for record in records if record["file"]["rows"])
     rows = sum(entry["rows"] for entry in entries)
@@ -139,7 +149,7 @@ def _embed(
         "pool": config.pool,
         "normalize": config.normalize,
         "dtype": config.dtype,
-        "source": config.source,
+        "source": config.shown_source,
     }
     kinds = Counter(fault["fault"].partition(":")[0] for fault in faults)
     done = Embeddings(
@@ -190,16 +200,24 @@ def _run(config: EmbedConfig, task: Task, todo: list[int], resources: cluster.Re
         num_gpus=1 if gpus else 0,
         num_cpus=each,
     )
-    work.context.custom_execution_callback_classes = [RefreshLimits]
-    work.context.raise_original_map_exception = True  # else a full disk is no OSError
-    with progress("embedding", len(todo)) as advance:
-        try:
-            for result in work.iter_rows():
-                advance(1, result["images"], result["bytes"])
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
-            raise
+    finish(work, "embedding", len(todo))
+
+
+def _check_sources(config: EmbedConfig, found: Found, records: list[dict[str, Any]]) -> None:
+    """Say what was not read in archives; refuse labels that only the whole source shows wrong.
+
+    Raises:
+        UserError: a label list names two images by one name, or archives contradict the folders.
+    """
+
+    def total(name: str) -> Counter[str]:  # records of before had none of these
+        return sum((Counter(record.get(name, {})) for record in records), Counter[str]())
+
+    if others := total("not_read"):
+        text = f"not read, in archives and tables: {not_read(others)}"
+        plain_console(soft_wrap=True).print(text)
+    doubts.check_names(config, total("bare_names"))
+    doubts.check_folders(config, found.folders, total("folders"))
 
 
 def _check_faults(config: EmbedConfig, faults: list[dict[str, str]], rows: int, uri: str) -> None:

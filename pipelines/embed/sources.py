@@ -17,11 +17,14 @@ from pipelines.errors import UserError
 from pipelines.prepare import plan
 from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import listing_progress
+from pipelines.prepare.run import not_read
+from pipelines.prepare.source_config import SourceConfig
 from pipelines.prepare.sources import listing
+from pipelines.prepare.sources.labelled import labelled
+from pipelines.prepare.sources.labels import Labels, read_labels
+from pipelines.prepare.sources.member import Beside
 from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import members
-
-SHOWN_KINDS = 8  # of what is in a source and not read
 
 Unit = dict[str, Any]
 """Plain values that say what to read; `unit` is its number."""
@@ -34,8 +37,14 @@ class Found(NamedTuple):
     """All units in order; may be asked again."""
     identity: str
     """Digest of all names and sizes, or fingerprint of the dataset."""
-    unread: str
-    """What is there and not read; empty where that is nothing."""
+    others: Counter[str]
+    """What is there and not read, by kind."""
+    folders: Counter[str]
+    """Images by folder, where some folders are known only when archives are read."""
+    notes: list[str]
+    """What a person should know of splits and classes."""
+    labels: Labels | None
+    """The label list that was given."""
 
 
 class Encoded(NamedTuple):
@@ -50,25 +59,51 @@ class Encoded(NamedTuple):
 
 
 @contextmanager
-def find(source: str) -> Iterator[Found]:
+def find(config: SourceConfig) -> Iterator[Found]:
     """List a source, for the block; nothing but names, sizes and headers is read.
 
     Raises:
-        UserError: there is nothing at that place, or no image in it.
+        UserError: there is nothing at that place, or no image in it; or a flag that means nothing
+            for a dataset.
     """
-    uri = storage.absolute(source)
-    if is_dataset(uri):
-        manifest = read_manifest(uri)
-        yield Found(partial(_units_of_dataset, uri, manifest), manifest.fingerprint, "")
+    uris = tuple(map(storage.absolute, config.sources))
+    if len(uris) == 1 and is_dataset(uris[0]):
+        _require_plain(config)
+        manifest = read_manifest(uris[0])
+        units = partial(_units_of_dataset, uris[0], manifest)
+        yield Found(units, manifest.fingerprint, Counter(), Counter(), [], None)
         return
-    others: Counter[str] = Counter()
-    with plan.listing(listing_progress(listing.pieces(uri, others))) as found:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(SHOWN_KINDS))
+    learned = listing.Found.empty()
+    labels = (
+        read_labels(config.labels, config.class_list, config.label_base, learned.notes)
+        if config.labels
+        else None
+    )
+    pieces = listing.pieces(uris, None, config.rules, learned)
+    with plan.listing(listing_progress(pieces)) as found:
         if found.pieces == 0:
             raise UserError(
-                f"source is '{source}'; there is no image in it. Files there: {kinds or 'none'}"
+                f"--source is '{config.shown_source}'; there is no image in it. Files there: "
+                f"{not_read(learned.others) or 'none'}"
             )
-        yield Found(partial(_units_of_listing, found), found.digest, kinds)
+        folders = learned.folders if found.has_guesses else Counter[str]()
+        yield Found(
+            partial(_units_of_listing, found),
+            found.digest,
+            learned.others,
+            folders,
+            learned.notes,
+            labels,
+        )
+
+
+def _require_plain(config: SourceConfig) -> None:
+    for name in ("train", "val", "class_from", "labels", "class_list", "label_base"):
+        if getattr(config, name) not in (None, ()):
+            raise UserError(
+                f"--{name.replace('_', '-')} is given, and --source '{config.shown_source}' is a "
+                "prepared dataset, which has its splits and classes: leave the flag out"
+            )
 
 
 def _units_of_dataset(uri: str, manifest: Manifest) -> Iterator[Unit]:
@@ -86,8 +121,19 @@ def _units_of_listing(found: Listing) -> Iterator[Unit]:
         yield {"unit": unit, "pieces": [list(piece) for piece in pieces]}
 
 
-def read(unit: Unit) -> Iterator[Encoded]:
+def read(
+    unit: Unit,
+    labels: Labels | None = None,
+    bare_names: Counter[str] | None = None,
+    beside: Beside | None = None,
+) -> Iterator[Encoded]:
     """The images of a unit.
+
+    Args:
+        unit: what to read.
+        labels: a label list, which comes before what places say.
+        bare_names: counts how many images an entry of it without a folder named.
+        beside: counts what is in archives and not read.
 
     Raises:
         OSError: the storage failed for longer than we try.
@@ -97,7 +143,11 @@ def read(unit: Unit) -> Iterator[Encoded]:
         yield from _of_dataset(unit["dataset"], unit["split"], unit["group"])
         return
     for values in unit["pieces"]:
-        for member in members(Piece(*values)):
+        for found in members(Piece(*values), beside):
+            member = labelled(found, labels, Counter() if bare_names is None else bare_names)
+            if member.split == "test" and beside is not None:
+                beside.others["image in the test part of the label list"] += 1
+                continue
             fault = "" if member.fault is None else f"{member.fault.kind}: {member.fault}"
             yield Encoded(member.key, member.class_name, member.data, fault)
 

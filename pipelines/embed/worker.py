@@ -1,7 +1,7 @@
 """Ray actor: the images of a unit -> its file of features, and a record that makes it done."""
 
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ from pipelines.embed import features, sources
 from pipelines.embed.sources import Encoded
 from pipelines.errors import UserError
 from pipelines.models import embed, files
+from pipelines.prepare.sources.labels import Labels
+from pipelines.prepare.sources.member import Beside
+from pipelines.prepare.tasks import failing_as_user_error
 
 MAX_FAULTS = 20_000  # of one unit, held in memory until it ends
 
@@ -38,6 +41,7 @@ class Task(NamedTuple):
     batch_size: int
     max_pixels: int
     threads: int
+    labels: Labels | None
 
 
 class Embedder:
@@ -54,22 +58,20 @@ class Embedder:
     def __call__(self, row: dict[str, Any]) -> dict[str, int]:
         """Do a unit; returns what the progress display shows."""
         unit = int(row["unit"])
-        try:
+        with failing_as_user_error("embedding"):
             return self._embed(storage.read_json(unit_uri(self._task.work, unit)), unit)
-        except OSError as error:
-            raise UserError(
-                f"embedding failed: {error}. Nothing is committed; what is finished is kept, and "
-                "the same command resumes from there"
-            ) from None
 
     def _embed(self, content: sources.Unit, unit: int) -> dict[str, int]:
         faults: list[dict[str, str]] = []
+        bare_names: Counter[str] = Counter()
+        beside = Beside.empty()
+        read = sources.read(content, self._task.labels, bare_names, beside)
         # Two jobs of one key may do a unit at once: neither writes over the file of the other.
         path = f"{features.PART}{unit:06}-{secrets.token_hex(4)}.parquet"
         size = 0
         with storage.staged_file(storage.join(self._task.output, path)) as staged:
             with features.writer(staged, self._task.width, self._task.dtype) as rows:
-                for batch in self._batches(content, faults):
+                for batch in self._batches(read, faults):
                     found = embed.embed_squares(
                         self._model,
                         np.stack([square for _, square in batch]),
@@ -82,16 +84,22 @@ class Embedder:
                     size += sum(len(image.data or b"") for image in images)
             digest, written = storage.sha256_of(staged), staged.stat().st_size
         file = {"path": path, "rows": rows.rows, "bytes": written, "sha256": digest, "unit": unit}
-        record = {"file": file, "faults": faults}
+        record = {
+            "file": file,
+            "faults": faults,
+            "bare_names": bare_names,
+            "not_read": beside.others,
+            "folders": beside.folders,
+        }
         storage.publish_json(record_uri(self._task.work, unit), record)
         return {"images": rows.rows + len(faults), "bytes": size}
 
     def _batches(
-        self, content: sources.Unit, faults: list[dict[str, str]]
+        self, read: Iterator[Encoded], faults: list[dict[str, str]]
     ) -> Iterator[list[tuple[Encoded, Picture]]]:
         """Decoded images in the order of the source; what cannot be used goes to `faults`."""
         batch: list[tuple[Encoded, Picture]] = []
-        for image, square, fault in self._decoded(content):
+        for image, square, fault in self._decoded(read):
             if square is None:
                 faults.append({"key": image.key, "fault": fault})
                 if len(faults) > MAX_FAULTS:
@@ -107,10 +115,10 @@ class Embedder:
         if batch:
             yield batch
 
-    def _decoded(self, content: sources.Unit) -> Iterator[tuple[Encoded, Picture | None, str]]:
+    def _decoded(self, read: Iterator[Encoded]) -> Iterator[tuple[Encoded, Picture | None, str]]:
         """Decoding goes ahead in threads, two batches at the most."""
         ahead: deque[tuple[Encoded, Future[tuple[Picture | None, str]]]] = deque()
-        for image in sources.read(content):
+        for image in read:
             ahead.append((image, self._pool.submit(self._square, image)))
             if len(ahead) >= 2 * self._task.batch_size:
                 first, decoded = ahead.popleft()

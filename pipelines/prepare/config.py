@@ -1,36 +1,20 @@
 """What a person can ask of the job."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from ce_model.masks import MIN_SIZE, Strategy
 from pipelines.data import manifest
 from pipelines.data.manifest import MaskSpec
 from pipelines.errors import UserError
 from pipelines.prepare.normalise import Limits
-from pipelines.prepare.sources.layout import ClassFrom, Rules
+from pipelines.prepare.source_config import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(SourceConfig):
     """Raw images -> a dataset in the shard contract."""
 
-    source: tuple[str, ...] | str
-    """Folders, archives, Parquet files, a list of images, or a prepared dataset to add masks to;
-    braces and globs name several, as in 'shards/train-{000..146}.tar'."""
-    train: tuple[str, ...] = ()
-    """What is for training where names do not say it: paths or globs below the source."""
-    val: tuple[str, ...] = ()
-    """What is for validation, likewise."""
-    class_from: ClassFrom | None = None
-    """What names the class of an image: the folder right above it, the first one below its split,
-    its file name up to the number, or nothing; when left out see docs/prepare.md."""
-    labels: str | None = None
-    """List of labels, `NAME LABEL` per line or with a header; it comes before what places say."""
-    class_list: str | None = None
-    """File with a class name per line, for integer labels in `labels`."""
-    label_base: Literal[0, 1] | None = None
-    """What the places in `class_list` are counted from, where the labels do not tell."""
     store: str = "store"
     """The dataset goes to STORE/prepare/KEY, where the key follows from source and settings."""
     output: str | None = None
@@ -72,8 +56,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any work."""
-        named = bool(self.sources) and all(source.strip() for source in self.sources)
-        _require("source", f"'{self.shown_source}'", named, "a folder, file or URI")
+        super().__post_init__()
         _require(
             "validation_share",
             self.validation_share,
@@ -102,21 +85,6 @@ class PrepareConfig:
             self.min_side <= self.stored_side,
             f"at most --stored-side, {self.stored_side}",
         )
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """One or several places."""
-        return (self.source,) if isinstance(self.source, str) else self.source
-
-    @property
-    def shown_source(self) -> str:
-        """The source as it is typed."""
-        return " ".join(self.sources)
-
-    @property
-    def rules(self) -> Rules:
-        """What was said of splits and classes."""
-        return Rules(tuple(self.train), tuple(self.val), self.class_from)
 
     @property
     def masks(self) -> tuple[MaskSpec, ...]:

@@ -12,6 +12,7 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.fault_budget import SourceTotals
 from pipelines.prepare.plan import Plan
 from pipelines.prepare.progress import console, counted
+from pipelines.prepare.source_config import SourceConfig
 from pipelines.prepare.sources.layout import Layout, Place, place
 from pipelines.prepare.sources.survey import survey
 
@@ -22,19 +23,29 @@ def check(config: PrepareConfig, planned: Plan, totals: SourceTotals, uri: str) 
     Raises:
         UserError: with what was seen, and how to say it.
     """
-    _check_folders(config, planned, totals)
-    _check_names(config, totals)
+    check_folders(config, Counter(planned.folders), totals.folders)
+    check_names(config, totals.bare_names)
     _check_classes(totals, uri)
 
 
-def _check_folders(config: PrepareConfig, planned: Plan, totals: SourceTotals) -> None:
-    if not totals.folders:
+def check_folders(config: SourceConfig, listed: Counter[str], streamed: Counter[str]) -> None:
+    """Refuse where all folders together place an image elsewhere than its own name did.
+
+    Args:
+        config: what was said of the source.
+        listed: images by folder, as known before anything was read.
+        streamed: those by folder in archives that were read as streams.
+
+    Raises:
+        UserError: with what was seen, and how to say it.
+    """
+    if not streamed:
         return
-    together = Counter(planned.folders) + totals.folders
+    together = listed + streamed
     surveyed = survey(config.shown_source, together, config.rules)
     guess = Layout(rules=config.rules, guessed=True, splits=surveyed.layout.splits)
     other = "parent" if config.rules.class_from == "first" else "parent or first"
-    for folder in totals.folders:
+    for folder in streamed:
         folders = tuple(folder.split("/")) if folder else ()
         guessed, found = (place(rule, folders, "") for rule in (guess, surveyed.layout))
         if config.rules.class_from == "name":
@@ -55,8 +66,13 @@ def _said(where: Place) -> str:
     return f"{split}class '{where.class_name}'" if where.class_name else f"{split}no class"
 
 
-def _check_names(config: PrepareConfig, totals: SourceTotals) -> None:
-    for name, count in totals.bare_names.most_common(1):
+def check_names(config: SourceConfig, bare_names: Counter[str]) -> None:
+    """Refuse a label list that names two images by one name.
+
+    Raises:
+        UserError: with the name.
+    """
+    for name, count in bare_names.most_common(1):
         if count > 1:
             raise UserError(
                 f"--labels is '{config.labels}'; it names '{name}', and {count} images of the "

@@ -21,7 +21,8 @@ from pipelines.prepare.held import HeldImages, read_held
 from pipelines.prepare.normalise import Fault, Limits, normalise
 from pipelines.prepare.records import QuarantinedRow, UnitRecord, record_uri
 from pipelines.prepare.relabel import Seen
-from pipelines.prepare.sources.labels import AmbiguousLabel, Labels
+from pipelines.prepare.sources.labelled import labelled
+from pipelines.prepare.sources.labels import Labels
 from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.ranges import suffix_of
 from pipelines.prepare.sources.readers import Beside, Member, members, read_file
@@ -80,7 +81,7 @@ def ingest_unit(
     size = 0
     for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits), beside):
         held_row = held.row_of(member)
-        member = _labelled(member, labels, bare_names)
+        member = labelled(member, labels, bare_names)
         if member.split == "test":
             beside.others["image in the test part of the label list"] += 1
             continue
@@ -155,28 +156,6 @@ def _members(pieces: Sequence[Piece], beside: Beside) -> Iterator[Member]:
             yield from members(piece, beside)
         while ahead:
             yield ahead.popleft().result()
-
-
-def _labelled(member: Member, labels: Labels | None, bare_names: Counter[str]) -> Member:
-    """Class and split of the label list, which come before those of the place."""
-    if labels is None:
-        return member
-    try:
-        found = labels.of(member.key, member.split)
-    except AmbiguousLabel as error:
-        return member._replace(data=None, fault=Fault("missing_label", str(error)))
-    split = labels.split_of(member.key)
-    member = member if split is None else member._replace(split=split)
-    if found is not None and not labels.by_number:
-        entry = labels.entry(member.key)
-        if entry is not None and labels.is_bare(entry):
-            bare_names[entry] += 1
-    if found is None and member.class_name is not None:
-        return member
-    if found is None and member.fault is None:
-        fault = Fault("missing_label", "the label list does not name it")
-        return member._replace(data=None, fault=fault)
-    return member._replace(class_name=found)
 
 
 def _row(member: Member, shuffle: Shuffle, limits: Limits, held: HeldImages) -> Row:

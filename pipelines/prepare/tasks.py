@@ -1,6 +1,7 @@
 """One Ray Data task per item, with progress, and failures in the user's words."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,18 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
         return
     work = ray.data.from_items(list(items), override_num_blocks=len(items))
     work = work.map(partial(_in_worker, what=what, task=task), num_cpus=CPUS_PER_TASK)
+    finish(work, what, len(items))
+
+
+def finish(work: ray.data.Dataset, what: str, count: int) -> None:
+    """Run tasks to their end; each gives a row with `images` and `bytes` for the display.
+
+    Raises:
+        UserError: the first task that failed did so for a reason outside the program.
+    """
     work.context.custom_execution_callback_classes = [RefreshLimits]
-    work.context.raise_original_map_exception = True
-    with progress(what, len(items)) as advance:
+    work.context.raise_original_map_exception = True  # else a full disk is no OSError
+    with progress(what, count) as advance:
         try:
             for result in work.iter_rows():
                 advance(1, result["images"], result["bytes"])
@@ -43,8 +53,19 @@ def run_tasks(what: str, items: Sequence[Mapping[str, Any]], task: Task) -> None
 
 def _in_worker(item: dict[str, Any], what: str, task: Task) -> dict[str, int]:
     malloc.keep_freed_memory()
-    try:
+    with failing_as_user_error(what):
         return task(item)
+
+
+@contextmanager
+def failing_as_user_error(what: str) -> Iterator[None]:
+    """In a task: a storage that fails is the user's to mend, and what is finished is kept.
+
+    Raises:
+        UserError: in the place of an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{what} failed: {error}. Nothing is committed; what is finished is kept; "

@@ -1,6 +1,6 @@
 """Validation of preset features: errors of the targets of hidden cells, and what they look like."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed
@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ce_model import training
 from ce_model.feature_targets import target_channels
-from ce_model.networks import NetworkConfig
-from ce_model.training import Objective, predict, predict_cells
+from ce_model.training import Computation, predict, predict_cells
 
 CHUNK = 64  # images evaluated at once
 
@@ -18,10 +17,7 @@ def measure_cells(
     generator: nn.Module,
     image: Tensor,
     hidden: Tensor,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
+    **how: Unpack[Computation],
 ) -> dict[str, float]:
     """How well the targets of hidden cells are predicted, over the images of all ranks.
 
@@ -34,14 +30,11 @@ def measure_cells(
         of how far the targets do. Nothing where no cell is hidden.
     """
     # Of all values: squared error, number; of each: prediction, its square, target, its square.
-    width = target_channels(network.target)
+    width = target_channels(how["network"].target)
     total = torch.zeros(2 + 4 * width, dtype=torch.float64, device=image.device)
     for start in range(0, len(image), CHUNK):
         chunk = slice(start, start + CHUNK)
-        seen = predict_cells(
-            generator, image[chunk], hidden[chunk],
-            network=network, objective=objective, dtype=dtype,
-        )  # fmt: skip
+        seen = predict_cells(generator, image[chunk], hidden[chunk], **how)
         guess, truth = seen.prediction.double(), seen.target.double()
         error, count = (guess - truth).square().sum(), guess.new_tensor(len(guess))
         each = [x.sum(0) for x in (guess, guess.square(), truth, truth.square())]
@@ -65,22 +58,19 @@ def cell_panel(
     generator: nn.Module,
     image: Tensor,
     hidden: Tensor,
-    *,
-    network: NetworkConfig,
-    objective: Objective,
-    dtype: torch.dtype,
+    **how: Unpack[Computation],
 ) -> dict[str, Any]:
     """Input, hole, output and target: uint8 (N, S, S, 3), hole bool (N, S, S).
 
     Where the target is hog, output and target are glyphs, those of visible cells the true ones.
     """
-    seen = predict(generator, image, hidden, network=network, objective=objective, dtype=dtype)
+    seen = predict(generator, image, hidden, **how)
     target, predicted = (
         x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
         for x in (seen.target, seen.prediction)
     )
     hole = seen.hole.permute(0, 2, 3, 1)
-    colour = torch.tensor(objective.fill, device=image.device).round().to(torch.uint8)
+    colour = torch.tensor(how["objective"].fill, device=image.device).round().to(torch.uint8)
     shown = {
         "input": torch.where(hole, colour, image),
         "hole": seen.hole[:, 0],

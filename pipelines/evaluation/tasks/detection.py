@@ -22,7 +22,7 @@ from pipelines.evaluation.data.voc import Annotated, Objects, fingerprint_of_box
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import DetectionSettings
 from pipelines.evaluation.task import EvaluationTask, Job
-from pipelines.evaluation.tasks.head_training import choose_rate, optimise, split_off
+from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
 
@@ -59,19 +59,18 @@ def measure(
     """Mean average precision by both rules, with the chosen learning rate."""
     known = _examples(train, train_regions, settings)
     requested = _examples(test, test_regions, settings)
-    fit, held = split_off(len(known), seed)
+    classes = train.pictures.classes
 
-    def score_of(rate: float) -> float:
-        model = _fit(subject, seed, train, [known[at] for at in fit], settings, rate, dtype)
-        if model is None:
-            return float("nan")
+    def fit(chosen: NDArray[np.int64], rate: float) -> FastRCNN | None:
+        return _fit(subject, seed, train, [known[at] for at in chosen], settings, rate, dtype)
+
+    def score_of(model: FastRCNN, held: NDArray[np.int64]) -> float:
         objects = [train.objects[at] for at in held]
         found = [detect(model, known[at]) for at in held]
         return _mean(average_precisions(found, objects, "all_points", len(classes)))
 
-    classes = train.pictures.classes
-    choice = choose_rate(settings.tuning.learning_rates, score_of)
-    model = _fit(subject, seed, train, known, settings, choice.learning_rate, dtype)
+    rates = settings.tuning.learning_rates
+    model, choice = fit_at_best_rate(fit, score_of, rates, len(known), seed)
     notes = {
         "settings": asdict(settings),
         "learning_rate": choice._asdict(),

@@ -5,7 +5,6 @@ class that is only there as `difficult` is ignored for that image, as in the pro
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -30,7 +29,7 @@ from pipelines.evaluation.settings import (
     percent,
 )
 from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images
-from pipelines.evaluation.tasks.head_training import Choice, choose_rate, optimise, split_off
+from pipelines.evaluation.tasks.head_training import Choice, fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import (
     calibration,
     read_labelled,
@@ -61,12 +60,8 @@ def measure(
         groups = train.targets.argmax(1)
         part = train.take(some_labels(groups.astype(np.int64), share, seed))
 
-        def fitted(task: TargetKind, rate: float) -> Classifier | None:
-            return _fit(subject, seed, task, side, settings, rate, dtype)
-
-        choice = _choose(part, settings, seed, fitted, side)
-        model = fitted(part, choice.learning_rate)
-        score = _score(model, test, side, settings, seed)
+        model, choice = _fit_part(subject, seed, part, side, settings, dtype)
+        score = None if model is None else _score(model, test, side, settings, seed)
         metric = "mAP" if train.several else "accuracy"
         rows.append({"labels": f"{percent(share)} ({len(part.pictures)})", metric: score})
         choices[percent(share)] = choice._asdict()
@@ -79,20 +74,22 @@ def measure(
     return Measured(rows, notes, {})
 
 
-def _choose(
-    part: TargetKind,
-    settings: FinetuneSettings,
+def _fit_part(
+    subject: ModelRef,
     seed: int,
-    fitted: Callable[[TargetKind, float], Classifier | None],
+    part: TargetKind,
     side: int,
-) -> Choice:
-    fit, held = split_off(len(part.pictures), seed)
+    settings: FinetuneSettings,
+    dtype: torch.dtype,
+) -> tuple[Classifier | None, Choice]:
+    def fit(chosen: NDArray[np.int64], rate: float) -> Classifier | None:
+        return _fit(subject, seed, part.take(chosen), side, settings, rate, dtype)
 
-    def score_of(rate: float) -> float:
-        model = fitted(part.take(fit), rate)
+    def score_of(model: Classifier, held: NDArray[np.int64]) -> float:
         return _score(model, part.take(held), side, settings, seed)
 
-    return choose_rate(settings.tuning.learning_rates, score_of)
+    rates = settings.tuning.learning_rates
+    return fit_at_best_rate(fit, score_of, rates, len(part.pictures), seed)
 
 
 def _fit(
@@ -163,10 +160,8 @@ def _view(
 
 
 def _score(
-    model: Classifier | None, task: TargetKind, side: int, settings: FinetuneSettings, seed: int
+    model: Classifier, task: TargetKind, side: int, settings: FinetuneSettings, seed: int
 ) -> float:
-    if model is None:
-        return float("nan")
     logits = predict(model, task, side, settings, seed)
     if not task.several:
         return float((logits.argmax(1) == task.targets.argmax(1)).mean())

@@ -7,7 +7,7 @@ wins (of equals the smaller), and the network is trained once more on the whole 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from pipelines.errors import UserError
 from pipelines.evaluation.settings import HeadTrainingSettings
+
+Model = TypeVar("Model", bound=nn.Module)
 
 HELD_OUT = 5  # one part in so many decides on the learning rate
 
@@ -45,6 +47,35 @@ def choose_rate(rates: Sequence[float], score_of: Callable[[float], float]) -> C
         )
     best = max(finite, key=lambda rate: finite[rate])
     return Choice(best, {f"{rate:g}": finite.get(rate) for rate in scores})
+
+
+def fit_at_best_rate(
+    fit: Callable[[NDArray[np.int64], float], Model | None],
+    score_of: Callable[[Model, NDArray[np.int64]], float],
+    rates: Sequence[float],
+    count: int,
+    seed: int,
+) -> tuple[Model | None, Choice]:
+    """Choose the learning rate on a part that is held out, then train on everything.
+
+    Args:
+        fit: trains on examples, by number, at a rate; None where a loss was not finite.
+        score_of: how well a model does on examples, by number; more is better.
+        rates: to choose from.
+        count: of examples.
+        seed: of what is held out.
+
+    Raises:
+        UserError: training was finite at none of the rates.
+    """
+    to_fit, held = split_off(count, seed)
+
+    def score_at(rate: float) -> float:
+        model = fit(to_fit, rate)
+        return math.nan if model is None else score_of(model, held)
+
+    choice = choose_rate(rates, score_at)
+    return fit(np.arange(count), choice.learning_rate), choice
 
 
 def split_off(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

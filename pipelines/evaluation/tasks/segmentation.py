@@ -20,7 +20,7 @@ from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import Layout, SegmentationSettings
 from pipelines.evaluation.task import EvaluationTask, Job
-from pipelines.evaluation.tasks.head_training import choose_rate, optimise, split_off
+from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
 
@@ -38,14 +38,15 @@ def measure(
     dtype: torch.dtype,
 ) -> Measured:
     """Mean IoU and pixel accuracy with the chosen learning rate."""
-    fit, held = split_off(len(train.maps), seed)
 
-    def score_of(rate: float) -> float:
-        model = _fit(subject, seed, _take(train, fit), settings, rate, dtype)
-        return _score(model, _take(train, held), settings).mean_iou if model else float("nan")
+    def fit(chosen: NDArray[np.int64], rate: float) -> Segmenter | None:
+        return _fit(subject, seed, _take(train, chosen), settings, rate, dtype)
 
-    choice = choose_rate(settings.tuning.learning_rates, score_of)
-    model = _fit(subject, seed, train, settings, choice.learning_rate, dtype)
+    def score_of(model: Segmenter, held: NDArray[np.int64]) -> float:
+        return _score(model, _take(train, held), settings).mean_iou
+
+    rates = settings.tuning.learning_rates
+    model, choice = fit_at_best_rate(fit, score_of, rates, len(train.maps), seed)
     notes = {
         "settings": asdict(settings),
         "learning_rate": choice._asdict(),

@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.embed.config import EmbedConfig
 from pipelines.embed.run import embed_images
 from pipelines.embed.worker import Embedder
 from pipelines.errors import UserError
+from pipelines.prepare.source_config import SourceConfig
 
 
 @pytest.fixture
@@ -114,6 +116,44 @@ def test_an_archive_is_read_as_by_prepare(here: list[int], model: str, tmp_path:
     for key, (label, vector) in rows.items():
         assert label == plain[key][0]
         np.testing.assert_allclose(vector, plain[key][1], atol=1e-5)
+
+
+def test_labels_and_several_sources_are_taken_as_by_prepare(
+    here: list[int], model: str, tmp_path: Path
+) -> None:
+    first, second = photos(tmp_path / "photos"), tmp_path / "more"
+    write_pictures(second, {"plum": 1}, first=7)
+    (tmp_path / "labels.csv").write_text("0000.jpg,red\n0003.jpg,green\n")
+    one = config_of(model, first, tmp_path / "store", labels=str(tmp_path / "labels.csv"))
+    rows = rows_of(embed_images(replace(one, source=(str(first), str(second)))))
+    assert {key.split("/", 1)[-1]: label for key, (label, _) in rows.items()} == {
+        "apple/0000.jpg": "red", "apple/0001.jpg": "apple", "apple/0002.jpg": "apple",
+        "pear/0003.jpg": "green", "pear/0004.jpg": "pear", "plum/0007.jpg": "plum",
+    }  # fmt: skip
+    other = {"output": None, "class_from": "none"}
+    rows = rows_of(embed_images(config_of(model, first, tmp_path / "store", **other)))
+    assert [label for label, _ in rows.values()] == [None] * 5
+
+
+def test_a_label_list_that_means_two_images_by_one_name_commits_nothing(
+    here: list[int], model: str, tmp_path: Path
+) -> None:
+    source = photos(tmp_path / "photos")
+    shutil.copy(source / "apple" / "0000.jpg", source / "pear" / "0000.jpg")
+    (tmp_path / "labels.csv").write_text("0000.jpg,red\n")
+    given = {"labels": str(tmp_path / "labels.csv")}
+    with pytest.raises(UserError, match=r"names '0000\.jpg', and 2 images"):
+        embed_images(config_of(model, source, tmp_path / "store", **given))
+    assert features.find_embeddings(str(tmp_path / "store" / "features")) is None
+
+
+def test_flags_of_a_source_are_refused_for_a_dataset(
+    here: list[int], model: str, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "photos", {"apple": 2})
+    prepared(tmp_path / "photos", tmp_path / "d")
+    with pytest.raises(UserError, match=r"--class-from is given.*prepared dataset"):
+        embed_images(config_of(model, tmp_path / "d", tmp_path / "store", class_from="first"))
 
 
 def test_a_killed_job_resumes_where_it_was(
@@ -218,7 +258,7 @@ def test_a_query_that_is_no_image_is_refused_before_any_work(
 
 def test_an_image_of_a_unit_is_found_again(tmp_path: Path) -> None:
     source = photos(tmp_path / "photos")
-    with sources.find(str(source)) as found:
+    with sources.find(SourceConfig(source=str(source))) as found:
         (unit,) = found.units()
     data = (source / "pear" / "0003.jpg").read_bytes()
     assert sources.find_image(unit, "pear/0003.jpg") == data
