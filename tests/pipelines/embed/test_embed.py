@@ -124,7 +124,8 @@ def test_labels_and_several_sources_are_taken_as_by_prepare(
     first, second = photos(tmp_path / "photos"), tmp_path / "more"
     write_pictures(second, {"plum": 1}, first=7)
     (tmp_path / "labels.csv").write_text("0000.jpg,red\n0003.jpg,green\n")
-    one = config_of(model, first, tmp_path / "store", labels=str(tmp_path / "labels.csv"))
+    given = {"labels": str(tmp_path / "labels.csv"), "class_from": "parent"}
+    one = config_of(model, first, tmp_path / "store", **given)
     rows = rows_of(embed_images(replace(one, source=(str(first), str(second)))))
     assert {key.split("/", 1)[-1]: label for key, (label, _) in rows.items()} == {
         "apple/0000.jpg": "red", "apple/0001.jpg": "apple", "apple/0002.jpg": "apple",
