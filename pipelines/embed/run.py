@@ -17,9 +17,9 @@ from pipelines.models import embed, files
 from pipelines.models.files import LoadedModel
 from pipelines.models.resolve import ModelRef, resolve_model
 from pipelines.prepare import doubts
-from pipelines.prepare.run import not_read
 from pipelines.prepare.sources.layout import Rules
 from pipelines.prepare.tasks import finish
+from pipelines.prepare.unread import not_read
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
 from pipelines.tracking import client

@@ -17,7 +17,6 @@ from pipelines.errors import UserError
 from pipelines.prepare import plan
 from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import listing_progress
-from pipelines.prepare.run import not_read
 from pipelines.prepare.source_config import SourceConfig
 from pipelines.prepare.sources import listing
 from pipelines.prepare.sources.labelled import labelled
@@ -25,6 +24,7 @@ from pipelines.prepare.sources.labels import Labels, read_labels
 from pipelines.prepare.sources.member import Beside
 from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import members
+from pipelines.prepare.unread import not_read
 
 Unit = dict[str, Any]
 """Plain values that say what to read; `unit` is its number."""
