@@ -70,6 +70,7 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
         path = args[at + 1]
         written = list(_flags(read_yaml(path)))
         args = [*args[:at], *args[at + 2 :]]
+    args, written = (_with_new_names(config_type, words) for words in (args, written))
     if "--config" in args:
         _exit_2("--config is given twice; give it once: --config FILE.yaml --flag ...")
     _check_names(config_type, written, f"--config is '{path}', where there is ")
@@ -88,6 +89,18 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
                 f"read before the flags: --config {path}: {redact(' '.join(written))}\n"
             )
         raise
+
+
+def _with_new_names(config_type: type, args: Sequence[str]) -> list[str]:
+    """A flag's former name is the flag, with a warning."""
+    renamed = dict(flags.renamed_flags(config_type))
+    found = list(args)
+    for at, arg in enumerate(args):
+        new = renamed.get(arg.replace("_", "-")) if arg.startswith("--") else None
+        if new is not None:
+            sys.stderr.write(f"warning: {arg} is called {new} now; the former name will go away\n")
+            found[at] = new
+    return found
 
 
 def _check_names(config_type: type, args: Sequence[str], where: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import field, fields, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 HIDDEN = "HIDDEN_FLAGS"  # class variable of a config: `pretrain.source` and the like
+RENAMED = "RENAMED_FLAGS"  # class variable of a config: former names of fields, with today's
 ALWAYS = ("--help", "--config")
 
 
@@ -20,6 +21,17 @@ def flags_of(config_type: type, prefix: str = "--") -> Iterator[str]:
             yield from flags_of(kind, f"{flag}.")
         else:
             yield flag
+
+
+def renamed_flags(config_type: type, prefix: str = "--") -> Iterator[tuple[str, str]]:
+    """Former flags, those of nested configs with a dot, each with the flag of today."""
+    for old, new in getattr(config_type, RENAMED, {}).items():
+        yield f"{prefix}{old}".replace("_", "-"), f"{prefix}{new}".replace("_", "-")
+    hints = get_type_hints(config_type)
+    for each in fields(config_type):
+        kind = hints[each.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from renamed_flags(kind, f"{prefix}{each.name}.".replace("_", "-"))
 
 
 def unknown_flags(config_type: type, args: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,8 @@ Apart from the tasks themselves and without torch, so that settings are read, ch
 (`--help`) in a moment.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, get_args
 
 from ce_model.masks import Strategy
 
@@ -42,13 +42,15 @@ SMALLEST_SIDE = 67  # px of which alexnet's pool5 still makes one cell
 class InpaintingSettings:
     """Filling holes."""
 
+    RENAMED_FLAGS: ClassVar = {"pictures": "images"}
+
     strategies: tuple[Strategy, ...] = PAPER_STRATEGIES
     """Holes to fill; a model with a centre output is measured on central ones only. free_form is
     measured where it is named."""
-    pictures: int = 200
-    """At most so many validation images; 0 takes all."""
+    images: int = 200
+    """Maximum number of validation images; 0: all."""
     database: int = 2000
-    """At most so many training images to copy from in nearest-neighbour inpainting; 0: all."""
+    """Maximum number of training images to copy from in nearest-neighbour inpainting; 0: all."""
     baselines: tuple[Baseline, ...] = get_args(Baseline)
     """Classical ways to fill. Shift-map and FSR take seconds per image, the others far less."""
     panel: int = 6
@@ -56,7 +58,7 @@ class InpaintingSettings:
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
-        for name in ("pictures", "database", "panel"):
+        for name in ("images", "database", "panel"):
             if getattr(self, name) < 0:
                 raise ValueError(f"inpainting.{name} is {getattr(self, name)}; it must be >= 0")
 
@@ -65,16 +67,18 @@ class InpaintingSettings:
 class ProbeSettings:
     """Probes on frozen features."""
 
+    RENAMED_FLAGS: ClassVar = {"train_pictures": "train_images", "test_pictures": "test_images"}
+
     values: int = 2400
     """Values per image and layer after pooling."""
     k: int = 20
     """Neighbours that vote."""
     label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the training labels the linear probe may see."""
-    train_pictures: int = 0
-    """At most so many training images; 0 takes all."""
-    test_pictures: int = 0
-    """At most so many test images; 0 takes all."""
+    train_images: int = 0
+    """Maximum number of training images; 0: all."""
+    test_images: int = 0
+    """Maximum number of test images; 0: all."""
     batch_norm: Literal["calibrated", "trained"] = "calibrated"
     """Statistics of batch norm: of 256 training images of the data, whole and unlabelled, or as
     training left them (images with holes; mean 0 and variance 1 for the random rows)."""
@@ -135,14 +139,16 @@ class HeadTrainingSettings:
 class FinetuneSettings:
     """Fine-tuning for classification."""
 
+    RENAMED_FLAGS: ClassVar = {"test_pictures": "test_images"}
+
     tuning: HeadTrainingSettings = field(default_factory=HeadTrainingSettings)
     """The training."""
     label_shares: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the training labels that are used."""
     labels: int = 0
-    """At most so many training images before the shares are taken; 0: all."""
-    test_pictures: int = 0
-    """At most so many test images; 0: all."""
+    """Maximum number of training images, before the shares are taken; 0: all."""
+    test_images: int = 0
+    """Maximum number of test images; 0: all."""
     scale: tuple[float, float] = (1.0, 1.3)
     """Range of the random size: shorter side over the side of the crop (class folders), or over
     the image's own shorter side (VOC)."""
@@ -217,9 +223,9 @@ class RetrievalSettings:
     """Nearest neighbours of contexts."""
 
     queries: int = 200
-    """At most so many validation images."""
+    """Maximum number of validation images."""
     database: int = 2000
-    """At most so many training images; 0 takes all."""
+    """Maximum number of training images; 0: all."""
     shown: int = 8
     """Queries on the contact sheet."""
 
@@ -278,6 +284,16 @@ def check_shares(name: str, shares: tuple[float, ...]) -> None:
         raise ValueError(f"{name} is {shares}; each must be above 0 and at most 1")
     if len({percent(share) for share in shares}) < len(shares):
         raise ValueError(f"{name} is {shares}; each must occur once, in 4 digits of a percentage")
+
+
+def settings_in_key(settings: Any) -> dict[str, Any]:
+    """Settings of a task as results hold them and keys are made of them.
+
+    A field that was renamed has its former name there: what was measured before is found again and
+    compares with what is measured today.
+    """
+    former = {new: old for old, new in getattr(settings, "RENAMED_FLAGS", {}).items()}
+    return {former.get(name, name): value for name, value in asdict(settings).items()}
 
 
 assert tuple(LAYOUTS) == get_args(TaskName)

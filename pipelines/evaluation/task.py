@@ -8,7 +8,7 @@ the report take the rest from here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from pipelines.evaluation import encoders
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import read_images
 from pipelines.evaluation.results import Measured
-from pipelines.evaluation.settings import LAYOUTS, Layout, TaskName
+from pipelines.evaluation.settings import LAYOUTS, Layout, TaskName, settings_in_key
 from pipelines.models.resolve import ModelRef
 
 if TYPE_CHECKING:  # which imports this file
@@ -98,4 +98,4 @@ class EvaluationTask:
 
     def settings_of(self, config: EvaluateConfig) -> dict[str, Any]:
         """The settings that its result depends on."""
-        return {**asdict(getattr(config, self.settings)), **dict(self.versions)}
+        return {**settings_in_key(getattr(config, self.settings)), **dict(self.versions)}

@@ -133,7 +133,7 @@ def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_po
     inside = ("--store", str(store))
     training = [part for name, value in TRAINING.items() for part in (f"--{name}", value)]
     below = [part for name, value in TRAINING.items() for part in (f"--pretrain.{name}", value)]
-    measured = ("--inpainting.pictures", "8", "--inpainting.database", "8",
+    measured = ("--inpainting.images", "8", "--inpainting.database", "8",
                 "--inpainting.strategies", "central", "--tasks", "inpainting")  # fmt: skip
     gates = tmp_path / "gates.yaml"
     gates.write_text("required: [inpainting]\n")

@@ -22,6 +22,8 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 class Inner:
     """Nested."""
 
+    RENAMED_FLAGS: ClassVar = {"learning_speed": "rate"}
+
     rate: float = 0.1
     """A number."""
     kind: Literal["slow", "fast"] = "slow"
@@ -137,6 +139,19 @@ def test_a_merged_name_may_be_given_again(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("inner: &a {rate: 1, kind: fast}\nother: {<<: *a, rate: 2}\n")
     assert cli.read_yaml(str(file))["other"] == {"rate": 2, "kind": "fast"}
+
+
+def test_the_former_name_of_a_flag_works_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("inner: {learning_speed: 0.5}\n")
+    for argv in (["--config", str(file)], ["--inner.learning-speed", "0.5"],
+                 ["--inner.learning_speed=0.5"]):  # fmt: skip
+        assert cli.parse(Outer, argv) == Outer(inner=Inner(rate=0.5))
+        assert "is called --inner.rate now" in capsys.readouterr().err
+    assert cli.parse(Outer, ["--name", "learning-speed"]).name == "learning-speed"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("flag", ["--config", "--gates"])

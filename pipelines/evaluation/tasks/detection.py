@@ -1,7 +1,6 @@
 """Fast R-CNN on the encoder, scored by VOC's average precision."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import NamedTuple
 
 import cv2
@@ -20,7 +19,7 @@ from pipelines.evaluation.data import proposals
 from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Annotated, Objects, fingerprint_of_boxes, read_annotated
 from pipelines.evaluation.results import Measured, Row, png
-from pipelines.evaluation.settings import DetectionSettings
+from pipelines.evaluation.settings import DetectionSettings, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
@@ -72,7 +71,7 @@ def measure(
     rates = settings.tuning.learning_rates
     model, choice = fit_at_best_rate(fit, score_of, rates, len(known), seed)
     notes = {
-        "settings": asdict(settings),
+        "settings": settings_in_key(settings),
         "learning_rate": choice._asdict(),
         "dtype": str(dtype),
         "pictures": f"{len(known)} to train on, {len(requested)} to score",

@@ -5,8 +5,6 @@ class that is only there as `difficult` is ignored for that image, as in the pro
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
-from dataclasses import asdict
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,11 +21,7 @@ from pipelines.evaluation.data import voc
 from pipelines.evaluation.data.images import decode, layout_of, pick_evenly, to_network
 from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.results import Measured, Row
-from pipelines.evaluation.settings import (
-    FinetuneSettings,
-    Layout,
-    percent,
-)
+from pipelines.evaluation.settings import FinetuneSettings, Layout, percent, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images
 from pipelines.evaluation.tasks.head_training import Choice, fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import (
@@ -66,7 +60,7 @@ def measure(
         rows.append({"labels": f"{percent(share)} ({len(part.pictures)})", metric: score})
         choices[percent(share)] = choice._asdict()
     notes = {
-        "settings": asdict(settings),
+        "settings": settings_in_key(settings),
         "learning_rate": choices,
         "dtype": str(dtype),
         "images": f"{len(train.pictures)} to train on, {len(test.pictures)} to score",
@@ -202,7 +196,7 @@ def predict(
 
 
 def _limits(config: EvaluateConfig) -> tuple[int, int]:
-    return config.finetune.labels, config.finetune.test_pictures
+    return config.finetune.labels, config.finetune.test_images
 
 
 def _require_data(uri: str, config: EvaluateConfig) -> None:

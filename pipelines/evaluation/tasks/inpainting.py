@@ -10,7 +10,6 @@ Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import NamedTuple
 
 import cv2
@@ -27,7 +26,7 @@ from pipelines.evaluation import encoders
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, read_images
 from pipelines.evaluation.results import Measured, Row, png
-from pipelines.evaluation.settings import InpaintingSettings
+from pipelines.evaluation.settings import InpaintingSettings, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job, silent
 from pipelines.evaluation.tasks import classical
 from pipelines.models.files import LoadedModel, load_model
@@ -101,7 +100,7 @@ def measure_model(
             copied = _copied_by_encoder(model, image, hidden[0], hole[0], database, dtype)
             rows += score_predictions("neighbour, these features", holes, copied, image, hole)
             figures |= _strip("neighbour, these features", holes, copied, settings.panel)
-    return Measured(rows, {"settings": asdict(settings), "dtype": str(dtype)}, figures)
+    return Measured(rows, {"settings": settings_in_key(settings), "dtype": str(dtype)}, figures)
 
 
 def measure_classical(
@@ -139,7 +138,7 @@ def measure_classical(
             )
             rows += score_predictions("neighbour, HOG", holes, copied, image, hole)
             figures |= _strip("neighbour, HOG", holes, copied, settings.panel)
-    return Measured(rows, {"settings": asdict(settings)}, figures)
+    return Measured(rows, {"settings": settings_in_key(settings)}, figures)
 
 
 def score_predictions(
@@ -276,7 +275,7 @@ def _strip(method: str, holes: HoleSet, filled: NDArray[np.uint8], count: int) -
 
 
 def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
-    images = read_images(job.data_uri, "val", config.inpainting.pictures)
+    images = read_images(job.data_uri, "val", config.inpainting.images)
     database = None
     if job.database_uri is not None:
         database = read_images(job.database_uri, "train", config.inpainting.database)

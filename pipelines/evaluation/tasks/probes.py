@@ -5,7 +5,7 @@ standardised on the training images. The ridge penalty is chosen on a fifth of t
 labels; nothing is fitted to the test split.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from pipelines.evaluation import encoders
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, read_labels
 from pipelines.evaluation.results import Measured, Row
-from pipelines.evaluation.settings import ProbeSettings, percent
+from pipelines.evaluation.settings import ProbeSettings, percent, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import split_off
 
@@ -102,7 +102,7 @@ def linear(train: Split, test: Split, classes: int, settings: ProbeSettings, see
             accuracy = float((guess == test.labels).mean())
             rows.append({"layer": layer, "labels": percent(share), "accuracy": accuracy})
             chosen[f"{layer}, {percent(share)}"] = penalty
-    notes = {"settings": asdict(settings), "penalty": chosen}
+    notes = {"settings": settings_in_key(settings), "penalty": chosen}
     return Measured(rows, {**notes, "images": _sizes(train, test)}, {})
 
 
@@ -115,7 +115,9 @@ def neighbours(train: Split, test: Split, settings: ProbeSettings) -> Measured:
         queries = (test.features[layer] - mean) / deviation
         guess = metrics.neighbour_vote(queries, x, train.labels, k)
         rows.append({"layer": layer, "accuracy": float((guess == test.labels).mean())})
-    return Measured(rows, {"settings": asdict(settings), "images": _sizes(train, test)}, {})
+    return Measured(
+        rows, {"settings": settings_in_key(settings), "images": _sizes(train, test)}, {}
+    )
 
 
 def _sizes(train: Split, test: Split) -> str:
@@ -153,7 +155,7 @@ def _choose_penalty(x: NDArray[np.float64], y: NDArray[np.float64], seed: int) -
 
 
 def _limits(config: EvaluateConfig) -> tuple[int, int]:
-    return config.frozen.train_pictures, config.frozen.test_pictures
+    return config.frozen.train_images, config.frozen.test_images
 
 
 def _require_data(task: str, uri: str, config: EvaluateConfig) -> None:

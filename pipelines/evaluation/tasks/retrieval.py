@@ -6,7 +6,6 @@ neighbours with the query's label.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from pipelines.evaluation import encoders
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, to_network
 from pipelines.evaluation.results import Measured, Row, png
-from pipelines.evaluation.settings import RetrievalSettings
+from pipelines.evaluation.settings import RetrievalSettings, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks import classical
 from pipelines.evaluation.tasks.probes import CALIBRATION_PICTURES
@@ -66,7 +65,7 @@ def measure(
     sheet = _sheet(requested, stored, found["encoder"], hole, settings.shown)
     figures = {"context, then its nearest neighbours": png(sheet)} if settings.shown else {}
     sizes = f"{len(database)} to search, {len(queries)} to score"
-    return Measured(rows, {"settings": asdict(settings), "images": sizes}, figures)
+    return Measured(rows, {"settings": settings_in_key(settings), "images": sizes}, figures)
 
 
 def _contexts(pictures: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[torch.Tensor]:

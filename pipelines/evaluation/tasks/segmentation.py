@@ -1,7 +1,5 @@
 """FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
 
-from dataclasses import asdict
-
 import cv2
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
-from pipelines.evaluation.settings import Layout, SegmentationSettings
+from pipelines.evaluation.settings import Layout, SegmentationSettings, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
@@ -48,7 +46,7 @@ def measure(
     rates = settings.tuning.learning_rates
     model, choice = fit_at_best_rate(fit, score_of, rates, len(train.maps), seed)
     notes = {
-        "settings": asdict(settings),
+        "settings": settings_in_key(settings),
         "learning_rate": choice._asdict(),
         "dtype": str(dtype),
         "pictures": f"{len(train.maps)} to train on, {len(test.maps)} to score",

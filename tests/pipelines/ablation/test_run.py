@@ -38,7 +38,7 @@ def config(source: str, store: Path) -> AblateConfig:
         store=str(store),
         tasks=("inpainting",),
         inpainting=InpaintingSettings(
-            strategies=("central",), pictures=8, database=8, panel=2, baselines=("mean colour",)
+            strategies=("central",), images=8, database=8, panel=2, baselines=("mean colour",)
         ),
         pretrain=PretrainConfig(
             preset="inpaint", bottleneck=32, steps=6, batch_size=8, validation_images=4

@@ -39,7 +39,7 @@ def config(pictures: Path, **options: object) -> WorkflowConfig:
         "store": str(pictures.parent / "store"),
         "gates": str(gates),
         "tasks": ("inpainting",),
-        "inpainting": InpaintingSettings(strategies=("central",), pictures=8, database=8, panel=2),
+        "inpainting": InpaintingSettings(strategies=("central",), images=8, database=8, panel=2),
         "pretrain": PretrainConfig(
             preset="inpaint", bottleneck=32, steps=24, batch_size=8, validation_images=4
         ),
