@@ -60,7 +60,7 @@ def pillow(data: bytes) -> bytes:
 
 
 def load(folder: Path, count: int, size: tuple[int, int] | None) -> list[bytes]:
-    """JPEGs of a folder, enlarged to (width, height) where asked for."""
+    """JPEGs of a folder, enlarged to (width, height) where requested."""
     files = sorted(folder.rglob("*.jpg"))[:: max(len(list(folder.rglob("*.jpg"))) // count, 1)]
     pictures = [file.read_bytes() for file in files[:count]]
     if size is None:

@@ -3,7 +3,7 @@
 
 Writes ILSVRC2012_img_train.tar (a tar of 1,000 tars), ILSVRC2012_img_val.tar and its label list
 with as many images as the originals hold, each a real photograph shrunk to 128 px and made unique
-by a comment. Prepares them, asks for them again, checks every file, and reads the first batches of
+by a comment. Prepares them, prepares them again, checks every file, and reads the first batches of
 a training run. Times of these small images say nothing about the codec; see `prepare` for that.
 Needs 25 GB of disk.
 

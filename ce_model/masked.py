@@ -1,9 +1,10 @@
 """Masked layers: a convolutional network that computes on the visible part of an image alone.
 
-A hole that is only painted over still speaks: its edge is a strong feature, and it shifts the mean
-and the variance that batch norm takes. Here every map is zero in the hidden part after each layer,
-and batch norm takes its statistics from visible positions alone. With nothing hidden each function
-gives what the plain layer gives, so a network trained with masks is used without them as it is.
+A hole that is only painted over leaks information: its edge is a strong feature, and it shifts the
+mean and the variance that batch norm takes. Here every map is zero in the hidden part after each
+layer, and batch norm takes its statistics from visible positions alone. With nothing hidden each
+function gives what the plain layer gives, so a network trained with masks is used without them as
+it is.
 
 Holes are whole cells of a grid: `hidden` is bool (B, G, G), True where a cell is hidden, and a map
 of side H, a multiple of G, has H / G positions per cell side. In a map that is coarser than the

@@ -27,7 +27,7 @@ from ce_model.feature_networks import TOKEN_STD, CellDecoder, encode_cells, padd
 from ce_model.hierarchy import Backbone, HierarchicalDecoder
 from ce_model.layers import BilinearResize, ChannelwiseLinear, SpectralConv2d, ZeroConv2d
 
-# A network and its settings are asked for together; the settings alone need no torch.
+# A network and its settings are imported together; the settings alone need no torch.
 from ce_model.network_config import ALEXNET_SIDE as ALEXNET_SIDE
 from ce_model.network_config import BOTTLENECK as BOTTLENECK
 from ce_model.network_config import CENTER_SIDE as CENTER_SIDE

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make a run's model the champion if the evidence says so; roll back; explain.
+"""Make a run's model the champion if every gate holds; roll back; explain.
 
 $ python jobs/promote.py --run RUN --name context-encoder --gates configs/gates.yaml
 $ python jobs/promote.py --name context-encoder --rollback

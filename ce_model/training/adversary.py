@@ -33,7 +33,7 @@ def show(discriminator: nn.Module, pixels: Tensor, views: Views) -> Tensor:
 def discriminator_verdict(
     discriminator: nn.Module, views: Views, prediction: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss on real and predicted pixels, and how well it tells them apart."""
+    """The discriminator's loss on real and predicted pixels, and how well it separates them."""
     # Real and predicted patches go through apart, each with its own batch statistics.
     with autocast(prediction.device, dtype):
         real = discriminator(show(discriminator, views.target, views))
@@ -47,12 +47,12 @@ def discriminator_verdict(
     real, fake = real.detach().float(), fake.detach().float()
     right = torch.cat([real > 0, fake < 0]).float()
     if share is None:
-        told = {"real": real.sigmoid().mean(), "fake": fake.sigmoid().mean(),
+        measured = {"real": real.sigmoid().mean(), "fake": fake.sigmoid().mean(),
                 "accuracy": right.mean()}  # fmt: skip
     else:
-        told = {"real": (share * real.sigmoid()).sum(), "fake": (share * fake.sigmoid()).sum(),
+        measured = {"real": (share * real.sigmoid()).sum(), "fake": (share * fake.sigmoid()).sum(),
                 "accuracy": (torch.cat([share, share]) * right).sum() / 2}  # fmt: skip
-    return loss, {f"discriminator/{name}": value for name, value in told.items()}
+    return loss, {f"discriminator/{name}": value for name, value in measured.items()}
 
 
 def generator_losses(

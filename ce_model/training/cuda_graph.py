@@ -95,7 +95,7 @@ class GraphedStep:
     def _record(self, image: Tensor, hidden: Tensor) -> None:
         self._image, self._hidden = image.clone(), hidden.clone()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which bring the next batches, may go on using the device meanwhile.
+        # Other threads, which bring the next batches, may use the device meanwhile.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             metrics = self.plain(self._image, self._hidden)
             self._measured = torch.stack([value.float() for value in metrics.values()])

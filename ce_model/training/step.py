@@ -183,11 +183,11 @@ def _discriminator_step(
     dtype: torch.dtype,
     clip_norm: float,
 ) -> dict[str, Tensor]:
-    loss, told = discriminator_verdict(discriminator, views, prediction, dtype)
+    loss, measured = discriminator_verdict(discriminator, views, prediction, dtype)
     norm = _backward(loss, optimizer, discriminator)
     _clip(discriminator, norm, clip_norm)
     _step_unless(_not_finite(norm), optimizer)
-    return {"loss/discriminator": loss.detach(), **told, "grad_norm/discriminator": norm}
+    return {"loss/discriminator": loss.detach(), **measured, "grad_norm/discriminator": norm}
 
 
 def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensor:

@@ -166,10 +166,10 @@ def _verdict(
     behind = [arm for arm in compared[1:] if arm not in tied]
     scope = f"{seeds} seeds, simultaneous {CONFIDENCE:.0%} intervals"
     if not tied:
-        text = f"{_value(best)} has the best {metric} ({better} is better), ahead of "
+        text = f"{_value(best)} has the best {metric} ({better} is better), before "
         text += f"{_names(behind)} beyond the spread of the seeds ({scope})"
     elif not behind:
-        text = f"No arm can be told from the best on {metric} ({scope}): "
+        text = f"No arm differs significantly from the best on {metric} ({scope}): "
         text += ", ".join(_value(arm) for arm in compared)
     else:
         text = f"{_value(best)} leads on {metric} ({better} is better) but is tied with "

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do, and its cells."""
+"""Settings of a sweep, and its cells."""
 
 import itertools
 import math
@@ -101,7 +101,7 @@ class AblateConfig:
     for alexnet, L2 in the central hole for inpaint."""
     rungs: tuple[int, ...] = ()
     """Successive halving: after each of these numbers of steps only the better half of the arms
-    goes on. The verdict compares only arms of the full number of steps."""
+    continues. The verdict compares only arms of the full number of steps."""
     concurrency: int = 0
     """Cells at once; 0: as many as the cluster has room for."""
     attempts: int = 2

@@ -31,8 +31,8 @@ def run_ablation(config: AblateConfig) -> dict[str, Any]:
         period_s=config.every_hours * 3600,
     )
     missed = f"; it stands for {found.missed} missed before it" if found.missed else ""
-    told = f"{found.decision} {found.detail}".rstrip()
-    text = f"tick {config.tick}, period {found.period}: {told}{missed}"
+    outcome = f"{found.decision} {found.detail}".rstrip()
+    text = f"tick {config.tick}, period {found.period}: {outcome}{missed}"
     plain_console().print(text)
     if found.decision in ("incomplete", "lost"):
         raise UserError(f"tick {config.tick}: the sweep is {found.decision}; start it again")

@@ -64,7 +64,7 @@ def once_per_period(
     folder = storage.join(storage.absolute(store), "ablate", "ticks", name)
     period = int(clock() // period_s)
     if (last := _last(folder, period_s)) is not None and last >= period:
-        if last > period + 1:  # one period ahead may be a clock a little ahead
+        if last > period + 1:  # the next period may be a clock that is a little fast
             raise _in_the_future(_last_uri(folder), last * period_s)
         return ScheduledStart(decision="already done", period=period)
     owner = lease.new_owner()
@@ -140,6 +140,6 @@ def _last_uri(folder: str) -> str:
 def _in_the_future(uri: str, time_s: float) -> UserError:
     when = f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M} UTC"
     return UserError(
-        f"{uri} speaks of {when}, which is still to come: the clock of this machine is wrong, or "
-        "that of the one that wrote it was; set this one right, or delete that if no sweep runs"
+        f"{uri} has the time {when}, which is in the future: the clock of this machine is wrong, "
+        "or that of the one that wrote it was; set this one right, or delete that if no sweep runs"
     )

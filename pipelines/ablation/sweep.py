@@ -56,7 +56,7 @@ def run_sweep(config: AblateConfig) -> dict[str, Any]:
                 kept = better_half(batch, left, config.verdict_metric)
                 names = [str(arm) for arm in kept]
                 rungs.append({"steps": steps, "kept": names})
-                console.print(f"after {steps} steps: {', '.join(names)} go on")
+                console.print(f"after {steps} steps: {', '.join(names)} continue")
                 left = kept
     found = _result(config, data, results, rungs)
     return {**found, "delivered": publish_sweep(config, found, console)}
@@ -127,7 +127,7 @@ def _run_cells(
 
 
 def better_half(results: list[dict[str, Any]], left: list[Arm], metric: str) -> list[Arm]:
-    """The arms that go on: the better half, rounded up, by the mean over seeds of equal steps.
+    """The arms that continue: the better half, rounded up, by the mean over seeds of equal steps.
 
     An arm without any score goes last; whole arms go or stay, so that seeds stay paired. Where a
     cell failed, its seed counts for no arm (unless none would be left): a seed moves all arms, so

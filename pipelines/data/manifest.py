@@ -346,7 +346,7 @@ def quarantine_uri(uri: str, job: str, before: int = 0) -> str:
 def default_masks(
     sides: tuple[int, ...], strategies: tuple[Strategy, ...] = STRATEGIES[:3], variants: int = 2
 ) -> tuple[MaskSpec, ...]:
-    """The mask columns a dataset gets unless told otherwise."""
+    """The default mask columns of a dataset."""
     return tuple(
         MaskSpec(strategy=s, side=side, variants=1 if s == "central" else variants)
         for side in sides

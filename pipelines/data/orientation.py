@@ -1,8 +1,8 @@
 """Which way up an image is shown, as its metadata says and usual viewers do it.
 
-EXIF speaks first: a segment of a JPEG, the chunk `eXIf` of a PNG wherever it stands, or the text in
-which ImageMagick keeps it there. Where EXIF has no orientation, XMP speaks. What cannot be read
-says nothing. Numbers 1 to 8: CIPA DC-008 (EXIF 2.32), tag 0x0112.
+EXIF comes first: a segment of a JPEG, the chunk `eXIf` of a PNG wherever it stands, or the text in
+which ImageMagick keeps it there. Where EXIF has none, that of XMP counts. What cannot be read is
+none. Numbers 1 to 8: CIPA DC-008 (EXIF 2.32), tag 0x0112.
 """
 
 import re
@@ -138,7 +138,7 @@ def _raw_profile(text: bytes) -> tuple[bool, bytes]:
 
 
 def of_xmp(text: bytes) -> int:
-    """Orientation that XMP speaks of, 1 to 8; 1 where it is silent."""
+    """Orientation by XMP, 1 to 8; 1 where it has none."""
     match = XMP_TAG.search(text)
     return _valid(int(match[1])) if match else UPRIGHT
 

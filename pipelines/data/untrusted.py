@@ -74,7 +74,7 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners leave in files of
 
 
 class BadImage(Exception):
-    """An image that cannot be used: bad data, never bad luck."""
+    """An image that cannot be used: bad data, never a failure of the storage."""
 
     def __init__(self, kind: BadKind, message: str) -> None:
         """Keep the class of fault beside the message."""
@@ -192,7 +192,7 @@ def _three(values: Values) -> Picture:
 
 
 def identify(data: bytes) -> Form:
-    """The format that the first bytes speak of; names are never believed.
+    """The format by the first bytes; file names are not trusted.
 
     Raises:
         BadImage: none that is read; the message names it where it is known.

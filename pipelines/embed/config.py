@@ -1,4 +1,4 @@
-"""What a person can ask of an embedding run."""
+"""Settings of an embedding run."""
 
 from dataclasses import dataclass
 from typing import Literal

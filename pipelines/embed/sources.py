@@ -34,7 +34,7 @@ class Found(NamedTuple):
     """What there is to embed."""
 
     units: Callable[[], Iterator[Unit]]
-    """All units in order; may be asked again."""
+    """All units in order; may be called again."""
     identity: str
     """Digest of all names and sizes, or fingerprint of the dataset."""
     others: Counter[str]

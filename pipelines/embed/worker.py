@@ -28,7 +28,7 @@ MAX_FAULTS = 20_000  # of one unit, held in memory until it ends
 
 
 class Task(NamedTuple):
-    """What an actor is told: plain values that can be sent."""
+    """What an actor gets: plain values that can be sent."""
 
     model_uri: str
     output: str
@@ -116,7 +116,7 @@ class Embedder:
             yield batch
 
     def _decoded(self, read: Iterator[Encoded]) -> Iterator[tuple[Encoded, Picture | None, str]]:
-        """Decoding goes ahead in threads, two batches at the most."""
+        """Decoding is prefetched in threads, two batches at most."""
         ahead: deque[tuple[Encoded, Future[tuple[Picture | None, str]]]] = deque()
         for image in read:
             ahead.append((image, self._pool.submit(self._square, image)))

@@ -45,7 +45,7 @@ def train(
 ) -> str:
     """Train a baseline and write its model folder; returns the sha256 of the weights.
 
-    `done` is told now and then how many steps were made since the last time.
+    `done` gets, now and then, the number of steps since the last call.
     """
     manifest = read_manifest(dataset_uri)
     plan = StreamPlan(
@@ -150,7 +150,7 @@ def _classify(
 
 
 def _counted(read: Iterator[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
-    """The batches, each counted when the next one is asked for."""
+    """The batches, each counted when the next one is requested."""
     made = 0
     for batch in read:
         yield batch

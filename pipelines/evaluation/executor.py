@@ -33,11 +33,11 @@ POLL_S = 1.0
 def precision_of_workers(config: EvaluateConfig, resources: Resources) -> Precision:
     """What `auto` comes to where measurements run, which need not be where this runs.
 
-    One worker is asked, and all are told what it said. So a key names one computation, and a node
+    One worker resolves it for all. So a key names one computation, and a node
     that cannot compute so refuses.
 
     Raises:
-        UserError: the worker cannot compute in the precision that is asked for.
+        UserError: the worker cannot compute in the requested precision.
     """
     if config.precision == "fp32":
         return "fp32"

@@ -1,4 +1,4 @@
-"""Which measurements a config asks for, each with the key that names its result."""
+"""The measurements of a config, each with the key that names its result."""
 
 from collections.abc import Iterable
 

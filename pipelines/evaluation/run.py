@@ -240,7 +240,7 @@ def _attach(
     """Give a report to the runs that the models came from; returns why they do not have them."""
     try:
         server = client(uri)
-        # A run that the server did not tell at the start is asked for again.
+        # A run that the server did not return at the start is requested again.
         runs = [s.run_id or run_of(s.uri, uri) for s, _ in subjects if s.uri]
         for run_id in dict.fromkeys(run for run in runs if run):
             written.log(server, run_id, folder)

@@ -93,7 +93,7 @@ class EvaluationTask:
         return LAYOUTS[self.name]
 
     def require_subject(self, subject: ModelRef, config: EvaluateConfig) -> None:
-        """Refuse a model that the task cannot use; asked before any work, and where it is done."""
+        """Refuse a model that the task cannot use; before any work, and where it is done."""
         encoders.require_network(subject, self.name, self.probe_side(config))
 
     def settings_of(self, config: EvaluateConfig) -> dict[str, Any]:

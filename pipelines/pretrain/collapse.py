@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 ACCURACY = 0.99
-"""Above this the discriminator tells all fillings apart, and its gradient teaches nothing."""
+"""Above this the discriminator recognises all fillings, and its gradient teaches nothing."""
 WINDOW_STEPS = 200
-"""The accuracy has to stay there for so many steps in a row: short spells are usual."""
+"""The accuracy has to stay there for this number of steps in a row: short spells are usual."""
 VARIANCE_RATIO = 0.01
 """Below this all images get the same filling."""
 

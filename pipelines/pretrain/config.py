@@ -1,4 +1,4 @@
-"""What a training run is asked to do, and what that comes to with every default filled in."""
+"""Settings of a training run, and the same with every default filled in."""
 
 import math
 from dataclasses import dataclass, replace
@@ -314,7 +314,7 @@ def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe
     """Every setting as it is used: what is given, else the preset's own.
 
     Args:
-        config: what was asked for.
+        config: the settings as given.
         mean_rgb: mean colour of the dataset, 0 to 255; before there is one, black stands for it.
     """
     strategy = config.strategy or default_strategy(config.preset)

@@ -12,7 +12,7 @@ Mark = Any
 class DataWaitClock:
     """Gaps between a step and the next batch, by the clock of the device itself.
 
-    The process runs ahead of a GPU: while it waits for a batch, the GPU may still compute.
+    A GPU works asynchronously: while it waits for a batch, the GPU may still compute.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from pipelines.pretrain.task import Task
 
 
 def distribute(networks: Networks, task: Task) -> Networks:
-    """Wrap in DDP, with batch norm over all ranks, when there are several; compile when asked."""
+    """Wrap in DDP, with batch norm over all ranks, when there are several; compile if set."""
     if training.num_ranks() > 1:
         for network in networks:
             if network is not None:

@@ -1,4 +1,4 @@
-"""From blocks of the stream to batches on the training device, ahead of the step that wants them.
+"""From blocks of the stream to batches on the training device, before the step that needs them.
 
 A GPU is fed from a thread: while it computes, the thread copies the next batches into page-locked
 memory and sends them over a stream of their own, and unpacks their holes there.

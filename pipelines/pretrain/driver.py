@@ -141,7 +141,7 @@ class DriverWatch:
         png = panel.draw(images, title)
         try:
             storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)
-        except (OSError, UserError) as error:  # the storage is away: the curves go on
+        except (OSError, UserError) as error:  # the storage is away: the curves continue
             self._progress.note(f"warning: the panel of step {step} is not in the store: {error}")
         self._recorder.image("panel", step, png)
         self._recorder.artifact("panel.png", png)

@@ -1,4 +1,4 @@
-"""What rank 0 tells the driver while it trains."""
+"""Messages of rank 0 to the driver during training."""
 
 from typing import Any, NamedTuple
 

@@ -45,7 +45,7 @@ LEASE = "lease"
 LEASE_S = 60.0  # for a job that vanished with its machine; another one of this machine is seen
 
 
-BEGIN_WAIT_S = 15.0  # a refusal is better told before the training than after it
+BEGIN_WAIT_S = 15.0  # a refusal is better before the training than after it
 
 
 DELIVERY_WAIT_S = 120.0  # for an MLflow server that is away when training has ended
@@ -71,7 +71,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     """Pretrain on a prepared dataset; returns the summary of what was measured.
 
     The same config and dataset give the same stage: a finished one is returned as it is, an
-    interrupted one goes on at its last checkpoint in the same MLflow run. `delivered` in it says
+    interrupted one resumes from its last checkpoint in the same MLflow run. `delivered` in it says
     whether MLflow has all of it.
     """
     console = plain_console()
@@ -86,7 +86,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     )
 
     def tell(owner: str) -> None:
-        text = f"waiting: {owner} is training {what}, which this command asks for, too"
+        text = f"waiting: {owner} is training {what}, which this command needs, too"
         console.print(text, soft_wrap=True)
 
     environment.require_train_v2()
@@ -238,7 +238,7 @@ def _train(
     try:
         if late := recorder.begin(BEGIN_WAIT_S):
             console.print(
-                f"warning: MLflow does not answer yet ({late}); training goes on, and what it "
+                f"warning: MLflow does not answer yet ({late}); training continues, and what it "
                 "measures is delivered later",
                 soft_wrap=True,
             )

@@ -1,4 +1,4 @@
-"""What a training worker is told: plain values that can be sent."""
+"""What a training worker gets: plain values that can be sent."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a promotion is asked to do."""
+"""Settings of a promotion."""
 
 from dataclasses import dataclass
 

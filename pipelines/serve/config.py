@@ -1,4 +1,4 @@
-"""What a person can ask of the service."""
+"""Settings of the service."""
 
 import os
 from dataclasses import dataclass

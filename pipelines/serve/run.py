@@ -38,7 +38,7 @@ def serve_models(config: ServeConfig) -> None:
     config = replace(config, model=config.model or (newest_model(config.store),))
     config = replace(config, port=_free_port(config))
     token = _token(config)
-    # What is wrong with a model is told before Ray starts.
+    # A model that cannot be served is refused before Ray starts.
     console.print(f"loading {', '.join(config.model)}")
     names = ServedModels(config.model, config.store, config.tracking_uri).names
     with cluster.connect() as resources:

@@ -32,7 +32,7 @@ class Served:
     loaded_at: float
 
     def describe(self) -> dict[str, Any]:
-        """For whoever asks which models there are."""
+        """The answer of GET /models."""
         info = self.model.info
         return {
             "name": self.name,

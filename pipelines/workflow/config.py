@@ -1,4 +1,4 @@
-"""What a workflow is asked to do."""
+"""Settings of a workflow."""
 
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal

@@ -35,7 +35,7 @@ LOOK_S = 0.5
 LINE_EVERY_S = 60.0  # in a log: a stage may take hours
 
 
-SYSTEM_RETRIES = 2  # of a task whose process died: it goes on where its stage was
+SYSTEM_RETRIES = 2  # of a task whose process died: it resumes where its stage was
 
 
 def execute(
@@ -50,7 +50,7 @@ def execute(
     """Run what is missing, up to `concurrency` stages at once; needs a connected Ray.
 
     A stage that fails is tried `attempts` times in all, unless the fault is the user's; what
-    needs it is blocked, everything else goes on. The console gets a line with what is to do, one
+    needs it is blocked, everything else continues. The console gets a line with what is to do, one
     for every end, and now and then what is running and the time left.
     """
     kinds = Counter(stage.kind for stage in stages)

@@ -117,7 +117,7 @@ def graph_of(config: WorkflowConfig) -> list[Stage]:
                 settings={
                     "task": task,
                     "version": KEY_VERSION,
-                    "precision": settings_of.precision,  # as asked: no cluster told yet
+                    "precision": settings_of.precision,  # as given: no cluster has resolved it yet
                     **TASKS[task].settings_of(settings_of),
                 },
                 needs=("prepare", "pretrain"),
@@ -208,10 +208,10 @@ def promote(
 
     Raises:
         RefusedError: a gate refuses.
-        UserError: MLflow lacks something, so that the stage is asked again next time.
+        UserError: MLflow lacks something, so that the stage runs again next time.
     """
     if not all(map(graph.is_delivered, inputs.values())):
-        raise UserError(f"the evidence is not all there: {graph.NOT_FINAL}")
+        raise UserError(f"not all results are there: {graph.NOT_FINAL}")
     uri = client.tracking_uri(config.tracking_uri, config.store)
     run_id = inputs["pretrain"]["tracking_run_id"]
     decision = promotion.promote(uri, run_id, config.name, demanded, config.store)

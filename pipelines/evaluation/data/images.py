@@ -156,7 +156,7 @@ def read_images(uri: str, split: str, limit: int) -> ImageSet:
     Args:
         uri: the data.
         split: "train" or "val".
-        limit: at most so many images, evenly spaced over the split; 0 takes all.
+        limit: maximum number of images, evenly spaced over the split; 0: all.
     """
     layout = layout_of(uri)
     if layout == "prepared":

@@ -1,4 +1,4 @@
-"""What an image is to be told as: one class, several, or ignored."""
+"""The target of an image: one class, several, or ignored."""
 
 from typing import NamedTuple
 

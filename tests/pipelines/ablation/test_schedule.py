@@ -130,7 +130,7 @@ def test_a_schedule_goes_on_when_the_length_of_its_periods_changes(tmp_path: Pat
 
 def test_a_sweep_of_the_future_is_told_and_no_reason_to_wait_for_it(tmp_path: Path) -> None:
     start(tmp_path, Clock(5000.1), lambda: True)  # a clock that was wrong
-    with pytest.raises(UserError, match=r"last\.json speaks of 1983-09-10 00:00 UTC, which is"):
+    with pytest.raises(UserError, match=r"last\.json has the time 1983-09-10 00:00 UTC, which is"):
         start(tmp_path, Clock(100.1), lambda: True)
     behind = start(tmp_path, Clock(4999.9), lambda: True)  # clocks differ a little
     assert behind.decision == "already done"
@@ -140,6 +140,6 @@ def test_a_claim_far_into_the_future_is_told_and_not_waited_for(tmp_path: Path) 
     folder = tmp_path / "ablate" / "ticks" / "nightly" / "lease"
     lease.acquire(str(folder), "killed", lease_s=60, now=5000 * DAY_S)
     clock = Clock(100.1)
-    with pytest.raises(UserError, match="lease speaks of 1983-09-10 00:01 UTC, which is still"):
+    with pytest.raises(UserError, match="lease has the time 1983-09-10 00:01 UTC, which is in the"):
         start(tmp_path, clock, lambda: True)
     assert clock.now == 100.1 * DAY_S

@@ -15,7 +15,7 @@ PSNR = "inpainting/central/hole/128/PSNR"
 LINEAR = "linear/conv5/accuracy"
 
 
-def dossier(run_id: str, psnr: dict[str, float], **more: Any) -> Candidate:
+def candidate(run_id: str, psnr: dict[str, float], **more: Any) -> Candidate:
     base = Candidate(
         run_id=run_id,
         status="FINISHED",
@@ -40,7 +40,7 @@ def verdict(found: list[Verdict], gate: str) -> Verdict:
 
 
 def test_seeds_that_measured_something_else_do_not_count() -> None:
-    model = dossier("m", {"m": 15.0}, seeds=3)
+    model = candidate("m", {"m": 15.0}, seeds=3)
     model = replace(model, scores={**model.scores, LINEAR: {"m": 0.5, "n": 0.5, "o": 0.5}})
     three = Gates(min_seeds=3, thresholds={PSNR: {"min": 12.0}})
     assert not verdict(quality(model, None, three), "seeds").passed
@@ -60,15 +60,15 @@ def test_seeds_that_measured_something_else_do_not_count() -> None:
 def test_the_model_that_would_be_served_keeps_the_margin_itself(
     ours: dict[str, float], theirs: dict[str, float], passed: bool
 ) -> None:
-    found = quality(dossier("m", ours), dossier("c", theirs), Gates(margins={PSNR: 0.25}))
+    found = quality(candidate("m", ours), candidate("c", theirs), Gates(margins={PSNR: 0.25}))
     assert verdict(found, "not worse").passed is passed
 
 
 @pytest.mark.parametrize("right", range(20))
 def test_worse_by_exactly_the_margin_is_allowed_and_by_one_picture_more_is_not(right: int) -> None:
-    champion, gates = dossier("c", {"c": (right + 1) / 20}), Gates(margins={PSNR: 0.05})
+    champion, gates = candidate("c", {"c": (right + 1) / 20}), Gates(margins={PSNR: 0.05})
     for lost, passed in ((0, True), (1, False)):  # of 2,000 images
-        model = dossier("m", {"m": right / 20 - lost / 2000})
+        model = candidate("m", {"m": right / 20 - lost / 2000})
         assert verdict(quality(model, champion, gates), "not worse").passed is passed
 
 
@@ -113,7 +113,7 @@ def named(score: str, strategy: str) -> str:
 def test_a_gate_can_demand_to_be_better_than_a_method(
     gain: float, telea: float, passed: bool
 ) -> None:
-    model = dossier("m", {"m": 15.0}, baselines={PSNR: {"Telea": telea}})
+    model = candidate("m", {"m": 15.0}, baselines={PSNR: {"Telea": telea}})
     found = verdict(quality(model, None, Gates(baselines={PSNR: {"Telea": gain}})), "better")
     assert found.passed is passed
     assert f"15 against {telea:g}" in found.found
@@ -121,12 +121,12 @@ def test_a_gate_can_demand_to_be_better_than_a_method(
 
 def test_lower_is_better_where_it_is() -> None:
     name = named("128/L1", "central")
-    model = dossier("m", {}, scores={name: {"m": 0.1}}, baselines={name: {"Telea": 0.2}})
+    model = candidate("m", {}, scores={name: {"m": 0.1}}, baselines={name: {"Telea": 0.2}})
     assert verdict(quality(model, None, Gates(baselines={name: {"Telea": 0.1}})), "better").passed
 
 
 def test_a_method_that_the_evaluation_left_out_is_not_beaten() -> None:
-    found = quality(dossier("m", {"m": 15.0}), None, Gates(baselines={PSNR: {"Telea": 0}}))
+    found = quality(candidate("m", {"m": 15.0}), None, Gates(baselines={PSNR: {"Telea": 0}}))
     assert not verdict(found, "better").passed
     assert verdict(found, "better").found == "not measured for Telea"
 
@@ -141,7 +141,7 @@ def test_the_default_gates_look_at_the_holes_a_model_was_trained_with(
     name, error = named(f"{side}/PSNR", strategy), named(f"{side}/L1", strategy)
     others = {named("128/PSNR", "random_block"): {"m": 9.0},  # measured, too
               named(f"0% to 10%/{side}/PSNR", strategy): {"m": 9.0}}  # fmt: skip
-    model = dossier(
+    model = candidate(
         "m", {}, strategy=strategy, measured={name: "equal", error: "equal"},
         scores={name: {"m": 15.0}, error: {"m": 0.1}, **others},
         baselines={name: {"Telea": 14.9, "mean colour": 12.0}},
@@ -156,7 +156,7 @@ def test_the_default_gates_look_at_the_holes_a_model_was_trained_with(
 
 
 def test_a_name_that_nothing_was_measured_of_fails_by_itself() -> None:
-    found = quality(dossier("m", {"m": 15.0}, strategy="free_form"), None, read_gates(None))
+    found = quality(candidate("m", {"m": 15.0}, strategy="free_form"), None, read_gates(None))
     refused = [each for each in found if not each.passed]
     assert {each.gate.rpartition(" ")[2] for each in refused} == {
         "inpainting/free_form*/hole/*/PSNR"
