@@ -161,9 +161,23 @@ def test_no_batch_norm_is_left(small: tuple[torch.nn.Module, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_the_alexnet_encoder_exports_too(tmp_path: Path) -> None:
-    _, out = exported(tmp_path, NetworkConfig(preset="alexnet", output="full", norm="lrn"))
-    assert storage.read_json(str(out / "encoder.json"))["output"] == ["N", 256, 6, 6]
+@pytest.mark.parametrize(
+    ("network", "output", "has_script"),
+    [
+        (NetworkConfig(preset="alexnet", output="full", norm="lrn"), [256, 6, 6], True),
+        (NetworkConfig(preset="features", output="full"), [256, 4, 4], True),
+        (NetworkConfig(preset="unet", output="full"), [256, 8, 8], False),
+    ],
+    ids=lambda value: getattr(value, "preset", ""),
+)
+def test_the_encoder_of_every_preset_exports(
+    network: NetworkConfig, output: list[int], has_script: bool, tmp_path: Path
+) -> None:
+    """Each form is compared before it is published; unet's layers are not those of torch."""
+    _, out = exported(tmp_path, network)
+    assert storage.read_json(str(out / "encoder.json"))["output"] == ["N", *output]
+    assert (out / "encoder.onnx").exists() and (out / "encoder.pt2").exists()
+    assert (out / "encoder.py").exists() == has_script
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
