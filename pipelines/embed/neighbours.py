@@ -19,7 +19,7 @@ from pipelines.data.images import Picture
 from pipelines.embed import features, sources
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.features import Embeddings
-from pipelines.embed.sources import Found
+from pipelines.embed.sources import Listed
 from pipelines.errors import UserError
 from pipelines.models import embed
 from pipelines.models.files import LoadedModel
@@ -63,7 +63,7 @@ def show(
     model: LoadedModel,
     layer: str,
     queries: dict[str, Picture],
-    found: Found,
+    found: Listed,
 ) -> None:
     """Print the neighbours of every query; its contact sheet lies beside the features."""
     console = plain_console(stderr=False, soft_wrap=True)
@@ -123,7 +123,7 @@ def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return directions
 
 
-def _pictures(found: Found, wanted: set[Neighbour], side: int) -> dict[str, Picture]:
+def _pictures(found: Listed, wanted: set[Neighbour], side: int) -> dict[str, Picture]:
     """The squares of some images by key, read again from the source."""
     by_unit: dict[int, set[str]] = {}
     for each in wanted:

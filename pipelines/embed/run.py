@@ -10,7 +10,7 @@ from pipelines import storage
 from pipelines.embed import features, neighbours, sources, worker
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.features import Embeddings
-from pipelines.embed.sources import Found
+from pipelines.embed.sources import Listed
 from pipelines.embed.worker import Embedder, Task
 from pipelines.errors import UserError
 from pipelines.models import embed, files
@@ -61,7 +61,7 @@ def embed_images(config: EmbedConfig) -> str:
     return uri
 
 
-def _key(config: EmbedConfig, ref: ModelRef, layer: str, found: Found) -> str:
+def _key(config: EmbedConfig, ref: ModelRef, layer: str, found: Listed) -> str:
     """Names the result: the images, the weights and what is taken of them; no path or machine."""
     return storage.content_key(
         {
@@ -108,7 +108,7 @@ def _embed(
     ref: ModelRef,
     model: LoadedModel,
     layer: str,
-    found: Found,
+    found: Listed,
     uri: str,
     key: str,
 ) -> Embeddings:
@@ -169,7 +169,7 @@ def _embed(
     return committed
 
 
-def _store_units(found: Found, work: str) -> int:
+def _store_units(found: Listed, work: str) -> int:
     """Describe every unit where its actor reads it; returns how many there are."""
     planned = storage.join(work, "plan.json")
     if storage.exists(planned):
@@ -203,7 +203,7 @@ def _run(config: EmbedConfig, task: Task, todo: list[int], resources: cluster.Re
     finish(work, "embedding", len(todo))
 
 
-def _check_sources(config: EmbedConfig, found: Found, records: list[dict[str, Any]]) -> None:
+def _check_sources(config: EmbedConfig, found: Listed, records: list[dict[str, Any]]) -> None:
     """Say what was not read in archives; refuse labels that only the whole source shows wrong.
 
     Raises:

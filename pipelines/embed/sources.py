@@ -22,6 +22,7 @@ from pipelines.prepare.sources import listing
 from pipelines.prepare.sources.labelled import labelled
 from pipelines.prepare.sources.labels import Labels, read_labels
 from pipelines.prepare.sources.member import Beside
+from pipelines.prepare.sources.names import Found
 from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import members
 from pipelines.prepare.unread import not_read
@@ -30,7 +31,7 @@ Unit = dict[str, Any]
 """Plain values that say what to read; `unit` is its number."""
 
 
-class Found(NamedTuple):
+class Listed(NamedTuple):
     """What there is to embed."""
 
     units: Callable[[], Iterator[Unit]]
@@ -59,7 +60,7 @@ class Encoded(NamedTuple):
 
 
 @contextmanager
-def find(config: SourceConfig) -> Iterator[Found]:
+def find(config: SourceConfig) -> Iterator[Listed]:
     """List a source, for the block; nothing but names, sizes and headers is read.
 
     Raises:
@@ -71,9 +72,9 @@ def find(config: SourceConfig) -> Iterator[Found]:
         _require_plain(config)
         manifest = read_manifest(uris[0])
         units = partial(_units_of_dataset, uris[0], manifest)
-        yield Found(units, manifest.fingerprint, Counter(), Counter(), [], None)
+        yield Listed(units, manifest.fingerprint, Counter(), Counter(), [], None)
         return
-    learned = listing.Found.empty()
+    learned = Found.empty()
     labels = (
         read_labels(config.labels, config.class_list, config.label_base, learned.notes)
         if config.labels
@@ -87,7 +88,7 @@ def find(config: SourceConfig) -> Iterator[Found]:
                 f"{not_read(learned.others) or 'none'}"
             )
         folders = learned.folders if found.has_guesses else Counter[str]()
-        yield Found(
+        yield Listed(
             partial(_units_of_listing, found),
             found.digest,
             learned.others,
