@@ -91,6 +91,23 @@ Measured by the training on its first validation images, at the end:
 
 def _with_torch(description: dict[str, Any], width: str) -> str:
     side = description["side"]
+    if "encoder.py" not in description["files"]:  # a layer that is not one of torch.nn
+        return f"""With torch alone, in the folder of this file:
+
+```python
+import torch
+
+network = torch.export.load("encoder.pt2").module()
+images = torch.zeros(2, {side}, {side}, 3, dtype=torch.uint8)  # RGB
+with torch.no_grad():
+    features = network(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
+# (2, {width.replace(" x ", ", ")})
+```
+
+- Input: {description["input"]}. Bring the shorter side of an image to {side} px and
+  take the centre square.
+- Output: {width} values per image.
+"""
     return f"""`encoder.py` needs torch and nothing else. In the folder of this file:
 
 ```python

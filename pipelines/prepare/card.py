@@ -110,7 +110,7 @@ def contact_sheet(uri: str, manifest: Manifest) -> bytes:
     group = row_groups(manifest, split)[0]
     columns = ["key", "image", *(spec.column for spec in specs)]
     rows = read_row_group(uri, group, columns).slice(0, SHEET_ROWS).to_pylist()
-    caption = _caption(["picture", *(spec.strategy for spec in specs)])
+    caption = _caption(["image", *(spec.strategy for spec in specs)])
     lines = [_line(row, specs, manifest.mean_rgb) for row in rows]
     sheet = np.concatenate([caption, *lines])
     done, png = cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))
@@ -121,11 +121,11 @@ def contact_sheet(uri: str, manifest: Manifest) -> bytes:
 def _line(
     row: dict[str, Any], specs: list[MaskSpec], mean_rgb: tuple[float, float, float]
 ) -> NDArray[np.uint8]:
-    picture = images.square(images.decode(row["image"]), specs[0].side, specs[0].side, 0.5, 0.5)
-    tiles, fill = [picture], np.array(mean_rgb).astype(np.uint8)
+    image = images.square(images.decode(row["image"]), specs[0].side, specs[0].side, 0.5, 0.5)
+    tiles, fill = [image], np.array(mean_rgb).astype(np.uint8)
     for spec in specs:
         hidden = unpack(row[spec.column], spec)
-        tiles.append(np.where(hidden[..., None], fill, picture))
+        tiles.append(np.where(hidden[..., None], fill, image))
     small = [cv2.resize(tile, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA) for tile in tiles]
     return np.concatenate(small, axis=1)
 
@@ -187,7 +187,7 @@ def _warnings(facts: dict[str, Any]) -> str:
     _, count, which = class_facts.row(facts)
     rows = [["classes", f"{count}: {which}"], *(["warning", text] for text in facts["warnings"])]
     rows += [["not read", f"{count:,} {kind}"] for kind, count in facts["not_read"].items()]
-    return html_page.table("what to know of it", ["", ""], rows)
+    return html_page.table("notes", ["", ""], rows)
 
 
 def _remarks(facts: dict[str, Any]) -> str:

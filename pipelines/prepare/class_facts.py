@@ -92,6 +92,8 @@ def row(found: Mapping[str, Any]) -> tuple[str, str, str]:
     between = f"{few:,} ('{small}') to {counted(many, 'image')} ('{large}')"
     if small == large:
         between = f"{counted(many, 'image')} ('{large}')"
+    elif few == many:
+        between = f"{counted(many, 'image')} each"
     without = found["without_class"]
     rest = f"; {counted(without, 'image')} without one" if without else ""
     return "classes", counted(found["classes"], "class", "classes"), between + rest

@@ -178,6 +178,10 @@ def test_the_encoder_of_every_preset_exports(
     assert storage.read_json(str(out / "encoder.json"))["output"] == ["N", *output]
     assert (out / "encoder.onnx").exists() and (out / "encoder.pt2").exists()
     assert (out / "encoder.py").exists() == has_script
+    card = (out / "README.md").read_text("utf-8")
+    assert ("import encoder" in card) == has_script
+    program = card.split("```python\n")[1].split("```")[0] + "print(tuple(features.shape))\n"
+    assert as_a_stranger(program, out) == f"{(2, *output)}\n"
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
