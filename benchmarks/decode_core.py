@@ -62,11 +62,11 @@ def pillow(data: bytes) -> bytes:
 def load(folder: Path, count: int, size: tuple[int, int] | None) -> list[bytes]:
     """JPEGs of a folder, enlarged to (width, height) where requested."""
     files = sorted(folder.rglob("*.jpg"))[:: max(len(list(folder.rglob("*.jpg"))) // count, 1)]
-    pictures = [file.read_bytes() for file in files[:count]]
+    images = [file.read_bytes() for file in files[:count]]
     if size is None:
-        return pictures
+        return images
     enlarged = []
-    for data in pictures:
+    for data in images:
         pixels = simplejpeg.decode_jpeg(data, "RGB")
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
         enlarged.append(
@@ -75,12 +75,12 @@ def load(folder: Path, count: int, size: tuple[int, int] | None) -> list[bytes]:
     return enlarged
 
 
-def rate(work: Callable[[bytes], bytes], pictures: Sequence[bytes]) -> float:
+def rate(work: Callable[[bytes], bytes], images: Sequence[bytes]) -> float:
     """Images per second of processor time."""
     began = time.process_time()
-    for data in pictures:
+    for data in images:
         work(data)
-    return len(pictures) / (time.process_time() - began)
+    return len(images) / (time.process_time() - began)
 
 
 def main() -> None:
@@ -93,15 +93,15 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
-    pictures = load(args.images, args.count, size)
-    same = sum(ours(data) == bare(data) for data in pictures)
+    images = load(args.images, args.count, size)
+    same = sum(ours(data) == bare(data) for data in images)
     print(
-        f"{len(pictures)} images, {sum(map(len, pictures)) / len(pictures):,.0f} bytes each, "
+        f"{len(images)} images, {sum(map(len, images)) / len(images):,.0f} bytes each, "
         f"{same} of them byte-equal from `ours` and `bare`"
     )
     rounds = []
     for _ in range(args.rounds):
-        rounds.append([rate(work, pictures) for work in (ours, bare, pillow)])
+        rounds.append([rate(work, images) for work in (ours, bare, pillow)])
     columns = list(zip(*rounds, strict=True))
     for name, rates in zip(("ours", "bare", "pillow"), columns, strict=True):
         print(

@@ -35,7 +35,7 @@ SIDE = 128
 UNET = NetworkConfig(preset="unet", output="full")
 OBJECTIVE = default_objective(UNET)
 WARM_UP_IMAGES = 800
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", required=True, help="folders of images")
     parser.add_argument("--validation", required=True, help="folder of images")
     parser.add_argument("--unseen", help="folder of images of another kind")
-    parser.add_argument("--pictures", type=int, default=200, help="validation images, evenly taken")
+    parser.add_argument("--images", type=int, default=200, help="validation images, evenly taken")
     parser.add_argument("--minutes", type=float, default=25.0, help="of training")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
@@ -60,7 +60,7 @@ def main() -> None:
     print(
         f"trained on {images:,} images of {len(names):,} in {seconds / 60:.1f} minutes", flush=True
     )
-    kinds = {"validation": (args.validation, args.pictures), "unseen": (args.unseen, 0)}
+    kinds = {"validation": (args.validation, args.images), "unseen": (args.unseen, 0)}
     for name, (folder, count) in kinds.items():
         if folder:
             _report(name, _squares(Path(folder), count), generator)
@@ -109,11 +109,11 @@ def _batch(names: list[Path], step: int, args: argparse.Namespace) -> tuple[Tens
     images, masks = [], []
     for number in order[first : first + args.batch_size]:
         draw = np.random.default_rng([args.seed, epoch, int(number)])
-        picture = _read(names[number])
-        shorter = int(draw.integers(SIDE, min(picture.shape[:2]) + 1))
-        picture = _shrink(picture, shorter)
-        top, left = (int(draw.integers(size - SIDE + 1)) for size in picture.shape[:2])
-        crop = picture[top : top + SIDE, left : left + SIDE]
+        image = _read(names[number])
+        shorter = int(draw.integers(SIDE, min(image.shape[:2]) + 1))
+        image = _shrink(image, shorter)
+        top, left = (int(draw.integers(size - SIDE + 1)) for size in image.shape[:2])
+        crop = image[top : top + SIDE, left : left + SIDE]
         images.append(crop[:, ::-1] if draw.integers(2) else crop)
         if draw.integers(2):
             hole = mask_for(args.seed, "free_form", SIDE, str(number), epoch)
@@ -130,66 +130,66 @@ def _centre(side: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _read(path: Path) -> Pictures:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    assert picture is not None, path
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+def _read(path: Path) -> Images:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert image is not None, path
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def _shrink(picture: Pictures, shorter: int) -> Pictures:
+def _shrink(image: Images, shorter: int) -> Images:
     """Resize the shorter side."""
-    scale = shorter / min(picture.shape[:2])
-    height, width = (max(shorter, round(size * scale)) for size in picture.shape[:2])
-    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    scale = shorter / min(image.shape[:2])
+    height, width = (max(shorter, round(size * scale)) for size in image.shape[:2])
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, np.uint8)
 
 
-def _squares(folder: Path, count: int) -> Pictures:
+def _squares(folder: Path, count: int) -> Images:
     """The centres of some images: uint8 (N, SIDE, SIDE, 3)."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png"))
     chosen = paths if not count else [paths[i * len(paths) // count] for i in range(count)]
     squares = []
     for path in chosen:
-        picture = _shrink(_read(path), SIDE)
-        top, left = ((size - SIDE) // 2 for size in picture.shape[:2])
-        squares.append(picture[top : top + SIDE, left : left + SIDE])
+        image = _shrink(_read(path), SIDE)
+        top, left = ((size - SIDE) // 2 for size in image.shape[:2])
+        squares.append(image[top : top + SIDE, left : left + SIDE])
     return np.stack(squares)
 
 
-def _report(name: str, pictures: Pictures, generator: torch.nn.Module) -> None:
-    count = len(pictures)
+def _report(name: str, images: Images, generator: torch.nn.Module) -> None:
+    count = len(images)
     holes = {
         "centre 56": np.repeat(shrink(torch.from_numpy(central(SIDE))[None], 4).numpy(), count, 0),
         "centre 64": np.repeat(central(SIDE)[None], count, 0),
         "free-form": np.stack([mask_for(1, "free_form", SIDE, str(i), 0) for i in range(count)]),
     }
     for kind, hole in holes.items():
-        for method, filled in _fillings(pictures, hole, generator):
-            scores = {k: round(v, 4) for k, v in _scores(filled, pictures, hole).items()}
+        for method, filled in _fillings(images, hole, generator):
+            scores = {k: round(v, 4) for k, v in _scores(filled, images, hole).items()}
             print(
                 json.dumps({"on": name, "hole": kind, "images": count, "method": method} | scores)
             )
 
 
 def _fillings(
-    pictures: Pictures, hole: Masks, generator: torch.nn.Module
-) -> Iterator[tuple[str, Pictures]]:
+    images: Images, hole: Masks, generator: torch.nn.Module
+) -> Iterator[tuple[str, Images]]:
     for name, method in (("Telea", telea), ("Navier-Stokes", navier_stokes)):
-        yield name, np.stack([method(*each) for each in zip(pictures, hole, strict=True)])
+        yield name, np.stack([method(*each) for each in zip(images, hole, strict=True)])
     for name, network in (("smooth start", build_generator(UNET)), ("unet", generator)):
         parts = [
             training.fill(
-                network, torch.from_numpy(pictures[at : at + 50]),
+                network, torch.from_numpy(images[at : at + 50]),
                 torch.from_numpy(hole[at : at + 50]),
                 network=UNET, objective=OBJECTIVE, dtype=torch.float32,
             ).numpy()
-            for at in range(0, len(pictures), 50)
+            for at in range(0, len(images), 50)
         ]  # fmt: skip
         yield name, np.concatenate(parts)
 
 
-def _scores(filled: Pictures, pictures: Pictures, hole: Masks) -> dict[str, float]:
-    prediction, target = (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 for x in (filled, pictures))
+def _scores(filled: Images, images: Images, hole: Masks) -> dict[str, float]:
+    prediction, target = (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 for x in (filled, images))
     where = torch.from_numpy(hole)[:, None]
     errors = hole_errors(prediction, target, where)
     return {

@@ -137,9 +137,9 @@ def small(data: bytes) -> bytes:
     return bytes(jpeg)
 
 
-def write_source(folder: Path, pictures: list[bytes], divisor: int) -> None:
+def write_source(folder: Path, images: list[bytes], divisor: int) -> None:
     """The official files, and the two lists of the development kit."""
-    unique = (made_unique(pictures[number % len(pictures)], number) for number in itertools.count())
+    unique = (made_unique(images[number % len(images)], number) for number in itertools.count())
     classes = [f"n{number:08}" for number in range(1, CLASSES // divisor + 1)]
     per_class, more = divmod(TRAIN // divisor, len(classes))
     (folder / "train").mkdir(parents=True)

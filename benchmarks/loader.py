@@ -54,7 +54,7 @@ from pipelines.data import images, stream, stream_plan
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.runtime import cluster
 
-SHARD_PICTURES = 1000
+SHARD_IMAGES = 1000
 SHUFFLE_BUFFER = 1000
 OF_DATALOADER, OF_BARE_CPU = 0.9, 1.15
 
@@ -123,8 +123,8 @@ def report_cpu(bare: list[float], task: list[float]) -> None:
 def fast_crop(side: int, jpeg: bytes, mask: bytes) -> Sample:
     """Decode as ours does, crop anywhere, unpack."""
     down, across = torch.rand(2).tolist()
-    picture = images.square(images.decode(jpeg), side, 0, down, across)
-    return picture, unpacked(mask, side)
+    image = images.square(images.decode(jpeg), side, 0, down, across)
+    return image, unpacked(mask, side)
 
 
 def tar_loader(
@@ -134,7 +134,7 @@ def tar_loader(
     import webdataset
 
     with webdataset.ShardWriter(
-        str(folder / "%06d.tar"), maxcount=SHARD_PICTURES, verbose=0
+        str(folder / "%06d.tar"), maxcount=SHARD_IMAGES, verbose=0
     ) as writer:
         for number, (jpeg, mask) in enumerate(stored):
             writer.write({"__key__": f"{number:07d}", "jpg": jpeg, "mask": mask})

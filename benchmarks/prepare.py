@@ -75,8 +75,8 @@ def main() -> None:
     size = (args.resize_to[0], args.resize_to[1]) if args.resize_to else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = load(args.images, args.count, size)
-        sources = write_sources(folder, pictures, args.count, args.growth)
+        images = load(args.images, args.count, size)
+        sources = write_sources(folder, images, args.count, args.growth)
         files = sorted(sources[1].rglob("*.jpg"))
         rounds: list[tuple[float, float]] = []
         peers: dict[str, list[float]] = {name: [] for name in (PEERS if args.peers else ())}
@@ -96,7 +96,7 @@ def main() -> None:
     report_peers(len(files), [job for _, job in rounds], peers)
 
 
-def write_sources(folder: Path, pictures: list[bytes], count: int, growth: int) -> dict[int, Path]:
+def write_sources(folder: Path, images: list[bytes], count: int, growth: int) -> dict[int, Path]:
     """Flat folders of WARM_UP (0), `count` (1) and `growth` times as many images.
 
     Where there are fewer, the same come again, each time with other bytes.
@@ -106,7 +106,7 @@ def write_sources(folder: Path, pictures: list[bytes], count: int, growth: int) 
     for times, place in places.items():
         place.mkdir()
         for number in range(sizes[times]):
-            data = made_unique(pictures[number % len(pictures)], number)
+            data = made_unique(images[number % len(images)], number)
             (place / f"{number:06}.jpg").write_bytes(data)
     return places
 

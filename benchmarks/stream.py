@@ -122,7 +122,7 @@ def bare_loop(plan: StreamPlan) -> float:
     def batches() -> Iterator[int]:
         done, slot = 0, 0
         total = plan.steps * plan.batch_size
-        pictures = np.empty((plan.batch_size, plan.side, plan.side, 3), np.uint8)
+        squares = np.empty((plan.batch_size, plan.side, plan.side, 3), np.uint8)
         holes = np.empty((plan.batch_size, plan.side, plan.side), np.uint8)
         for group in itertools.cycle(shards.row_groups(plan.manifest, "train")):
             table = shards.read_row_group(plan.uri, group, ["image", spec.column])
@@ -133,8 +133,8 @@ def bare_loop(plan: StreamPlan) -> float:
             )
             for jpeg, mask in cells:
                 down, across = rng.random(2)
-                picture = images.decode(jpeg)
-                pictures[slot] = images.square(picture, plan.side, plan.shorter, down, across)
+                decoded = images.decode(jpeg)
+                squares[slot] = images.square(decoded, plan.side, plan.shorter, down, across)
                 bits = np.frombuffer(mask, np.uint8, spec.bytes_per_mask)
                 hole = np.unpackbits(bits, count=plan.side**2)
                 holes[slot] = hole.reshape(plan.side, plan.side)
@@ -186,14 +186,14 @@ def read_stored(plan: StreamPlan) -> Stored:
 def pillow_crop(side: int, jpeg: bytes, mask: bytes) -> Sample:
     """Decode with Pillow, crop anywhere, unpack, as the public ports do."""
     with Image.open(io.BytesIO(jpeg)) as opened:
-        picture = opened.convert("RGB")
-    if min(picture.size) < side:
-        scale = side / min(picture.size)
-        width, height = (max(side, round(n * scale)) for n in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left = int(torch.randint(picture.width - side + 1, ()))
-    top = int(torch.randint(picture.height - side + 1, ()))
-    return np.array(picture.crop((left, top, left + side, top + side))), unpacked(mask, side)
+        decoded = opened.convert("RGB")
+    if min(decoded.size) < side:
+        scale = side / min(decoded.size)
+        width, height = (max(side, round(n * scale)) for n in decoded.size)
+        decoded = decoded.resize((width, height), Image.Resampling.BILINEAR)
+    left = int(torch.randint(decoded.width - side + 1, ()))
+    top = int(torch.randint(decoded.height - side + 1, ()))
+    return np.array(decoded.crop((left, top, left + side, top + side))), unpacked(mask, side)
 
 
 def unpacked(mask: bytes, side: int) -> NDArray[np.uint8]:

@@ -255,8 +255,8 @@ def _batch(setting: Setting, size: int, seed: int, device: torch.device) -> Batc
     """Smooth random images: noise would leave nothing to learn."""
     side = input_side(setting.network)
     coarse = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    picture = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
-    image = picture.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    smooth = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    image = smooth.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     masks = [mask_for(seed, setting.strategy, side, str(index), 0) for index in range(size)]
     return Batch(image.to(device), torch.from_numpy(np.stack(masks)).to(device))
 

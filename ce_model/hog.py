@@ -54,7 +54,7 @@ def histograms(image: Tensor) -> Tensor:
 
 
 def glyphs(counted: Tensor) -> Tensor:
-    """A picture of histograms: per cell one line for each direction, along the edge it stands for.
+    """An image of histograms: per cell one line for each direction, along the edge it stands for.
 
     Shape:
         counted: float (B, C, 9, H, H), as `histograms` gives them; result: float (B, C, 8H, 8H) in

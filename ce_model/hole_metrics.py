@@ -86,8 +86,8 @@ def gradient_energies(prediction: Tensor, target: Tensor, hole: Tensor) -> Gradi
         first, second = hole.narrow(dim, 0, size), hole.narrow(dim, 1, size)
         for kind, where in enumerate((first & second, first ^ second)):
             pairs[kind] += where.sum((1, 2, 3)) * target.shape[1]
-            for at, picture in ((2 * kind, filled), (2 * kind + 1, target)):
-                energy = picture.diff(dim=dim).square()
+            for at, image in ((2 * kind, filled), (2 * kind + 1, target)):
+                energy = image.diff(dim=dim).square()
                 sums[at] += torch.where(where, energy, 0).sum((1, 2, 3))
     means = [total / pairs[at // 2].clamp(min=1) for at, total in enumerate(sums)]
     return GradientEnergies(*means)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.api_images import Mask, Picture, Pixels, Place, hole_of, pixels_of
+from pipelines.api_images import ImageLike, Mask, Pixels, Place, hole_of, pixels_of
 from pipelines.api_settings import PrepareSettings, PretrainSettings, checked_settings
 from pipelines.errors import UserError
 
@@ -179,7 +179,7 @@ class Model:
 
         return embed.layer_shapes(self._loaded)
 
-    def fill(self, images: Sequence[Picture], masks: Sequence[Mask]) -> list[Pixels]:
+    def fill(self, images: Sequence[ImageLike], masks: Sequence[Mask]) -> list[Pixels]:
         """Fill holes in images of any sizes; pixels outside of the masks are returned bit by bit.
 
         Args:
@@ -199,16 +199,16 @@ class Model:
                 raise UserError(
                     f"there are {len(images)} images and {len(masks)} masks; each image needs one"
                 )
-            pictures = [pixels_of(image, f"images[{at}]") for at, image in enumerate(images)]
+            opened = [pixels_of(image, f"images[{at}]") for at, image in enumerate(images)]
             hidden = [
-                hole_of(mask, f"masks[{at}]", picture.shape[:2])
-                for at, (mask, picture) in enumerate(zip(masks, pictures, strict=True))
+                hole_of(mask, f"masks[{at}]", pixels.shape[:2])
+                for at, (mask, pixels) in enumerate(zip(masks, opened, strict=True))
             ]
-            return list(fill_photographs(self._loaded, pictures, hidden))
+            return list(fill_photographs(self._loaded, opened, hidden))
 
     def embed(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageLike],
         *,
         layer: str | None = None,
         batch_size: int = 64,
@@ -239,8 +239,8 @@ class Model:
             parts = []
             for start in range(0, len(images), batch_size):
                 numbers = range(start, min(start + batch_size, len(images)))
-                pictures = [pixels_of(images[at], f"images[{at}]") for at in numbers]
-                batch = embed.squares(pictures, self._loaded.side)
+                opened = [pixels_of(images[at], f"images[{at}]") for at in numbers]
+                batch = embed.squares(opened, self._loaded.side)
                 parts.append(
                     embed.embed_squares(self._loaded, batch, name, pool, normalize=normalize)
                 )

@@ -11,17 +11,17 @@ from pipelines.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = NDArray[np.uint8] | Image | str | os.PathLike[str]
+    ImageLike = NDArray[np.uint8] | Image | str | os.PathLike[str]
     Mask = NDArray[Any] | Image | str | os.PathLike[str]
 else:  # importing the Python face imports no Pillow
-    Picture = Mask = Any
+    ImageLike = Mask = Any
 
 Pixels = NDArray[np.uint8]
 Place = str | os.PathLike[str]
 HALF = 127  # what is brighter in the file of a mask is filled
 
 
-def pixels_of(image: Picture, name: str) -> Pixels:
+def pixels_of(image: ImageLike, name: str) -> Pixels:
     """uint8 (H, W, 3), RGB.
 
     Args:

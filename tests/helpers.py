@@ -77,9 +77,9 @@ def write_pictures(folder: Path, classes: dict[str, int], first: int = 0) -> Non
     for name, count in classes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for _ in range(count):
-            picture = draw_picture(first, 150 + first % 7, 160 + first % 11)
+            image = draw_picture(first, 150 + first % 7, 160 + first % 11)
             path = str(folder / name / f"{first:04d}.jpg")
-            assert cv2.imwrite(path, picture[..., ::-1])
+            assert cv2.imwrite(path, image[..., ::-1])
             first += 1
 
 

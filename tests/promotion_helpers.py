@@ -76,12 +76,12 @@ def log_run(
     return run_id
 
 
-def log_report(home: Home, run_id: str, psnr: float, sha256: str, pictures: int = 100) -> None:
+def log_report(home: Home, run_id: str, psnr: float, sha256: str, images: int = 100) -> None:
     score = {"mean": psnr, "std": None, "values": [psnr]}
     row = {"model": "m", "method": "this model", "holes": "central", "region": "hole",
            "hidden": "any", "side": "128", "PSNR": score}  # fmt: skip
     section = {"task": "inpainting", "data": "store/prepare/d", "rows": [row],
-               "notes": {"n": {"settings": {"pictures": pictures}}}}  # fmt: skip
+               "notes": {"n": {"settings": {"pictures": images}}}}  # fmt: skip
     report = {"seeds": [0], "precision": "fp32", "sections": [section],
               "models": [{"name": "m", "sha256": sha256, "run_id": run_id}]}  # fmt: skip
     data = json.dumps(report).encode()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ce_model.training.distributed import ddp_settings, num_ranks, unwrap
     from ce_model.training.inference import (
         STATISTICS_BATCH,
-        STATISTICS_PICTURES,
+        STATISTICS_IMAGES,
         CellPrediction,
         Computation,
         Prediction,
@@ -59,7 +59,7 @@ __all__ = [
     "ADAPTIVE",
     "IMAGENET_MEAN",
     "STATISTICS_BATCH",
-    "STATISTICS_PICTURES",
+    "STATISTICS_IMAGES",
     "CellPrediction",
     "Computation",
     "LearningRates",

@@ -19,7 +19,7 @@ from ce_model.training.views import Views, make_views, predict_from
 STATISTICS_BATCH = 32
 
 
-STATISTICS_PICTURES = 256  # that batch norm's statistics are estimated from
+STATISTICS_IMAGES = 256  # that batch norm's statistics are estimated from
 
 
 class Computation(TypedDict):

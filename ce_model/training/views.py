@@ -53,11 +53,11 @@ def make_views(
             f"images have shape {tuple(image.shape)} and masks {tuple(hidden.shape)}; "
             f"network.preset {network.preset} needs (B, {sides}, 3) and (B, {sides})"
         )
-    picture = image.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    scaled = image.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     if network.preset == "features":
-        return _cell_views(picture, hidden, network, objective)
+        return _cell_views(scaled, hidden, network, objective)
     hole = shrink(hidden, objective.overlap)
-    context = _with_start(picture, hole, objective)
+    context = _with_start(scaled, hole, objective)
     if any_size:
         context = torch.cat([context, hole.unsqueeze(1).float()], 1)
         context = context.contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def make_views(
         start = (side - target_side) // 2
         inner = slice(start, start + target_side)
     target, hole, hidden = (
-        picture[..., inner, inner],
+        scaled[..., inner, inner],
         hole[:, inner, inner],
         hidden[:, inner, inner],
     )
@@ -84,24 +84,24 @@ def predict_from(network: nn.Module, views: Views) -> Tensor:
 
 
 def _cell_views(
-    picture: Tensor, hidden: Tensor, network: NetworkConfig, objective: Objective
+    scaled: Tensor, hidden: Tensor, network: NetworkConfig, objective: Objective
 ) -> Views:
     """Views of preset features: a cell with a hidden pixel is hidden whole."""
     cells = feature_targets.hidden_cells(hidden)
-    context = _with_start(picture, feature_targets.whole_cells(cells), objective)
-    target = feature_targets.make_target(network.target, picture).contiguous()
+    context = _with_start(scaled, feature_targets.whole_cells(cells), objective)
+    target = feature_targets.make_target(network.target, scaled).contiguous()
     hole = cells.unsqueeze(1)
     weight = hole.float() if objective.region == "hole" else torch.ones_like(hole.float())
     return Views(context, target, hole, weight, cells)
 
 
-def _with_start(picture: Tensor, hole: Tensor, objective: Objective) -> Tensor:
+def _with_start(scaled: Tensor, hole: Tensor, objective: Objective) -> Tensor:
     """What stands in the hole before the network has seen it."""
     if objective.start == "smooth":
         # Filled on the device, since a CUDA graph cannot hold a copy from the host.
-        empty = torch.stack([picture.new_full((1, 1), v / 127.5 - 1) for v in objective.fill])
-        return smooth_fill(picture, hole.unsqueeze(1), empty)
-    context = picture.clone()
+        empty = torch.stack([scaled.new_full((1, 1), v / 127.5 - 1) for v in objective.fill])
+        return smooth_fill(scaled, hole.unsqueeze(1), empty)
+    context = scaled.clone()
     for channel, value in enumerate(objective.fill):
         context[:, channel].masked_fill_(hole, value / 127.5 - 1)
     return context

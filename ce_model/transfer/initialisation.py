@@ -256,11 +256,11 @@ def _patches(layer: Weighted, x: Tensor, generator: torch.Generator) -> Tensor:
     x = x[:, : layer.weight.shape[1]].float()
     each = -(-KMEANS_PATCHES // len(x))
     found = []
-    for picture in x:
-        tops = torch.randint(picture.shape[1] - down + 1, (each,), generator=generator).tolist()
-        lefts = torch.randint(picture.shape[2] - across + 1, (each,), generator=generator).tolist()
+    for image in x:
+        tops = torch.randint(image.shape[1] - down + 1, (each,), generator=generator).tolist()
+        lefts = torch.randint(image.shape[2] - across + 1, (each,), generator=generator).tolist()
         for top, left in zip(tops, lefts, strict=True):
-            found.append(picture[:, top : top + down, left : left + across].flatten())
+            found.append(image[:, top : top + down, left : left + across].flatten())
     return torch.stack(found)[:KMEANS_PATCHES]
 
 

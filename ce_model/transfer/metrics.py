@@ -22,7 +22,7 @@ VOID = 255  # pixels with this label are not counted
 class Found(NamedTuple):
     """All detections of one class."""
 
-    picture: NDArray[np.int64]
+    image: NDArray[np.int64]
     """(D,), number of the image."""
     score: Floats
     """(D,)."""
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 class Truth(NamedTuple):
     """All objects of one class."""
 
-    picture: NDArray[np.int64]
+    image: NDArray[np.int64]
     """(G,), number of the image."""
     box: Floats
     """(G, 4), as in Found."""
@@ -46,10 +46,10 @@ def detection_curve(found: Found, truth: Truth) -> tuple[Floats, Floats]:
     required = int((~truth.difficult).sum())
     if not required:
         return np.empty(0), np.empty(0)
-    taken = np.zeros(len(truth.picture), bool)
+    taken = np.zeros(len(truth.image), bool)
     hits, misses = np.zeros(len(found.score)), np.zeros(len(found.score))
     for rank, at in enumerate(np.argsort(-found.score, kind="stable")):
-        candidates = np.flatnonzero(truth.picture == found.picture[at])
+        candidates = np.flatnonzero(truth.image == found.image[at])
         iou = box_iou(found.box[at], truth.box[candidates])
         best = int(iou.argmax()) if len(iou) else -1
         if best < 0 or iou[best] < HIT_IOU:

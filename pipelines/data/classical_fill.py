@@ -8,36 +8,36 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 
 Hole = NDArray[np.bool_]
 
 RADIUS_PX = 5.0  # of Telea and Navier-Stokes
 
 
-def mean_colour(picture: Picture, hole: Hole) -> Picture:
+def mean_colour(image: ImageArray, hole: Hole) -> ImageArray:
     """The mean of the visible pixels of this image."""
-    filled = picture.copy()
-    filled[hole] = picture[~hole].mean(axis=0).round()
+    filled = image.copy()
+    filled[hole] = image[~hole].mean(axis=0).round()
     return filled
 
 
-def telea(picture: Picture, hole: Hole) -> Picture:
+def telea(image: ImageArray, hole: Hole) -> ImageArray:
     """Fast marching, Telea 2004."""
-    return _opencv(picture, hole, cv2.INPAINT_TELEA)
+    return _opencv(image, hole, cv2.INPAINT_TELEA)
 
 
-def navier_stokes(picture: Picture, hole: Hole) -> Picture:
+def navier_stokes(image: ImageArray, hole: Hole) -> ImageArray:
     """Fluid dynamics, Bertalmio, Bertozzi, Sapiro 2001."""
-    return _opencv(picture, hole, cv2.INPAINT_NS)
+    return _opencv(image, hole, cv2.INPAINT_NS)
 
 
-def inside(filled: Picture, picture: Picture, hole: Hole) -> Picture:
+def inside(filled: ImageArray, image: ImageArray, hole: Hole) -> ImageArray:
     """Visible pixels stay as they are."""
-    pasted: Picture = np.where(hole[:, :, None], filled, picture)
+    pasted: ImageArray = np.where(hole[:, :, None], filled, image)
     return pasted
 
 
-def _opencv(picture: Picture, hole: Hole, how: int) -> Picture:
-    filled = cv2.inpaint(mean_colour(picture, hole), hole.astype(np.uint8), RADIUS_PX, how)
-    return inside(filled, picture, hole)
+def _opencv(image: ImageArray, hole: Hole, how: int) -> ImageArray:
+    filled = cv2.inpaint(mean_colour(image, hole), hole.astype(np.uint8), RADIUS_PX, how)
+    return inside(filled, image, hole)

@@ -221,7 +221,7 @@ def read_manifest(uri: str, revision: int | None = None) -> Manifest:
     if manifest is None:
         raise UserError(
             f"'{uri}' is not a prepared dataset: it has no {MANIFEST} of one. Make one with "
-            "python jobs/prepare.py --source PICTURES --output DATASET"
+            "python jobs/prepare.py --source IMAGES --output DATASET"
         )
     return manifest
 

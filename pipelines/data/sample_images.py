@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.data import images
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 
 VERSION = 1  # raise it when the crops change
 PHOTOGRAPHS = {
@@ -50,27 +50,27 @@ def ensure(store: str) -> str:
     if storage.exists(done):
         return storage.join(folder, "pictures")
     for name in PHOTOGRAPHS:
-        picture = photograph(name)
-        for split, crops in cuts(picture, name).items():
+        image = photograph(name)
+        for split, crops in cuts(image, name).items():
             for number, crop in enumerate(crops):
-                jpeg = images.encode(_cut(picture, crop), QUALITY)
+                jpeg = images.encode(_cut(image, crop), QUALITY)
                 path = storage.join(folder, "pictures", split, name, f"{number:04d}.jpg")
                 storage.publish(path, jpeg)
     storage.publish_json(done, {"photographs": sorted(PHOTOGRAPHS)})
     return storage.join(folder, "pictures")
 
 
-def photograph(name: str) -> Picture:
+def photograph(name: str) -> ImageArray:
     """uint8 (H, W, 3), shorter side PHOTOGRAPH_SHORTER."""
     package, file = PHOTOGRAPHS[name]
     data = Path(str(files(package) / file)).read_bytes()
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return images.resize_shorter(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), PHOTOGRAPH_SHORTER)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return images.resize_shorter(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), PHOTOGRAPH_SHORTER)
 
 
-def cuts(picture: Picture, name: str) -> dict[str, list[Crop]]:
+def cuts(image: ImageArray, name: str) -> dict[str, list[Crop]]:
     """Where the crops of a photograph lie: train left of a line, val right of it."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     line = round(width * (1 - VALIDATION_SHARE))
     rng = np.random.Generator(np.random.PCG64([VERSION, *name.encode()]))
     return {
@@ -85,5 +85,5 @@ def _draw(rng: np.random.Generator, height: int, left: int, right: int) -> Crop:
     return Crop(top, int(rng.integers(left, right - side + 1)), side)
 
 
-def _cut(picture: Picture, crop: Crop) -> Picture:
-    return picture[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side]
+def _cut(image: ImageArray, crop: Crop) -> ImageArray:
+    return image[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side]

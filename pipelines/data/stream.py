@@ -184,12 +184,12 @@ class _Decoder:
             block["augment"][slot] = draw.augment
 
 
-def _crop(plan: StreamPlan, picture: images.Picture, draw: Draw) -> images.Picture:
+def _crop(plan: StreamPlan, image: images.ImageArray, draw: Draw) -> images.ImageArray:
     if plan.crop is None or not plan.augment:
-        return images.square(picture, plan.side, plan.shorter, draw.down, draw.across)
-    height, width = picture.shape[:2]
+        return images.square(image, plan.side, plan.shorter, draw.down, draw.across)
+    height, width = image.shape[:2]
     size = plan.crop.size(height, width, draw.resized)
-    return images.resized_crop(picture, size, plan.side, draw.down, draw.across)
+    return images.resized_crop(image, size, plan.side, draw.down, draw.across)
 
 
 def window_rows(plan: StreamPlan, window: Window) -> pa.Table:
@@ -230,7 +230,7 @@ def read_fixed_images(
         image uint8 (N, side, side, 3) and mask uint8 (N, packed bytes).
     """
     spec = plan.manifest.mask_spec(plan.strategy, plan.side)
-    pictures, holes = [], []
+    squares, holes = [], []
     for group in shards.row_groups(plan.manifest, split):
         if group.first_row >= count:
             break
@@ -240,17 +240,17 @@ def read_fixed_images(
                 jpeg = shards.cells(table.column("image").slice(at, 1))[0]
                 mask = shards.cells(table.column(spec.column).slice(at, 1))[0]
                 decoded = _decode(plan, jpeg)
-                pictures.append(images.square(decoded, plan.side, plan.shorter, 0.5, 0.5))
+                squares.append(images.square(decoded, plan.side, plan.shorter, 0.5, 0.5))
                 holes.append(np.frombuffer(mask, np.uint8, spec.bytes_per_mask))
-    if not pictures:
+    if not squares:
         return (
             np.empty((0, plan.side, plan.side, 3), np.uint8),
             np.empty((0, spec.bytes_per_mask), np.uint8),
         )
-    return np.stack(pictures), np.stack(holes)
+    return np.stack(squares), np.stack(holes)
 
 
-def _decode(plan: StreamPlan, jpeg: memoryview) -> images.Picture:
+def _decode(plan: StreamPlan, jpeg: memoryview) -> images.ImageArray:
     try:
         return images.decode(jpeg)
     except ValueError as error:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
 from pipelines.data import orientation
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.data.orientation import SIGNATURE, START_OF_SCAN, turn_upright
 
 Form = Literal["JPEG", "PNG", "WebP", "AVIF"]
@@ -100,7 +100,7 @@ class Limits(NamedTuple):
 class Decoded(NamedTuple):
     """An image as it lies in its file."""
 
-    pixels: Picture
+    pixels: ImageArray
     orientation: int
     """1 to 8; `turn_upright` undoes it."""
     form: Form
@@ -127,7 +127,7 @@ def use_one_thread() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-def open_rgb(data: bytes, limits: Limits = DEFAULT) -> Picture:
+def open_rgb(data: bytes, limits: Limits = DEFAULT) -> ImageArray:
     """Encoded image -> uint8 (H, W, 3) RGB, upright.
 
     Raises:
@@ -184,7 +184,7 @@ def to_8_bits(values: Values) -> tuple[NDArray[np.uint8], int]:
     return (values >> (bits - 8)).clip(0, 255).astype(np.uint8), bits
 
 
-def _three(values: Values) -> Picture:
+def _three(values: Values) -> ImageArray:
     """(H, W, 1 to 4) -> (H, W, 3), without alpha."""
     if values.shape[2] < 3:
         return np.repeat(values[..., :1], 3, axis=2)
@@ -236,7 +236,7 @@ def size_of(data: bytes, limits: Limits = DEFAULT) -> tuple[int, int]:
     return open_rgb(data, limits).shape[:2]
 
 
-def _decode_jpeg(data: bytes, limits: Limits) -> tuple[Picture, tuple[str, ...]]:
+def _decode_jpeg(data: bytes, limits: Limits) -> tuple[ImageArray, tuple[str, ...]]:
     sequential = _check_scans(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -265,7 +265,7 @@ def _decode_jpeg(data: bytes, limits: Limits) -> tuple[Picture, tuple[str, ...]]
     return pixels, ("grey",) if colours == "Gray" else ()
 
 
-def _odd_jpeg(data: bytes, limits: Limits) -> tuple[Picture, tuple[str, ...]]:
+def _odd_jpeg(data: bytes, limits: Limits) -> tuple[ImageArray, tuple[str, ...]]:
     values, mode, _ = _by_pillow(data, limits, "JPEG")
     return _three(values), (KINDS.get(mode, "odd_jpeg"),)
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pipelines import storage
 from pipelines.data import untrusted
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.embed import features, sources
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.features import Embeddings
@@ -38,7 +38,7 @@ class Neighbour(NamedTuple):
     unit: int
 
 
-def open_queries(config: EmbedConfig, model: LoadedModel) -> dict[str, Picture]:
+def open_queries(config: EmbedConfig, model: LoadedModel) -> dict[str, ImageArray]:
     """The query images at the network's side, by their names.
 
     Raises:
@@ -62,7 +62,7 @@ def show(
     embeddings: Embeddings,
     model: LoadedModel,
     layer: str,
-    queries: dict[str, Picture],
+    queries: dict[str, ImageArray],
     found: Listed,
 ) -> None:
     """Print the neighbours of every query; its contact sheet lies beside the features."""
@@ -70,7 +70,7 @@ def show(
     squares = np.stack(list(queries.values()))
     vectors = embed.embed_squares(model, squares, layer, config.pool, normalize=config.normalize)
     nearest = find_nearest(uri, embeddings, vectors, config.neighbours)
-    pictures = _pictures(found, {each for row in nearest for each in row}, model.side)
+    images = _images(found, {each for row in nearest for each in row}, model.side)
     for number, (name, row) in enumerate(zip(queries, nearest, strict=True)):
         table = Table(title=f"nearest to {name}", title_justify="left")
         for head in ("cosine", "label", "key"):
@@ -78,7 +78,7 @@ def show(
         for each in row:
             table.add_row(f"{each.cosine:.3f}", each.label or "", each.key)
         console.print(table)
-        tiles = [pictures.get(each.key) for each in row]
+        tiles = [images.get(each.key) for each in row]
         texts = [f"{each.cosine:.3f} {each.label or ''}" for each in row]
         sheet = contact_sheet([squares[number], *tiles], ["query", *texts])
         stem = PurePosixPath(name).stem
@@ -123,21 +123,21 @@ def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return directions
 
 
-def _pictures(found: Listed, wanted: set[Neighbour], side: int) -> dict[str, Picture]:
+def _images(found: Listed, wanted: set[Neighbour], side: int) -> dict[str, ImageArray]:
     """The squares of some images by key, read again from the source."""
     by_unit: dict[int, set[str]] = {}
     for each in wanted:
         by_unit.setdefault(each.unit, set()).add(each.key)
-    pictures = {}
+    images = {}
     for unit in found.units():
         for key in by_unit.get(unit["unit"], ()):
             data = sources.find_image(unit, key)
             if data is not None:
-                pictures[key] = embed.open_square(data, side)
-    return pictures
+                images[key] = embed.open_square(data, side)
+    return images
 
 
-def contact_sheet(tiles: list[Picture | None], texts: list[str]) -> bytes:
+def contact_sheet(tiles: list[ImageArray | None], texts: list[str]) -> bytes:
     """One row of square images with a line of text under each, as PNG; grey where there is none."""
     step = TILE_PX + GAP_PX
     sheet = Image.new("RGB", (step * len(tiles) + GAP_PX, TILE_PX + TEXT_PX + 3 * GAP_PX), "white")

@@ -15,7 +15,7 @@ import torch
 from ce_model.choices import Pool
 from pipelines import storage
 from pipelines.data import untrusted
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.embed import features, sources
 from pipelines.embed.sources import Encoded
 from pipelines.errors import UserError
@@ -96,9 +96,9 @@ class Embedder:
 
     def _batches(
         self, read: Iterator[Encoded], faults: list[dict[str, str]]
-    ) -> Iterator[list[tuple[Encoded, Picture]]]:
+    ) -> Iterator[list[tuple[Encoded, ImageArray]]]:
         """Decoded images in the order of the source; what cannot be used goes to `faults`."""
-        batch: list[tuple[Encoded, Picture]] = []
+        batch: list[tuple[Encoded, ImageArray]] = []
         for image, square, fault in self._decoded(read):
             if square is None:
                 faults.append({"key": image.key, "fault": fault})
@@ -115,9 +115,9 @@ class Embedder:
         if batch:
             yield batch
 
-    def _decoded(self, read: Iterator[Encoded]) -> Iterator[tuple[Encoded, Picture | None, str]]:
+    def _decoded(self, read: Iterator[Encoded]) -> Iterator[tuple[Encoded, ImageArray | None, str]]:
         """Decoding is prefetched in threads, two batches at most."""
-        ahead: deque[tuple[Encoded, Future[tuple[Picture | None, str]]]] = deque()
+        ahead: deque[tuple[Encoded, Future[tuple[ImageArray | None, str]]]] = deque()
         for image in read:
             ahead.append((image, self._pool.submit(self._square, image)))
             if len(ahead) >= 2 * self._task.batch_size:
@@ -127,7 +127,7 @@ class Embedder:
             first, decoded = ahead.popleft()
             yield (first, *decoded.result())
 
-    def _square(self, image: Encoded) -> tuple[Picture | None, str]:
+    def _square(self, image: Encoded) -> tuple[ImageArray | None, str]:
         """The image at the network's side, or why there is none."""
         if image.data is None:
             return None, image.fault

@@ -94,14 +94,14 @@ def _reconstruct(
     typical: list[Tensor] = []
     for batch in _counted(batches(plan), done):
         image = _image(batch)
-        if len(typical) * settings.batch_size < training.STATISTICS_PICTURES:
+        if len(typical) * settings.batch_size < training.STATISTICS_IMAGES:
             typical.append(image)
         training.train_step(
             networks, optimizers, image.to(place), _nothing_hidden(image).to(place),
             network=network, objective=objective, dtype=dtype,
         )  # fmt: skip
     if training.dropout_shifts_statistics(generator):
-        image = torch.cat(typical)[: training.STATISTICS_PICTURES]
+        image = torch.cat(typical)[: training.STATISTICS_IMAGES]
         training.estimate_statistics(
             generator, image.to(place), _nothing_hidden(image).to(place),
             network=network, objective=objective, dtype=dtype,

@@ -24,7 +24,7 @@ from pipelines.models.backbones import build_network
 from pipelines.models.encoder_names import require_encoder
 from pipelines.models.resolve import ModelRef, resolve_named
 
-KMEANS_PICTURES = 64
+KMEANS_IMAGES = 64
 
 
 WITHOUT_MAPS = "inpaint"  # the preset whose last features are no map of the image
@@ -68,14 +68,14 @@ def encoder_of(
     encoder = network_of(subject, seed).encoder
     kept = list(batches)
     if subject.kind == "random-kmeans":
-        pictures = torch.cat(kept)
-        pictures = pictures[pick_evenly(len(pictures), KMEANS_PICTURES)]
+        images = torch.cat(kept)
+        images = images[pick_evenly(len(images), KMEANS_IMAGES)]
         assert isinstance(encoder, nn.Sequential)  # see `require_network`
         folded = initialisation.fold(encoder)
         layers = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         initialisation.initialise(
             layers,
-            lambda: folded(pictures),
+            lambda: folded(images),
             filters="kmeans",
             generator=torch.Generator().manual_seed(seed),
         )

@@ -95,11 +95,11 @@ class Executor:
         finally:
             ray.kill(mailbox)
 
-    def search(self, pictures: list[ImageSet]) -> None:
+    def search(self, images: list[ImageSet]) -> None:
         """Find the regions of images for detection, unless they are kept already."""
         search_remotely = ray.remote(_search).options(num_cpus=1)
         store = self._config.store
-        missing = [p for p in pictures if not storage.exists(proposals.uri_of(store, p))]
+        missing = [p for p in images if not storage.exists(proposals.uri_of(store, p))]
         self._wait(
             {search_remotely.remote(store, part): part.keys[0] for part in missing},
             "selective search",
@@ -151,8 +151,8 @@ class Executor:
             raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def _search(store: str, pictures: ImageSet) -> None:
-    proposals.ensure(store, pictures)
+def _search(store: str, images: ImageSet) -> None:
+    proposals.ensure(store, images)
 
 
 def _train_baseline(

@@ -88,7 +88,7 @@ def jobs_of(
             if not TASKS[task].seeded:
                 pairs = [(s, config.seeds[0]) for s, _ in subjects if s.uri]
                 pairs = list(dict.fromkeys(pairs))
-                own = data if layouts[data] != "pictures" else database
+                own = data if layouts[data] != "images" else database
                 holes = _holes([s for s, _ in pairs], config)
                 jobs.append(_job(task, None, holes, data, own, 0, config, fingerprints))
                 jobs += [_job(task, s, (), data, own, 0, config, fingerprints) for s, _ in pairs]
@@ -154,7 +154,7 @@ def to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[ImageS
         chunk
         for data in data_for("detection", layouts)
         for split in (config.voc.train, config.voc.test)
-        for chunk in proposals.chunks(voc.read_annotated(data, split, config.voc.classes).pictures)
+        for chunk in proposals.chunks(voc.read_annotated(data, split, config.voc.classes).images)
     ]
 
 

@@ -94,8 +94,8 @@ def summary(values: list[float]) -> dict[str, Any]:
     }
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
+def png(image: NDArray[np.uint8]) -> bytes:
     """uint8 (H, W, 3) as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="png", optimize=False)
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="png", optimize=False)
     return buffer.getvalue()

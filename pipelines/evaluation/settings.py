@@ -12,13 +12,13 @@ from ce_model.masks import Strategy
 TaskName = Literal[
     "inpainting", "linear", "knn", "finetune", "detection", "segmentation", "retrieval"
 ]
-Layout = Literal["prepared", "classes", "pictures", "voc", "camvid"]
+Layout = Literal["prepared", "classes", "images", "voc", "camvid"]
 Baseline = Literal[
     "mean colour", "Telea", "Navier-Stokes", "biharmonic", "shift-map (patches)", "FSR"
 ]
 
 LAYOUTS: dict[TaskName, tuple[Layout, ...]] = {
-    "inpainting": ("prepared", "classes", "pictures"),
+    "inpainting": ("prepared", "classes", "images"),
     "linear": ("prepared", "classes"),
     "knn": ("prepared", "classes"),
     "finetune": ("prepared", "classes", "voc"),

@@ -53,7 +53,7 @@ def fingerprint_of_images(uri: str, layout: Layout, config: EvaluateConfig) -> s
     """Content key of the images and labels of a folder or dataset."""
     if layout == "prepared":
         return manifest.read_manifest(uri).fingerprint
-    splits = ("val",) if layout == "pictures" else ("train", "val")
+    splits = ("val",) if layout == "images" else ("train", "val")
     return storage.content_key([read_images(uri, split, 0).fingerprint for split in splits])
 
 

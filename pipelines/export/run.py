@@ -47,7 +47,7 @@ from pipelines.tracking import client
 
 FORMAT_VERSION = 1
 TOLERANCE = 1e-4  # absolute and relative
-CHECKED_PICTURES = 3
+CHECKED_IMAGES = 3
 WEIGHTS, BACKBONE_WEIGHTS, ONNX, PROGRAM, SCRIPT, CARD, DESCRIPTION = (
     "encoder.safetensors",
     "model.safetensors",
@@ -74,7 +74,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
     model = files.load_model(subject.uri)
     encoder = fold_encoder(model.generator.encoder)
     noise = torch.Generator().manual_seed(0)
-    x = torch.rand(CHECKED_PICTURES, 3, model.side, model.side, generator=noise) * 2 - 1
+    x = torch.rand(CHECKED_IMAGES, 3, model.side, model.side, generator=noise) * 2 - 1
     with torch.inference_mode():
         expected = model.generator.encoder(x).numpy()
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,7 +88,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
             "output": ["N", *expected.shape[1:]],
             "weights_sha256": subject.sha256,
             "files": {name: storage.sha256_of(folder / name) for name in (*errors, *others)},
-            "checked_images": CHECKED_PICTURES,
+            "checked_images": CHECKED_IMAGES,
             "largest_difference": errors,
         }
         try:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.data.hole_masks import Hole
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.inpaint.read import HoleSource, UnreadableImage, read_image
 from pipelines.inpaint.sources import Source, output_name
 from pipelines.models import files
@@ -30,7 +30,7 @@ class Filler:
     def fill(self, sources: Iterable[tuple[str, Source]]) -> list[dict[str, str]]:
         """Name, fault and note of each image; the fault is empty where it was filled."""
         results: list[dict[str, str]] = []
-        waiting: list[tuple[str, Picture, Hole]] = []
+        waiting: list[tuple[str, ImageArray, Hole]] = []
         overlap = self._model.objective.overlap
         for name, source in sources:
             try:
@@ -46,13 +46,13 @@ class Filler:
         self._write(waiting)
         return results
 
-    def _write(self, waiting: list[tuple[str, Picture, Hole]]) -> None:
+    def _write(self, waiting: list[tuple[str, ImageArray, Hole]]) -> None:
         filled = fill_photographs(
             self._model, [image for _, image, _ in waiting], [hole for _, _, hole in waiting]
         )
-        for (name, _, _), picture in zip(waiting, filled, strict=True):
+        for (name, _, _), image in zip(waiting, filled, strict=True):
             buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, format="png")
+            Image.fromarray(image).save(buffer, format="png")
             storage.publish(storage.join(self._output, output_name(name)), buffer.getvalue())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from pipelines import html_page, storage
 from pipelines.data import images, untrusted
 from pipelines.data.hole_masks import Hole
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.inpaint.read import HoleSource, UnreadableImage, read_image
 from pipelines.inpaint.sources import Source, output_name
 
@@ -60,7 +60,7 @@ def _row(output: str, name: str, source: Source, holes: HoleSource, overlap: int
     return heading + html_page.image(caption, images.encode(strip, QUALITY), kind="jpeg")
 
 
-def _marked(image: Picture, hole: Hole) -> Picture:
+def _marked(image: ImageArray, hole: Hole) -> ImageArray:
     small = _small(image)
     size = (small.shape[1], small.shape[0])
     share = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
@@ -69,7 +69,7 @@ def _marked(image: Picture, hole: Hole) -> Picture:
     )
 
 
-def _small(image: Picture) -> Picture:
+def _small(image: ImageArray) -> ImageArray:
     height, width = image.shape[:2]
     scale = min(1.0, THUMBNAIL_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -6,7 +6,7 @@ from ce_model.masks import Strategy
 from pipelines import storage
 from pipelines.data import untrusted
 from pipelines.data.hole_masks import BadMask, Hole, Polarity, read_mask, strategy_hole
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.data.untrusted import BadImage
 from pipelines.inpaint.sources import Source
 
@@ -25,7 +25,7 @@ class UnreadableImage(ValueError):
 
 def read_image(
     name: str, source: Source, holes: HoleSource, *, overlap: int
-) -> tuple[Picture, Hole, str]:
+) -> tuple[ImageArray, Hole, str]:
     """An image, uint8 (H, W, 3) RGB, its hole, bool (H, W), and what was assumed of the mask.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ce_model.choices import Pool
 from pipelines.data import images, untrusted
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.errors import UserError
 from pipelines.models.files import LoadedModel
 
@@ -49,7 +49,7 @@ def width(model: LoadedModel, layer: str, pool: Pool) -> int:
     return math.prod(shape if pool == "none" else shape[:1])
 
 
-def open_square(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_square(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> ImageArray:
     """Encoded image -> uint8 (side, side, 3); a large JPEG is shrunk while it is decoded.
 
     Raises:
@@ -59,22 +59,22 @@ def open_square(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Picture
     return images.square(untrusted.open_rgb(data, limits), side, side, 0.5, 0.5)
 
 
-def squares(pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:
+def squares(batch: Sequence[ImageArray], side: int) -> NDArray[np.uint8]:
     """Images of any sizes, uint8 (H, W, 3) each -> uint8 (N, side, side, 3)."""
-    found = np.empty((len(pictures), side, side, 3), np.uint8)
-    for at, picture in enumerate(pictures):
-        found[at] = images.square(picture, side, side, 0.5, 0.5)
+    found = np.empty((len(batch), side, side, 3), np.uint8)
+    for at, image in enumerate(batch):
+        found[at] = images.square(image, side, side, 0.5, 0.5)
     return found
 
 
 def embed_squares(
-    model: LoadedModel, pictures: NDArray[np.uint8], layer: str, pool: Pool, *, normalize: bool
+    model: LoadedModel, batch: NDArray[np.uint8], layer: str, pool: Pool, *, normalize: bool
 ) -> Features:
     """Features of images of the network's side.
 
     Args:
         model: on any device.
-        pictures: uint8 (N, S, S, 3), RGB.
+        batch: uint8 (N, S, S, 3), RGB.
         layer: one of `layer_shapes`.
         pool: what becomes of a map.
         normalize: to length 1, so that dot products are cosines; a zero vector stays zero.
@@ -82,7 +82,7 @@ def embed_squares(
     Returns:
         float32 (N, D).
     """
-    found = _activations(model, pictures)[layer]
+    found = _activations(model, batch)[layer]
     if found.ndim == 4 and pool != "none":
         found = found.mean((2, 3)) if pool == "mean" else found.amax((2, 3))
     found = found.flatten(1).float()
@@ -92,9 +92,9 @@ def embed_squares(
     return features
 
 
-def _activations(model: LoadedModel, pictures: NDArray[np.uint8]) -> dict[str, Tensor]:
+def _activations(model: LoadedModel, batch: NDArray[np.uint8]) -> dict[str, Tensor]:
     device = next(model.generator.parameters()).device
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
     with torch.inference_mode():
         return model.generator.encoder_features(x)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ce_model import training
 from ce_model.networks import output_side, predicts_images
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.errors import UserError
 from pipelines.models.crops import ROUNDS, Box, Crop, Hole, plan_crops, reach_of
 from pipelines.models.files import LoadedModel
@@ -37,18 +37,18 @@ class View(NamedTuple):
         square: uint8 (H, W, 3); hole: bool (H, W), what it has to fill.
     """
 
-    square: Picture
+    square: ImageArray
     hole: Hole
 
 
-def fill_photograph(model: LoadedModel, image: Picture, hidden: Hole) -> Picture:
+def fill_photograph(model: LoadedModel, image: ImageArray, hidden: Hole) -> ImageArray:
     """Fill one photograph; see `fill_photographs`."""
     return fill_photographs(model, [image], [hidden])[0]
 
 
 def fill_photographs(
-    model: LoadedModel, images: Sequence[Picture], hidden: Sequence[Hole]
-) -> list[Picture]:
+    model: LoadedModel, images: Sequence[ImageArray], hidden: Sequence[Hole]
+) -> list[ImageArray]:
     """Fill photographs of any sizes, many holes in one pass of the network.
 
     Args:
@@ -85,7 +85,7 @@ def fill_photographs(
     return filled
 
 
-def _check(image: Picture, hole: Hole) -> None:
+def _check(image: ImageArray, hole: Hole) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise UserError(
             f"an image has shape {image.shape} and type {image.dtype}; it must be uint8 (H, W, 3)"
@@ -120,7 +120,7 @@ def _places(shape: tuple[int, ...], crop: Crop) -> tuple[Place, Place]:
     return places[0], places[1]
 
 
-def _view(model: LoadedModel, image: Picture, hidden: Hole, crop: Crop) -> View:
+def _view(model: LoadedModel, image: ImageArray, hidden: Hole, crop: Crop) -> View:
     """The crop at the network's scale; no hidden pixel has any influence on it."""
     rows, columns = _places(hidden.shape, crop)
     gone = hidden[rows.inside, columns.inside]
@@ -176,7 +176,7 @@ def _margin(model: LoadedModel) -> int:
 
 
 def _paste(
-    filled: Picture, hidden: Hole, crop: Crop, predicted: NDArray[np.float32], model: LoadedModel
+    filled: ImageArray, hidden: Hole, crop: Crop, predicted: NDArray[np.float32], model: LoadedModel
 ) -> None:
     """Put a prediction into the hidden pixels of a crop's box, joined to the visible rim."""
     region = _grown(crop.box, RIM_PX, hidden.shape)

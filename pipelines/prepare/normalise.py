@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import cv2
 
 from pipelines.data import images, untrusted
-from pipelines.data.images import Picture as Pixels
+from pipelines.data.images import ImageArray as Pixels
 from pipelines.data.orientation import turn_upright
 
 FaultClass = Literal[

@@ -178,9 +178,9 @@ def describe_model(summary: dict[str, Any]) -> str:
     return text
 
 
-def describe_training(preset: str, holes: str, steps: int, batch_size: int, pictures: int) -> str:
+def describe_training(preset: str, holes: str, steps: int, batch_size: int, images: int) -> str:
     """A training in one line."""
-    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {pictures:,} images"
+    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {images:,} images"
 
 
 def _describe_memory(summary: dict[str, Any]) -> str:

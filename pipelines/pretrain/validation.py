@@ -16,7 +16,7 @@ from ce_model.training import Objective, fill, predict
 from pipelines.data import classical_fill
 from pipelines.pretrain.cell_validation import cell_panel, measure_cells
 
-PANEL_PICTURES = 8
+PANEL_IMAGES = 8
 CHUNK = 64  # images evaluated at once
 MEASURED = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean", "ssim_hole",
             "energy", "energy_truth", "seam", "seam_truth")  # fmt: skip
@@ -48,18 +48,18 @@ def to_device(
     return FixedImages(torch.from_numpy(image).to(device), hidden)
 
 
-def measure(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> dict[str, float]:
+def measure(generator: nn.Module, images: FixedImages, look: EvalSettings) -> dict[str, float]:
     """Errors in the hole; of preset features those of its target, and of colours if it has them."""
     if look.network.preset != "features":
-        return measure_colours(generator, pictures, look)
-    found = measure_cells(generator, pictures.image, pictures.hidden, **look._asdict())
+        return measure_colours(generator, images, look)
+    found = measure_cells(generator, images.image, images.hidden, **look._asdict())
     if look.network.target == "hog":
         return found
-    return measure_colours(generator, pictures, look) | found
+    return measure_colours(generator, images, look) | found
 
 
 def measure_colours(
-    generator: nn.Module, pictures: FixedImages, look: EvalSettings
+    generator: nn.Module, images: FixedImages, look: EvalSettings
 ) -> dict[str, float]:
     """Errors in the hole, averaged over the images of all ranks.
 
@@ -72,10 +72,10 @@ def measure_colours(
         without a hidden pixel in the frame are left out.
     """
     columns = len(MEASURED) + 4 * 3
-    rows = [torch.empty(0, columns, dtype=torch.float64, device=pictures.image.device)]
-    for start in range(0, len(pictures.image), CHUNK):
+    rows = [torch.empty(0, columns, dtype=torch.float64, device=images.image.device)]
+    for start in range(0, len(images.image), CHUNK):
         chunk = slice(start, start + CHUNK)
-        image, hidden = pictures.image[chunk], pictures.hidden[chunk]
+        image, hidden = images.image[chunk], images.hidden[chunk]
         seen = predict(generator, image, hidden, **look._asdict())
         filled = seen.prediction.clamp(0, 1)
         errors = hole_errors(filled, seen.target, seen.hole)
@@ -99,23 +99,23 @@ def measure_colours(
     return result | {"variance_ratio": _ratio(*variances)}
 
 
-def measure_classical(pictures: FixedImages, look: EvalSettings) -> dict[str, float]:
+def measure_classical(images: FixedImages, look: EvalSettings) -> dict[str, float]:
     """psnr_telea: what Telea's method, which needs no training, reaches on the same pixels, dB.
 
     Nothing for presets alexnet and features, which are not after good fillings.
     """
     if look.network.preset in ("alexnet", "features"):
         return {}
-    hole = mask_tensors.shrink(pictures.hidden, look.objective.overlap).cpu()
+    hole = mask_tensors.shrink(images.hidden, look.objective.overlap).cpu()
     rows = [torch.empty(0, 1, dtype=torch.float64)]
-    for image, where in zip(pictures.image.cpu().numpy(), hole, strict=True):
+    for image, where in zip(images.image.cpu().numpy(), hole, strict=True):
         if where.any():
             filled = classical_fill.telea(image, where.numpy())
             prediction, target = (
                 torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in (filled, image)
             )
             rows.append(hole_errors(prediction, target, where[None, None]).psnr.double()[None])
-    values = torch.cat(rows).to(pictures.image.device)
+    values = torch.cat(rows).to(images.image.device)
     return {"psnr_telea": float(_mean_over_ranks(values))}
 
 
@@ -144,15 +144,15 @@ def _visible_colour(image: Tensor, hidden: Tensor, look: EvalSettings) -> Tensor
     return torch.where(count > 0, mean, empty).view(-1, 3, 1, 1)
 
 
-def _hole_colour(picture: Tensor, hole: Tensor) -> Tensor:
+def _hole_colour(image: Tensor, hole: Tensor) -> Tensor:
     """Mean over the hole: (N, 3, S, S) and (N, 1, S, S) -> (N, 3), float64."""
     weight = hole.double()
-    return (picture.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
+    return (image.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
 
 
-def panel(generator: nn.Module, pictures: FixedImages, look: EvalSettings) -> dict[str, Any]:
+def panel(generator: nn.Module, images: FixedImages, look: EvalSettings) -> dict[str, Any]:
     """Input, hole, output and target of the first images: uint8 (N, S, S, 3), hole (N, S, S)."""
-    image, hidden = pictures.image[:PANEL_PICTURES], pictures.hidden[:PANEL_PICTURES]
+    image, hidden = images.image[:PANEL_IMAGES], images.hidden[:PANEL_IMAGES]
     if look.network.preset == "features":
         return cell_panel(generator, image, hidden, **look._asdict())
     hole = mask_tensors.shrink(hidden, look.objective.overlap)

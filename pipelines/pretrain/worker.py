@@ -83,14 +83,14 @@ def _train(task: Task, mailbox: Any) -> None:
         if task.threads is None:
             warn_of_others(context.get_local_world_size(), mailbox)
     part = (rank, ranks)
-    pictures = read_fixed_images(task, "val", task.validation_images, part, device)
+    images = read_fixed_images(task, "val", task.validation_images, part, device)
     typical = None
     if training.dropout_shifts_statistics(networks.generator):
         typical = read_fixed_images(
-            task, "train", max(training.STATISTICS_PICTURES, ranks), part, device
+            task, "train", max(training.STATISTICS_IMAGES, ranks), part, device
         )
     curves = Curves(device, ranks, task.plan.batch_size)
-    validator = Validator(task.recipe, dtype, pictures, typical)
+    validator = Validator(task.recipe, dtype, images, typical)
     reporter = Reporter(task, mailbox, rank, curves, validator)
     if start == 0:
         reporter.begin(networks)

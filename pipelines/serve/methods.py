@@ -6,13 +6,13 @@ import numpy as np
 
 from pipelines.data import classical_fill
 from pipelines.data.hole_masks import Hole
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.models.fill import smooth
 
 CONTEXT_PX = 32  # around the box of all holes
 
 
-def smooth_start(image: Picture, hidden: Hole) -> Picture:
+def smooth_start(image: ImageArray, hidden: Hole) -> ImageArray:
     """The surroundings continued smoothly, from which the preset unet starts."""
     filled = image.copy()
     part = _around(hidden)
@@ -21,7 +21,7 @@ def smooth_start(image: Picture, hidden: Hole) -> Picture:
     return filled
 
 
-def telea(image: Picture, hidden: Hole) -> Picture:
+def telea(image: ImageArray, hidden: Hole) -> ImageArray:
     """Telea's method, near the holes alone."""
     filled = image.copy()
     part = _around(hidden)
@@ -39,7 +39,7 @@ def _around(hidden: Hole) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-METHODS: dict[str, Callable[[Picture, Hole], Picture]] = {
+METHODS: dict[str, Callable[[ImageArray, Hole], ImageArray]] = {
     "telea": telea,
     "smooth": smooth_start,
     "mean-colour": classical_fill.mean_colour,

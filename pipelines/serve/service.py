@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ce_model.training import make_views
 from pipelines.data import hole_masks, untrusted
 from pipelines.data.hole_masks import BadMask, Hole, Polarity
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.data.untrusted import BadImage, Limits
 from pipelines.models.fill import fill_photographs
 from pipelines.serve.batcher import Batcher
@@ -28,7 +28,7 @@ class Job(NamedTuple):
     """A photograph to be filled."""
 
     served: Served
-    image: Picture
+    image: ImageArray
     hole: Hole
 
 
@@ -52,7 +52,7 @@ class Service:
         self._limits = Limits(
             max_pixels=config.max_pixels, advice="shrink it, or start with --max-pixels"
         )
-        self.batcher: Batcher[Job, Picture] = Batcher(fill_jobs, config.batch_size)
+        self.batcher: Batcher[Job, ImageArray] = Batcher(fill_jobs, config.batch_size)
 
     async def fill(self, image: bytes, mask: bytes, name: str, polarity: Polarity) -> Filled:
         """The image with its hole filled, as PNG.
@@ -60,21 +60,21 @@ class Service:
         Raises:
             Refused: an image, mask or model that cannot be used.
         """
-        picture = await asyncio.to_thread(self._open, image)
+        rgb = await asyncio.to_thread(self._open, image)
         try:
             hole, note = await asyncio.to_thread(
-                hole_masks.read_mask, mask, picture.shape[:2],
+                hole_masks.read_mask, mask, rgb.shape[:2],
                 polarity=polarity, limits=self._limits,
             )  # fmt: skip
         except BadMask as error:
             raise Refused(422, str(error)) from None
         version = None
         if name in METHODS:
-            filled = await asyncio.to_thread(METHODS[name], picture, hole)
+            filled = await asyncio.to_thread(METHODS[name], rgb, hole)
         else:
             served = self._model(name)
             name, version = served.name, served.version
-            filled = await self.batcher.do(Job(served, picture, hole))
+            filled = await self.batcher.do(Job(served, rgb, hole))
         png = await asyncio.to_thread(encode_png, filled)
         return Filled(png, int(hole.sum()), name, version, note)
 
@@ -85,8 +85,8 @@ class Service:
             Refused: an image or model that cannot be used.
         """
         served = self._model(name)
-        picture = await asyncio.to_thread(self._open, image)
-        return served, await asyncio.to_thread(features_of, served, picture)
+        rgb = await asyncio.to_thread(self._open, image)
+        return served, await asyncio.to_thread(features_of, served, rgb)
 
     def _model(self, name: str) -> Served:
         served = self.models.get(name or self.models.names[0])
@@ -95,7 +95,7 @@ class Service:
             raise Refused(404, f"model is '{name}'; it must be one of {', '.join(known)}")
         return served
 
-    def _open(self, data: bytes) -> Picture:
+    def _open(self, data: bytes) -> ImageArray:
         try:
             return untrusted.open_rgb(data, self._limits)
         except BadImage as error:
@@ -103,9 +103,9 @@ class Service:
             raise Refused(status, f"the image: {error}") from None
 
 
-def fill_jobs(jobs: Sequence[Job]) -> list[Picture]:
+def fill_jobs(jobs: Sequence[Job]) -> list[ImageArray]:
     """Fill photographs; those of one model together. While an alias moves, there may be two."""
-    filled: dict[int, Picture] = {}
+    filled: dict[int, ImageArray] = {}
     for served in {id(job.served): job.served for job in jobs}.values():
         own = [number for number, job in enumerate(jobs) if job.served is served]
         images, holes = [jobs[n].image for n in own], [jobs[n].hole for n in own]
@@ -114,13 +114,13 @@ def fill_jobs(jobs: Sequence[Job]) -> list[Picture]:
 
 
 @torch.no_grad()
-def features_of(served: Served, picture: Picture) -> NDArray[np.float32]:
+def features_of(served: Served, rgb: ImageArray) -> NDArray[np.float32]:
     """The last layer of the encoder for an image squeezed to the model's side, float32 (D,)."""
     model = served.model
     place = next(model.generator.parameters()).device
-    shrinks = min(picture.shape[:2]) > model.side
+    shrinks = min(rgb.shape[:2]) > model.side
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    square = cv2.resize(picture, (model.side, model.side), interpolation=how)
+    square = cv2.resize(rgb, (model.side, model.side), interpolation=how)
     image = torch.from_numpy(square)[None].to(place)
     nothing = torch.zeros(image.shape[:3], dtype=torch.bool, device=place)
     views = make_views(image, nothing, model.network, model.objective)
@@ -129,10 +129,10 @@ def features_of(served: Served, picture: Picture) -> NDArray[np.float32]:
     return features
 
 
-def encode_png(picture: Picture) -> bytes:
+def encode_png(rgb: ImageArray) -> bytes:
     """uint8 (H, W, 3) RGB -> PNG."""
     done, data = cv2.imencode(
-        ".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, PNG_EFFORT]
+        ".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, PNG_EFFORT]
     )
     assert done
     return bytes(data)

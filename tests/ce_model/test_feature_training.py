@@ -61,9 +61,9 @@ def test_cells_are_hidden_whole_and_their_targets_are_those_of_the_image() -> No
     hidden[0, 40, 40] = True
     views = make_views(image, hidden, HOG, default_objective(HOG))
     assert views.cells is not None and views.cells.sum() == 1 and views.cells[0, 2, 2]
-    picture = image.permute(0, 3, 1, 2).float() / 127.5 - 1
-    torch.testing.assert_close(views.target, feature_targets.make_target("hog", picture))
-    changed = (views.context - picture).abs().amax((0, 1)) > 1e-6
+    scaled = image.permute(0, 3, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(views.target, feature_targets.make_target("hog", scaled))
+    changed = (views.context - scaled).abs().amax((0, 1)) > 1e-6
     assert changed[32:48, 32:48].float().mean() > 0.9 and changed.sum() <= 256
 
 

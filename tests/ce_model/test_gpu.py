@@ -21,8 +21,8 @@ def batch(side: int, seed: int, size: int = 16, device: torch.device = GPU) -> t
     """Smooth images with a square hole each; noise would leave nothing to learn."""
     chance = torch.Generator().manual_seed(seed)
     coarse = torch.rand(size, 3, 8, 8, generator=chance)
-    picture = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
-    image = picture.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    image = smooth.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     hidden = torch.zeros(size, side, side, dtype=torch.bool)
     hidden[:, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = True
     return image.to(device), hidden.to(device)

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients against scikit-image, and their pictures."""
+"""Histograms of oriented gradients against scikit-image, and their images."""
 
 import numpy as np
 import pytest

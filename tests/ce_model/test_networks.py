@@ -121,8 +121,8 @@ def test_discriminator_shapes_follow_the_table_of_train_lua() -> None:
     patch = torch.zeros(2, 3, 64, 64)
     sides = [shape[1] for shape in list(_shapes(build_discriminator(SMALL), patch).values())[:4]]
     assert sides == [32, 16, 8, 4]
-    picture = torch.zeros(2, 3, 128, 128)
-    channels = [s[0] for s in list(_shapes(build_discriminator(FULL), picture).values())[:5]]
+    image = torch.zeros(2, 3, 128, 128)
+    channels = [s[0] for s in list(_shapes(build_discriminator(FULL), image).values())[:5]]
     assert channels == [64, 64, 128, 256, 512]
 
 

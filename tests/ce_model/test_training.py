@@ -54,8 +54,8 @@ def _batch(network: NetworkConfig, batch: int = 4, seed: int = 0) -> tuple[Tenso
     generator = torch.Generator().manual_seed(seed)
     side = input_side(network)
     coarse = torch.rand(batch, 3, 6, 6, generator=generator)
-    picture = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
-    image = picture.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    smooth = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    image = smooth.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     strategy: Strategy = "central" if network.output == "center" else "random_region"
     masks = np.stack([mask_for(seed, strategy, side, str(i), 0) for i in range(batch)])
     return image, torch.from_numpy(masks)
@@ -88,11 +88,11 @@ def _assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 def test_a_centre_view_hides_56_px_and_asks_for_64_px() -> None:
     image, hidden = _batch(CENTER)
     views = make_views(image, hidden, CENTER, Objective())
-    picture = image.permute(0, 3, 1, 2) / 127.5 - 1
-    torch.testing.assert_close(views.target, picture[:, :, 32:96, 32:96])
+    scaled = image.permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(views.target, scaled[:, :, 32:96, 32:96])
     hole = torch.zeros(128, 128, dtype=torch.bool)
     hole[36:92, 36:92] = True
-    torch.testing.assert_close(views.context[:, :, ~hole], picture[:, :, ~hole])
+    torch.testing.assert_close(views.context[:, :, ~hole], scaled[:, :, ~hole])
     colour = torch.tensor([123.0, 117.0, 104.0]).view(1, 3, 1) / 127.5 - 1
     torch.testing.assert_close(views.context[:, :, hole], colour.expand(4, 3, 56**2))
     assert torch.equal(views.hole[0, 0], hole[32:96, 32:96])
@@ -495,8 +495,8 @@ def _unequal_holes(rank: int) -> None:
     part = slice(2 * rank, 2 * rank + 2)
     for sides in ((90, 60, 9, 5), (0, 0, 50, 7)):  # of the squares hidden on ranks 0 0 1 1, px
         hidden = nothing.clone()
-        for picture, side in zip(hidden, sides, strict=True):
-            picture[20 : 20 + side, 30 : 30 + side] = True
+        for mask, side in zip(hidden, sides, strict=True):
+            mask[20 : 20 + side, 30 : 30 + side] = True
         torch.manual_seed(0)
         # Without batch norm, whose statistics are each rank's own.
         whole = Networks(nn.Conv2d(3, 3, 3, padding=1), None)

@@ -41,7 +41,7 @@ def tracking_port(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def pictures_port(tmp_path: Path) -> Iterator[int]:
+def images_port(tmp_path: Path) -> Iterator[int]:
     """Serves pictures.tar."""
     write_pictures(tmp_path / "raw" / "train", {"apple": 12, "pear": 12})
     write_pictures(tmp_path / "raw" / "val", {"apple": 4, "pear": 4}, first=100)
@@ -110,7 +110,7 @@ def serve_once(model: str, tracking: str, store: str, settings: dict[str, str], 
     return "\n".join(["serve:", log.read_text(), *answers])
 
 
-def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_port: int) -> None:
+def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, images_port: int) -> None:
     user = f"alice:{CANARY}@127.0.0.1"
     store = tmp_path / "home"
     told: list[str] = []
@@ -138,9 +138,9 @@ def test_no_job_tells_a_password(tmp_path: Path, tracking_port: int, pictures_po
     gates = tmp_path / "gates.yaml"
     gates.write_text("required: [inpainting]\n")
 
-    web = f"http://{user}:{pictures_port}/pictures.tar"
+    web = f"http://{user}:{images_port}/pictures.tar"
     give("prepare", "--source", web, *inside, "--output", str(tmp_path / "d"))
-    give("prepare", "--source", f"http://{user}:{pictures_port}/absent.tar", *inside, fails=True)
+    give("prepare", "--source", f"http://{user}:{images_port}/absent.tar", *inside, fails=True)
     data = str(tmp_path / "d")
     for source, more in (
         (f"s3://alice:{CANARY}@absent/photos", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}),

@@ -14,7 +14,6 @@ from PIL import Image
 from ce_model.networks import build_generator
 from pipelines import api, cli
 from pipelines.api_settings import PrepareSettings, PretrainSettings, checked_settings
-from pipelines.data import images
 from pipelines.models import files
 from pipelines.prepare.config import PrepareConfig
 from pipelines.pretrain.config import PretrainConfig
@@ -126,51 +125,51 @@ def photographs() -> list[np.ndarray]:
 
 
 def test_filling_changes_the_pixels_under_the_masks_alone(model: api.Model) -> None:
-    pictures = photographs()
+    images = photographs()
     masks = []
-    for picture in pictures:
-        mask = np.zeros(picture.shape[:2], bool)
-        middle = picture.shape[0] // 2, picture.shape[1] // 2
+    for image in images:
+        mask = np.zeros(image.shape[:2], bool)
+        middle = image.shape[0] // 2, image.shape[1] // 2
         mask[middle[0] - 15 : middle[0] + 15, middle[1] - 15 : middle[1] + 15] = True
         masks.append(mask)
-    kept = [picture.copy() for picture in pictures]
-    filled = model.fill(pictures, masks)
-    for before, picture, mask, after in zip(kept, pictures, masks, filled, strict=True):
+    kept = [image.copy() for image in images]
+    filled = model.fill(images, masks)
+    for before, image, mask, after in zip(kept, images, masks, filled, strict=True):
         assert after.dtype == np.uint8 and after.shape == before.shape
-        assert (after[~mask] == before[~mask]).all() and (picture == before).all()
+        assert (after[~mask] == before[~mask]).all() and (image == before).all()
         assert (after[mask] != before[mask]).any()
     grey = [np.uint8(255) * mask for mask in masks]
     as_images = [Image.fromarray(mask) for mask in grey]
     for same in (grey, as_images):
-        for expected, found in zip(filled, model.fill(pictures, same), strict=True):
+        for expected, found in zip(filled, model.fill(images, same), strict=True):
             np.testing.assert_array_equal(found, expected)
 
 
 def test_features_are_those_of_the_encoder_on_centre_squares(model: api.Model) -> None:
-    pictures = photographs()
-    squares = np.stack([images.square(p, 128, 128, 0.5, 0.5) for p in pictures])
+    images = photographs()
+    squares = np.stack([images.square(p, 128, 128, 0.5, 0.5) for p in images])
     x = torch.from_numpy(squares).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():
         expected = model._loaded.generator.encoder_features(x)
     for layer in ("e2", "e6"):
-        found = model.embed(pictures, layer=layer, batch_size=2)
+        found = model.embed(images, layer=layer, batch_size=2)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[layer].flatten(1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(model.embed(pictures), model.embed(pictures, layer="e6"))
-    mean = model.embed(pictures, layer="e2", pool="mean")
+    np.testing.assert_array_equal(model.embed(images), model.embed(images, layer="e6"))
+    mean = model.embed(images, layer="e2", pool="mean")
     np.testing.assert_allclose(mean, expected["e2"].mean((2, 3)), rtol=1e-4, atol=1e-5)
-    highest = model.embed(pictures, layer="e2", pool="max")
+    highest = model.embed(images, layer="e2", pool="max")
     np.testing.assert_allclose(highest, expected["e2"].amax((2, 3)), rtol=1e-4, atol=1e-5)
-    length = np.linalg.norm(model.embed(pictures, normalize=True), axis=1)
+    length = np.linalg.norm(model.embed(images, normalize=True), axis=1)
     np.testing.assert_allclose(length, 1, rtol=1e-5)
     assert model.embed([]).shape == (0, 8)
 
 
 def test_files_and_images_of_pillow_are_arrays_too(model: api.Model, tmp_path: Path) -> None:
-    picture = photographs()[0]
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    expected = model.embed([picture])
-    for same in (Image.fromarray(picture), tmp_path / "a.png", str(tmp_path / "a.png")):
+    image = photographs()[0]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    expected = model.embed([image])
+    for same in (Image.fromarray(image), tmp_path / "a.png", str(tmp_path / "a.png")):
         np.testing.assert_array_equal(model.embed([same]), expected)
     with pytest.raises(api.UserError, match=r"No such file"):
         model.embed([tmp_path / "b.png"])
@@ -196,13 +195,13 @@ def test_what_cannot_be_embedded_is_refused(
 
 
 def test_what_cannot_be_filled_is_refused(model: api.Model) -> None:
-    picture = photographs()[0]
+    image = photographs()[0]
     with pytest.raises(api.UserError, match="there are 1 images and 0 masks"):
-        model.fill([picture], [])
+        model.fill([image], [])
     with pytest.raises(api.UserError, match=r"masks\[0\] has shape \(3, 3\); its image is"):
-        model.fill([picture], [np.zeros((3, 3), bool)])
+        model.fill([image], [np.zeros((3, 3), bool)])
     with pytest.raises(api.UserError, match=r"masks\[0\] has 3 values of type int64"):
-        model.fill([picture], [np.arange(128 * 128).reshape(128, 128) % 3])
+        model.fill([image], [np.arange(128 * 128).reshape(128, 128) % 3])
 
 
 @pytest.mark.slow
@@ -211,7 +210,7 @@ def test_from_images_to_features_in_five_lines(tmp_path: Path) -> None:
     model = api.pretrain(steps=4, store=tmp_path, checkpoint_every=2, **settings)
     assert model.run_id is not None and "psnr_hole" in model.metrics
     again = api.load(model.run_id, store=tmp_path)
-    pictures = [draw_picture(1, 140, 150)]
-    np.testing.assert_array_equal(again.embed(pictures), model.embed(pictures))
+    images = [draw_picture(1, 140, 150)]
+    np.testing.assert_array_equal(again.embed(images), model.embed(images))
     (stage,) = (tmp_path / "pretrain").iterdir()
     assert api.load(stage, store=tmp_path).run_id == model.run_id

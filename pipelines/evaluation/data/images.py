@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.data import images, shards, untrusted
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.data.manifest import Manifest, is_dataset, read_manifest
 from pipelines.data.untrusted import BadImage
 from pipelines.errors import UserError
@@ -74,13 +74,13 @@ def _digest(data: bytes) -> str:
     return f"{digest} by its upper bits" if untrusted.is_deep_png(data) else digest
 
 
-def to_network(pictures: NDArray[np.uint8]) -> torch.Tensor:
+def to_network(images: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [-1, 1], channels_last."""
-    tensor = torch.from_numpy(np.array(pictures, order="C")).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2)
     return tensor.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
 
 
-def decode(data: bytes, name: str) -> Picture:
+def decode(data: bytes, name: str) -> ImageArray:
     """Encoded image -> uint8 (H, W, 3) RGB, upright.
 
     Raises:
@@ -128,7 +128,7 @@ def layout_of(uri: str) -> Layout:
     if "train" in inside and _has_classes(storage.join(uri, "train")):
         return "classes"
     if any(name.lower().endswith(SUFFIXES) for name in inside):
-        return "pictures"
+        return "images"
     raise UserError(
         f"data is '{uri}', which holds {', '.join(sorted(inside)[:NAMES]) or 'nothing'}; it must "
         "be a prepared dataset (manifest.json), class folders (train/<class>/), a folder of "
@@ -164,7 +164,7 @@ def read_images(uri: str, split: str, limit: int) -> ImageSet:
     elif layout == "classes":
         files, classes = _class_files(uri, split, limit)
         found = _read_files(uri, files, classes)
-    elif layout == "pictures":
+    elif layout == "images":
         names = [n for n in storage.children(uri) if n.lower().endswith(SUFFIXES)]
         names = [names[at] for at in pick_evenly(len(names), limit)]
         found = _read_files(uri, [(name, -1) for name in names], ())
@@ -175,7 +175,7 @@ def read_images(uri: str, split: str, limit: int) -> ImageSet:
 
 
 def read_labels(uri: str, split: str, limit: int) -> NDArray[np.int64]:
-    """Labels of what `read_pictures` reads, -1 where there is none; no image is opened."""
+    """Labels of what `read_images` reads, -1 where there is none; no image is opened."""
     if layout_of(uri) == "prepared":
         manifest = read_manifest(uri)
         tables = _prepared(uri, manifest, split, limit, ["label"])

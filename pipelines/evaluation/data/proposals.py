@@ -23,21 +23,21 @@ MAX_REGIONS = 2000
 CHUNK = 16  # images per file
 
 
-def search(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+def search(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Boxes (P, 4) of an image, in px, equal for equal images.
 
     OpenCV draws the order of the regions from C's `rand`; the set does not depend on it, so the
     boxes are sorted, and thinned evenly where there are too many.
     """
-    scale = min(1.0, LONGER_PX / max(picture.shape[:2]))
-    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    scale = min(1.0, LONGER_PX / max(image.shape[:2]))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     searcher = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     searcher.setBaseImage(np.ascontiguousarray(small[..., ::-1]))
     searcher.switchToSelectiveSearchFast()
     x, y, width, height = np.array(searcher.process(), np.float32).reshape(-1, 4).T
     corners = np.stack([x, y, x + width - 1, y + height - 1], axis=1) / scale
-    last = np.array([picture.shape[1] - 1, picture.shape[0] - 1] * 2, np.float32)
+    last = np.array([image.shape[1] - 1, image.shape[0] - 1] * 2, np.float32)
     boxes = np.minimum(corners.astype(np.float32), last)
     large = (boxes[:, 2:] - boxes[:, :2] + 1).min(axis=1) >= MIN_PX
     boxes = np.unique(boxes[large], axis=0)
@@ -48,10 +48,10 @@ def search(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     return chosen
 
 
-def chunks(pictures: ImageSet) -> list[ImageSet]:
+def chunks(images: ImageSet) -> list[ImageSet]:
     """Parts that are searched and stored on their own."""
-    starts = range(0, len(pictures), CHUNK)
-    return [pictures.take(range(at, min(at + CHUNK, len(pictures)))) for at in starts]
+    starts = range(0, len(images), CHUNK)
+    return [images.take(range(at, min(at + CHUNK, len(images)))) for at in starts]
 
 
 def uri_of(store: str, part: ImageSet) -> str:

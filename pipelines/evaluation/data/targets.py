@@ -13,7 +13,7 @@ IGNORED = -1.0
 class TargetKind(NamedTuple):
     """Images with what shall be said about them."""
 
-    pictures: ImageSet
+    images: ImageSet
     targets: NDArray[np.float32]
     """(N, classes): 1, 0, or IGNORED."""
     several: bool
@@ -21,10 +21,10 @@ class TargetKind(NamedTuple):
 
     def take(self, chosen: NDArray[np.int64]) -> "TargetKind":
         """Some of the images."""
-        return TargetKind(self.pictures.take(chosen), self.targets[chosen], self.several)
+        return TargetKind(self.images.take(chosen), self.targets[chosen], self.several)
 
 
-def single_label(pictures: ImageSet, classes: int) -> TargetKind:
+def single_label(images: ImageSet, classes: int) -> TargetKind:
     """A task from class folders."""
-    targets = np.eye(classes, dtype=np.float32)[pictures.labels]
-    return TargetKind(pictures, targets, several=False)
+    targets = np.eye(classes, dtype=np.float32)[images.labels]
+    return TargetKind(images, targets, several=False)

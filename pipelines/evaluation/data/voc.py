@@ -42,21 +42,21 @@ class Objects(NamedTuple):
 class Annotated:
     """A split for detection."""
 
-    pictures: ImageSet
+    images: ImageSet
     objects: tuple[Objects, ...]
 
     @property
     def fingerprint(self) -> str:
         """Content key of what is in here."""
         said = [[part.tolist() for part in objects] for objects in self.objects]
-        return storage.content_key([self.pictures.fingerprint, said])
+        return storage.content_key([self.images.fingerprint, said])
 
 
 @dataclass(frozen=True)
 class Mapped:
     """A split for segmentation."""
 
-    pictures: ImageSet
+    images: ImageSet
     maps: tuple[NDArray[np.uint8], ...]
     """(H, W) each: class, or VOID."""
 
@@ -64,7 +64,7 @@ class Mapped:
     def fingerprint(self) -> str:
         """Content key of what is in here."""
         digests = [storage.sha256_of_bytes(labels.tobytes()) for labels in self.maps]
-        return storage.content_key([self.pictures.fingerprint, digests])
+        return storage.content_key([self.images.fingerprint, digests])
 
 
 def read_annotated(uri: str, split: str, classes: tuple[str, ...]) -> Annotated:
@@ -80,7 +80,7 @@ def read_annotated(uri: str, split: str, classes: tuple[str, ...]) -> Annotated:
     for name, data in zip(names, encoded, strict=True):
         xml = _required(root, f"Annotations/{name}.xml", split)
         objects.append(_objects(xml, f"Annotations/{name}.xml", size_of(data, name), classes))
-    return Annotated(_pictures(names, encoded, classes), tuple(objects))
+    return Annotated(_images(names, encoded, classes), tuple(objects))
 
 
 def read_mapped(uri: str, split: str) -> Mapped:
@@ -107,7 +107,7 @@ def read_mapped(uri: str, split: str) -> Mapped:
     maps = []
     for (path, map_path), data in zip(paths, encoded, strict=True):
         maps.append(_map(_required(root, map_path, split), map_path, size_of(data, path), classes))
-    return Mapped(_pictures(names, encoded, classes), tuple(maps))
+    return Mapped(_images(names, encoded, classes), tuple(maps))
 
 
 def read_several(uri: str, split: str, classes: tuple[str, ...]) -> TargetKind:
@@ -117,7 +117,7 @@ def read_several(uri: str, split: str, classes: tuple[str, ...]) -> TargetKind:
     for row, objects in zip(targets, found.objects, strict=True):
         row[objects.classes[objects.difficult]] = IGNORED
         row[objects.classes[~objects.difficult]] = 1
-    return TargetKind(found.pictures, targets, several=True)
+    return TargetKind(found.images, targets, several=True)
 
 
 def fingerprint_of_boxes(uri: str, settings: VocSettings, *versions: int) -> str:
@@ -165,7 +165,7 @@ def _required(root: str, path: str, split: str) -> bytes:
         ) from None
 
 
-def _pictures(names: list[str], encoded: tuple[bytes, ...], classes: tuple[str, ...]) -> ImageSet:
+def _images(names: list[str], encoded: tuple[bytes, ...], classes: tuple[str, ...]) -> ImageSet:
     none = np.full(len(names), -1, np.int64)
     return ImageSet(tuple(names), none, encoded, classes, seed=0)
 

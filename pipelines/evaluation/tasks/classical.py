@@ -15,31 +15,31 @@ from skimage.restoration import inpaint_biharmonic
 
 from ce_model.transfer.metrics import nearest
 from pipelines.data.classical_fill import Hole, inside, mean_colour, navier_stokes, telea
-from pipelines.data.images import Picture
+from pipelines.data.images import ImageArray
 from pipelines.evaluation.settings import Baseline
 
-Fill = Callable[[Picture, Hole], Picture]
+Fill = Callable[[ImageArray, Hole], ImageArray]
 
 HOG_CELL_PX = 8
 
 
-def biharmonic(picture: Picture, hole: Hole) -> Picture:
+def biharmonic(image: ImageArray, hole: Hole) -> ImageArray:
     """Biharmonic equation, as in scikit-image."""
-    filled = inpaint_biharmonic(mean_colour(picture, hole), hole, channel_axis=2)
-    return inside((filled.clip(0, 1) * 255).round().astype(np.uint8), picture, hole)
+    filled = inpaint_biharmonic(mean_colour(image, hole), hole, channel_axis=2)
+    return inside((filled.clip(0, 1) * 255).round().astype(np.uint8), image, hole)
 
 
-def shift_map(picture: Picture, hole: Hole) -> Picture:
+def shift_map(image: ImageArray, hole: Hole) -> ImageArray:
     """Copied patches, He and Sun 2012: the nearest open stand-in for content-aware fill."""
-    lab = cv2.cvtColor(mean_colour(picture, hole), cv2.COLOR_RGB2Lab)
+    lab = cv2.cvtColor(mean_colour(image, hole), cv2.COLOR_RGB2Lab)
     filled = cv2.cvtColor(_xphoto(lab, hole, cv2.xphoto.INPAINT_SHIFTMAP), cv2.COLOR_Lab2RGB)
-    return inside(filled, picture, hole)
+    return inside(filled, image, hole)
 
 
-def frequency_selective(picture: Picture, hole: Hole) -> Picture:
+def frequency_selective(image: ImageArray, hole: Hole) -> ImageArray:
     """Frequency-selective reconstruction, Genser, Seiler, Schilling, Kaup 2018."""
-    filled = _xphoto(mean_colour(picture, hole), hole, cv2.xphoto.INPAINT_FSR_FAST)
-    return inside(filled, picture, hole)
+    filled = _xphoto(mean_colour(image, hole), hole, cv2.xphoto.INPAINT_FSR_FAST)
+    return inside(filled, image, hole)
 
 
 FILLS: dict[Baseline, Fill] = {
@@ -53,11 +53,11 @@ FILLS: dict[Baseline, Fill] = {
 assert tuple(FILLS) == get_args(Baseline)
 
 
-def hog_features(pictures: NDArray[np.uint8], hole: Hole) -> NDArray[np.float64]:
+def hog_features(images: NDArray[np.uint8], hole: Hole) -> NDArray[np.float64]:
     """Histograms of oriented gradients (N, D) of the visible cells of images (N, S, S, 3)."""
     rows = []
-    for picture in pictures:
-        grey = cv2.cvtColor(mean_colour(picture, hole), cv2.COLOR_RGB2GRAY)
+    for image in images:
+        grey = cv2.cvtColor(mean_colour(image, hole), cv2.COLOR_RGB2GRAY)
         rows.append(
             hog(
                 grey,
@@ -78,7 +78,7 @@ def hog_features(pictures: NDArray[np.uint8], hole: Hole) -> NDArray[np.float64]
 
 
 def neighbour_fill(
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     hole: Hole,
     features: NDArray[np.float64],
     database: NDArray[np.uint8],
@@ -86,13 +86,13 @@ def neighbour_fill(
 ) -> NDArray[np.uint8]:
     """Copy the hole from the training image whose visible context is nearest (table 1)."""
     best = nearest(features, database_features, 1)[:, 0]
-    filled: NDArray[np.uint8] = np.where(hole[None, :, :, None], database[best], pictures)
+    filled: NDArray[np.uint8] = np.where(hole[None, :, :, None], database[best], images)
     return filled
 
 
-def _xphoto(picture: Picture, hole: Hole, how: int) -> Picture:
+def _xphoto(image: ImageArray, hole: Hole, how: int) -> ImageArray:
     """cv2.xphoto counts the other way round: 0 is hidden."""
     cv2.setRNGSeed(0)
-    filled = np.empty_like(picture)
-    cv2.xphoto.inpaint(picture, np.where(hole, 0, 255).astype(np.uint8), filled, how)
+    filled = np.empty_like(image)
+    cv2.xphoto.inpaint(image, np.where(hole, 0, 255).astype(np.uint8), filled, how)
     return filled

@@ -58,7 +58,7 @@ def measure(
     """Mean average precision by both rules, with the chosen learning rate."""
     known = _examples(train, train_regions, settings)
     requested = _examples(test, test_regions, settings)
-    classes = train.pictures.classes
+    classes = train.images.classes
 
     def fit(chosen: NDArray[np.int64], rate: float) -> FastRCNN | None:
         return _fit(subject, seed, train, [known[at] for at in chosen], settings, rate, dtype)
@@ -74,7 +74,7 @@ def measure(
         "settings": settings_in_key(settings),
         "learning_rate": choice._asdict(),
         "dtype": str(dtype),
-        "pictures": f"{len(known)} to train on, {len(requested)} to score",
+        "images": f"{len(known)} to train on, {len(requested)} to score",
     }
     if model is None:
         return Measured([{f"mAP {rule}": None for rule in RULES}], notes, {})
@@ -91,14 +91,14 @@ def _examples(
 ) -> list[Example]:
     examples = []
     for name, data, objects, boxes in zip(
-        part.pictures.keys, part.pictures.encoded, part.objects, regions, strict=True
+        part.images.keys, part.images.encoded, part.objects, regions, strict=True
     ):
-        picture = decode(data, name)
-        short, long = sorted(picture.shape[:2])
+        image = decode(data, name)
+        short, long = sorted(image.shape[:2])
         scale = min(settings.shorter / short, settings.longer / long)
-        size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        x = cv2.resize(picture, size, interpolation=how)
+        x = cv2.resize(image, size, interpolation=how)
         counted = ~objects.difficult
         examples.append(
             Example(
@@ -137,9 +137,9 @@ def _fit(
     """A trained network; None when a loss was not finite."""
     encoders.require_network(subject, "detection")
     generator = torch.Generator().manual_seed(seed)
-    encoder = encoders.encoder_of(subject, seed, calibration(train.pictures, 227))
+    encoder = encoders.encoder_of(subject, seed, calibration(train.images, 227))
     tuning = settings.tuning
-    count = len(train.pictures.classes)
+    count = len(train.images.classes)
     model = FastRCNN(encoder, count, width=tuning.width, dropout=tuning.dropout).eval()
     first = examples[0]
     rois = detection.with_number([first.proposals[:BEGIN_REGIONS]])
@@ -189,11 +189,11 @@ def average_precisions(
     found: Sequence[Detections], objects: Sequence[Objects], rule: metrics.Rule, classes: int
 ) -> list[float]:
     """AP of every class; nan for a class without an object that counts."""
-    truth_picture = np.repeat(np.arange(len(objects)), [len(o.classes) for o in objects])
+    truth_image = np.repeat(np.arange(len(objects)), [len(o.classes) for o in objects])
     truth_class = np.concatenate([o.classes for o in objects])
     truth_box = np.concatenate([o.box for o in objects]).astype(np.float64)
     difficult = np.concatenate([o.difficult for o in objects])
-    picture = np.repeat(np.arange(len(found)), [len(f.classes) for f in found])
+    image = np.repeat(np.arange(len(found)), [len(f.classes) for f in found])
     label = torch.cat([f.classes for f in found]).numpy() - 1
     score = torch.cat([f.scores for f in found]).double().numpy()
     box = torch.cat([f.boxes for f in found]).double().numpy()
@@ -202,8 +202,8 @@ def average_precisions(
         ours, theirs = label == index, truth_class == index
         result.append(
             metrics.detection_ap(
-                Found(picture[ours], score[ours], box[ours]),
-                Truth(truth_picture[theirs], truth_box[theirs], difficult[theirs]),
+                Found(image[ours], score[ours], box[ours]),
+                Truth(truth_image[theirs], truth_box[theirs], difficult[theirs]),
                 rule,
             )
         )
@@ -219,29 +219,29 @@ def _shown(test: Annotated, found: list[Detections], count: int) -> dict[str, by
     """Test images with what was found (yellow) and what is there (white)."""
     figures = {}
     for at in range(min(count, len(found))):
-        name = test.pictures.keys[at]
-        picture = decode(test.pictures.encoded[at], name).copy()
+        name = test.images.keys[at]
+        image = decode(test.images.encoded[at], name).copy()
         for box in test.objects[at].box:
-            _draw(picture, box.tolist(), (255, 255, 255), "")
+            _draw(image, box.tolist(), (255, 255, 255), "")
         for box, label, score in zip(
             found[at].boxes.tolist(), found[at].classes.tolist(), found[at].scores.tolist(),
             strict=True,
         ):  # fmt: skip
             if score >= SHOWN_SCORE:
-                text = f"{test.pictures.classes[label - 1]} {score:.2f}"
-                _draw(picture, box, (255, 220, 0), text)
-        figures[f"found (yellow), true (white): {name}"] = png(picture)
+                text = f"{test.images.classes[label - 1]} {score:.2f}"
+                _draw(image, box, (255, 220, 0), text)
+        figures[f"found (yellow), true (white): {name}"] = png(image)
     return figures
 
 
 def _draw(
-    picture: NDArray[np.uint8], box: list[float], colour: tuple[int, int, int], text: str
+    image: NDArray[np.uint8], box: list[float], colour: tuple[int, int, int], text: str
 ) -> None:
     x1, y1, x2, y2 = (round(value) for value in box)
-    cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)
+    cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2)
     if text:
         font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(picture, text, (x1 + 3, max(12, y1 + 14)), font, 0.5, colour, 1)
+        cv2.putText(image, text, (x1 + 3, max(12, y1 + 14)), font, 0.5, colour, 1)
 
 
 def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measured:
@@ -250,7 +250,7 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
     for split in (config.voc.train, config.voc.test):
         part = read_annotated(job.data_uri, split, config.voc.classes)
         parts.append(part)
-        files = [proposals.ensure(config.store, chunk) for chunk in proposals.chunks(part.pictures)]
+        files = [proposals.ensure(config.store, chunk) for chunk in proposals.chunks(part.images)]
         regions.append(proposals.read(files))
     return measure(
         job.subject, job.seed, parts[0], regions[0], parts[1], regions[1], config.detection, dtype

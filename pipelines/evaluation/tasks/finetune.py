@@ -32,7 +32,7 @@ from pipelines.evaluation.tasks.probes import (
 )
 from pipelines.models.resolve import ModelRef
 
-BEGIN_PICTURES = 32
+BEGIN_IMAGES = 32
 
 
 SEVERAL_VERSION = 2  # part of the keys of VOC folders: raise it when several labels learn otherwise
@@ -57,13 +57,13 @@ def measure(
         model, choice = _fit_part(subject, seed, part, side, settings, dtype)
         score = None if model is None else _score(model, test, side, settings, seed)
         metric = "mAP" if train.several else "accuracy"
-        rows.append({"labels": f"{percent(share)} ({len(part.pictures)})", metric: score})
+        rows.append({"labels": f"{percent(share)} ({len(part.images)})", metric: score})
         choices[percent(share)] = choice._asdict()
     notes = {
         "settings": settings_in_key(settings),
         "learning_rate": choices,
         "dtype": str(dtype),
-        "images": f"{len(train.pictures)} to train on, {len(test.pictures)} to score",
+        "images": f"{len(train.images)} to train on, {len(test.images)} to score",
     }
     return Measured(rows, notes, {})
 
@@ -83,7 +83,7 @@ def _fit_part(
         return _score(model, part.take(held), side, settings, seed)
 
     rates = settings.tuning.learning_rates
-    return fit_at_best_rate(fit, score_of, rates, len(part.pictures), seed)
+    return fit_at_best_rate(fit, score_of, rates, len(part.images), seed)
 
 
 def _fit(
@@ -97,9 +97,9 @@ def _fit(
 ) -> Classifier | None:
     """A trained classifier; None when a loss was not finite."""
     generator = torch.Generator().manual_seed(seed)
-    encoder = encoders.encoder_of(subject, seed, calibration(task.pictures, side))
-    typical = task.pictures.take(pick_evenly(len(task.pictures), BEGIN_PICTURES))
-    first = next(typical.batches(side, BEGIN_PICTURES))
+    encoder = encoders.encoder_of(subject, seed, calibration(task.images, side))
+    typical = task.images.take(pick_evenly(len(task.images), BEGIN_IMAGES))
+    first = next(typical.batches(side, BEGIN_IMAGES))
     features = encoder(first).flatten(1).shape[1]
     model = Classifier(
         encoder,
@@ -111,7 +111,7 @@ def _fit(
     initialise_head(model.encoder, model.fresh(), lambda: [model(first)], generator)
     place = encoders.device()
     model = model.to(place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decoded = [decode(d, k) for d, k in zip(task.pictures.encoded, task.pictures.keys, strict=True)]
+    decoded = [decode(d, k) for d, k in zip(task.images.encoded, task.images.keys, strict=True)]
     targets = torch.from_numpy(task.targets)
     order = np.random.default_rng(seed)
 
@@ -139,7 +139,7 @@ def _loss(logits: Tensor, targets: Tensor, several: bool) -> Tensor:
 
 
 def _view(
-    picture: images.Picture,
+    image: images.ImageArray,
     side: int,
     settings: FinetuneSettings,
     own_scale: bool,
@@ -148,8 +148,8 @@ def _view(
     """A random size, crop and flip."""
     low, high = settings.scale
     scale = low + (high - low) * generator.random()
-    shorter = round(scale * (min(picture.shape[:2]) if own_scale else side))
-    view = images.square(picture, side, shorter, generator.random(), generator.random())
+    shorter = round(scale * (min(image.shape[:2]) if own_scale else side))
+    view = images.square(image, side, shorter, generator.random(), generator.random())
     return view[:, ::-1] if generator.random() < 0.5 else view
 
 
@@ -178,9 +178,9 @@ def predict(
     with torch.inference_mode():
         for _ in range(settings.crops):
             rows = []
-            for start in range(0, len(task.pictures), 32):
-                chosen = range(start, min(start + 32, len(task.pictures)))
-                part = task.pictures.take(chosen)
+            for start in range(0, len(task.images), 32):
+                chosen = range(start, min(start + 32, len(task.images)))
+                part = task.images.take(chosen)
                 if settings.crops == 1:
                     views = part.squares(side)
                 else:

@@ -53,9 +53,9 @@ class HoleSet(NamedTuple):
         usual = self.overlap == usual_ring(self.side, self.strategy)
         return self.strategy if usual else f"{self.strategy} in a ring of {self.overlap} px"
 
-    def draw(self, pictures: ImageSet) -> NDArray[np.bool_]:
+    def draw(self, images: ImageSet) -> NDArray[np.bool_]:
         """bool (N, S, S): variant 0 of each image's mask, as in every validation."""
-        hidden = [mask_for(pictures.seed, self.strategy, self.side, k, 0) for k in pictures.keys]
+        hidden = [mask_for(images.seed, self.strategy, self.side, k, 0) for k in images.keys]
         return shrink(torch.from_numpy(np.stack(hidden)), self.overlap).numpy()
 
 
@@ -79,7 +79,7 @@ def holes_of(
 
 def measure_model(
     model: LoadedModel,
-    pictures: ImageSet,
+    images: ImageSet,
     database: ImageSet | None,
     settings: InpaintingSettings,
     dtype: torch.dtype,
@@ -87,12 +87,12 @@ def measure_model(
     """Fill with a model, and by copying the neighbour that its features find."""
     rows: list[Row] = []
     figures: dict[str, bytes] = {}
-    image = pictures.squares(model.side)
+    image = images.squares(model.side)
     model.generator.to(encoders.device())
     for holes in holes_of(model.network, model.objective.overlap, settings.strategies):
-        hole = holes.draw(pictures)
+        hole = holes.draw(images)
         # A model that was trained with a ring leaves it out of the mask itself.
-        hidden = holes._replace(overlap=0).draw(pictures) if model.objective.overlap else hole
+        hidden = holes._replace(overlap=0).draw(images) if model.objective.overlap else hole
         filled = np.concatenate(list(_predicted(model, image, hidden, dtype)))
         rows += score_predictions("this model", holes, filled, image, hole)
         figures |= _strip("this model", holes, filled, settings.panel)
@@ -105,7 +105,7 @@ def measure_model(
 
 def measure_classical(
     kinds: Sequence[HoleSet],
-    pictures: ImageSet,
+    images: ImageSet,
     database: ImageSet | None,
     settings: InpaintingSettings,
     tell: Callable[[str], None] = silent,
@@ -115,7 +115,7 @@ def measure_classical(
     rows: list[Row] = []
     figures: dict[str, bytes] = {}
     for holes in kinds:
-        image, hole = pictures.squares(holes.side), holes.draw(pictures)
+        image, hole = images.squares(holes.side), holes.draw(images)
         figures |= _strip("picture", holes, image, settings.panel)
         context = np.where(hole[..., None], np.uint8(128), image)
         figures |= _strip("context", holes, context, settings.panel)
@@ -156,7 +156,7 @@ def score_predictions(
         filled, image: uint8 (N, S, S, 3).
         hole: bool (N, S, S).
     """
-    errors = per_picture(filled, image, hole)
+    errors = per_image(filled, image, hole)
     share = hole.mean(axis=(1, 2))
     common: Row = {"method": method, "holes": holes.name, "side": str(holes.side)}
     rows = [
@@ -172,7 +172,7 @@ def score_predictions(
     return rows
 
 
-def per_picture(
+def per_image(
     filled: NDArray[np.uint8], image: NDArray[np.uint8], hole: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float64]]:
     """Errors (N, 4) in the order of METRICS for the regions hole, rim and whole."""

@@ -26,7 +26,7 @@ from pipelines.evaluation.settings import ProbeSettings, percent, settings_in_ke
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks.head_training import split_off
 
-CALIBRATION_PICTURES = 256
+CALIBRATION_IMAGES = 256
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
 
 Features = dict[str, NDArray[np.float32]]
@@ -39,20 +39,20 @@ class Split(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def calibration(pictures: ImageSet, side: int) -> list[torch.Tensor]:
+def calibration(images: ImageSet, side: int) -> list[torch.Tensor]:
     """Batches of training images, evenly spaced, that every encoder is calibrated on."""
-    return list(pictures.take(pick_evenly(len(pictures), CALIBRATION_PICTURES)).batches(side, 64))
+    return list(images.take(pick_evenly(len(images), CALIBRATION_IMAGES)).batches(side, 64))
 
 
 def extract(
-    encoder: nn.Module, pictures: ImageSet, side: int, values: int, dtype: torch.dtype
+    encoder: nn.Module, images: ImageSet, side: int, values: int, dtype: torch.dtype
 ) -> Features:
     """Pooled features (N, D) by layer."""
     place = encoders.device()
     encoder = encoder.to(place)
     rows: dict[str, list[NDArray[np.float32]]] = {}
     with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
-        for batch in pictures.batches(side):
+        for batch in images.batches(side):
             for name, features in layer_features(encoder, batch.to(place)).items():
                 found = pool_features(features.float(), values).cpu().numpy()
                 rows.setdefault(name, []).append(found)

@@ -22,7 +22,7 @@ from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import RetrievalSettings, settings_in_key
 from pipelines.evaluation.task import EvaluationTask, Job
 from pipelines.evaluation.tasks import classical
-from pipelines.evaluation.tasks.probes import CALIBRATION_PICTURES
+from pipelines.evaluation.tasks.probes import CALIBRATION_IMAGES
 from pipelines.models.resolve import ModelRef
 
 CHUNK = 32
@@ -42,7 +42,7 @@ def measure(
     """Neighbours by the encoder's last features, and by HOG for comparison."""
     requested, stored = queries.squares(side), database.squares(side)
     hole = mask_for(0, "central", side, "", 0)
-    typical = stored[pick_evenly(len(stored), CALIBRATION_PICTURES)]
+    typical = stored[pick_evenly(len(stored), CALIBRATION_IMAGES)]
     encoder = encoders.encoder_of(subject, seed, _contexts(typical, hole))
     wanted, known = (_features(encoder, part, hole, dtype) for part in (requested, stored))
     mean = known.mean(0)
@@ -68,16 +68,16 @@ def measure(
     return Measured(rows, {"settings": settings_in_key(settings), "images": sizes}, figures)
 
 
-def _contexts(pictures: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[torch.Tensor]:
+def _contexts(images: NDArray[np.uint8], hole: NDArray[np.bool_]) -> Iterator[torch.Tensor]:
     """Images with mid-grey in the hole, ready for the network."""
-    grey = np.where(hole[None, :, :, None], np.uint8(128), pictures)
+    grey = np.where(hole[None, :, :, None], np.uint8(128), images)
     for start in range(0, len(grey), CHUNK):
         yield to_network(grey[start : start + CHUNK])
 
 
 def _features(
     encoder: nn.Module,
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     hole: NDArray[np.bool_],
     dtype: torch.dtype,
 ) -> NDArray[np.float64]:
@@ -86,7 +86,7 @@ def _features(
     with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
         rows = [
             encoder(batch.to(place)).flatten(1).double().cpu().numpy()
-            for batch in _contexts(pictures, hole)
+            for batch in _contexts(images, hole)
         ]
     return np.concatenate(rows)
 

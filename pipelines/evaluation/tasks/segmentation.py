@@ -22,7 +22,7 @@ from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
 
-BEGIN_PICTURES = 8
+BEGIN_IMAGES = 8
 COLOURS = np.random.default_rng(2).integers(40, 256, (256, 3)).astype(np.uint8)
 COLOURS[VOID] = 0
 
@@ -49,20 +49,20 @@ def measure(
         "settings": settings_in_key(settings),
         "learning_rate": choice._asdict(),
         "dtype": str(dtype),
-        "pictures": f"{len(train.maps)} to train on, {len(test.maps)} to score",
+        "images": f"{len(train.maps)} to train on, {len(test.maps)} to score",
     }
     if model is None:
         return Measured([{"mIoU": None, "pixel accuracy": None}], notes, {})
     found = _score(model, test, settings)
     row: Row = {"mIoU": found.mean_iou, "pixel accuracy": found.pixel_accuracy}
-    names = test.pictures.classes
+    names = test.images.classes
     known = zip(names, found.iou.tolist(), strict=True)
     notes["IoU"] = {name: value for name, value in known if np.isfinite(value)}
     return Measured([row], notes, _shown(model, test, settings))
 
 
 def _take(part: Mapped, chosen: NDArray[np.int64]) -> Mapped:
-    return Mapped(part.pictures.take(chosen), tuple(part.maps[at] for at in chosen))
+    return Mapped(part.images.take(chosen), tuple(part.maps[at] for at in chosen))
 
 
 def _fit(
@@ -76,14 +76,14 @@ def _fit(
     """A trained network; None when a loss was not finite."""
     encoders.require_network(subject, "segmentation")
     generator = torch.Generator().manual_seed(seed)
-    encoder = encoders.encoder_of(subject, seed, calibration(train.pictures, 227))
+    encoder = encoders.encoder_of(subject, seed, calibration(train.images, 227))
     tuning = settings.tuning
     model = Segmenter(
-        encoder, len(train.pictures.classes), width=tuning.width, dropout=tuning.dropout
+        encoder, len(train.images.classes), width=tuning.width, dropout=tuning.dropout
     ).eval()
     decoded = [_smaller(decode(d, k), settings.side) for k, d in _items(train)]
     maps = [_like(m, x) for m, x in zip(train.maps, decoded, strict=True)]
-    first = [to_network(x[None]) for x in decoded[:BEGIN_PICTURES]]
+    first = [to_network(x[None]) for x in decoded[:BEGIN_IMAGES]]
     alike = [x for x in first if x.shape == first[0].shape]
     initialise_head(model.encoder, model.fresh(), lambda: [model(torch.cat(alike))], generator)
     place = encoders.device()
@@ -109,53 +109,53 @@ def _loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def _batch(
-    pictures: list[NDArray[np.uint8]], maps: list[NDArray[np.uint8]], flips: object
+    images: list[NDArray[np.uint8]], maps: list[NDArray[np.uint8]], flips: object
 ) -> tuple[Tensor, Tensor]:
     """Images of different size on one canvas; what is added is void."""
     height, width = (max(m.shape[axis] for m in maps) for axis in (0, 1))
     x = np.full((len(maps), height, width, 3), 128, np.uint8)
     y = np.full((len(maps), height, width), VOID, np.int64)
-    for row, (picture, labels) in enumerate(zip(pictures, maps, strict=True)):
+    for row, (image, labels) in enumerate(zip(images, maps, strict=True)):
         step = -1 if np.asarray(flips)[row] else 1
-        x[row, : labels.shape[0], : labels.shape[1]] = picture[:, ::step]
+        x[row, : labels.shape[0], : labels.shape[1]] = image[:, ::step]
         y[row, : labels.shape[0], : labels.shape[1]] = labels[:, ::step]
     return to_network(x), torch.from_numpy(y)
 
 
-def _smaller(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    scale = side / max(picture.shape[:2])
+def _smaller(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    scale = side / max(image.shape[:2])
     if scale >= 1:
-        return picture
-    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
+        return image
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
 
 
-def _like(labels: NDArray[np.uint8], picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _like(labels: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A label map in the size of its image."""
-    if labels.shape == picture.shape[:2]:
+    if labels.shape == image.shape[:2]:
         return labels
-    size = (picture.shape[1], picture.shape[0])
+    size = (image.shape[1], image.shape[0])
     return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)  # type: ignore[no-any-return]
 
 
 def _items(part: Mapped) -> list[tuple[str, bytes]]:
-    return list(zip(part.pictures.keys, part.pictures.encoded, strict=True))
+    return list(zip(part.images.keys, part.images.encoded, strict=True))
 
 
 def predict(
-    model: Segmenter, picture: NDArray[np.uint8], settings: SegmentationSettings
+    model: Segmenter, image: NDArray[np.uint8], settings: SegmentationSettings
 ) -> NDArray[np.uint8]:
     """The class of every pixel of an image, in its full size."""
     place = next(model.parameters()).device
     with torch.inference_mode():
-        logits = model(to_network(_smaller(picture, settings.side)[None]).to(place))
-        logits = F.interpolate(logits, picture.shape[:2], mode="bilinear", align_corners=False)
+        logits = model(to_network(_smaller(image, settings.side)[None]).to(place))
+        logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
     classes: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
     return classes
 
 
 def _score(model: Segmenter, part: Mapped, settings: SegmentationSettings) -> metrics.Overlap:
-    count = len(part.pictures.classes)
+    count = len(part.images.classes)
     total = np.zeros((count, count), np.int64)
     for (name, data), truth in zip(_items(part), part.maps, strict=True):
         total += metrics.confusion(truth, predict(model, decode(data, name), settings), count)
@@ -166,10 +166,10 @@ def _shown(model: Segmenter, test: Mapped, settings: SegmentationSettings) -> di
     """Image, truth and prediction side by side."""
     figures = {}
     for (name, data), truth in list(zip(_items(test), test.maps, strict=True))[: settings.shown]:
-        picture = decode(data, name)
-        found = COLOURS[predict(model, picture, settings)]
+        image = decode(data, name)
+        found = COLOURS[predict(model, image, settings)]
         found[truth == VOID] = 0
-        strip = np.concatenate([picture, COLOURS[truth], found], axis=1)
+        strip = np.concatenate([image, COLOURS[truth], found], axis=1)
         figures[f"image, truth, prediction: {name}"] = png(strip)
     return figures
 

@@ -37,7 +37,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(count: int = 2, height: int = 227, width: int = 227, seed: int = 0) -> Tensor:
+def images(count: int = 2, height: int = 227, width: int = 227, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, height, width, generator=seeded(seed)) * 2 - 1
 
 
@@ -48,13 +48,13 @@ def encoder(norm: str = "batch") -> nn.Sequential:
 
 def folded(norm: str = "batch") -> nn.Sequential:
     full = encoder(norm)
-    initialisation.calibrate(full, [pictures(4)])
+    initialisation.calibrate(full, [images(4)])
     return initialisation.fold(full)
 
 
-def test_calibrated_statistics_are_those_of_the_pictures() -> None:
+def test_calibrated_statistics_are_those_of_the_images() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    x = pictures(8, 10, 10)
+    x = images(8, 10, 10)
     initialisation.calibrate(network, [x[:4], x[4:]])
     y = network[0](x)
     norm = network[1]
@@ -63,9 +63,9 @@ def test_calibrated_statistics_are_those_of_the_pictures() -> None:
     assert norm.momentum == 0.1 and network.training
 
 
-def test_a_lone_picture_at_the_end_calibrates_single_units_with_those_before_it() -> None:
+def test_a_lone_image_at_the_end_calibrates_single_units_with_those_before_it() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.BatchNorm1d(4))
-    x = pictures(9, 3, 3)
+    x = images(9, 3, 3)
     initialisation.calibrate(network, [x[:4], x[4:8], x[8:]])
     norm = network[2]
     assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None
@@ -81,10 +81,10 @@ def test_folding_batch_norm_changes_no_output(preset: str) -> None:
     config = NetworkConfig(preset=preset, output=output, **size)  # type: ignore[arg-type]
     full = build_generator(config).encoder
     side = 227 if preset == "alexnet" else 128
-    initialisation.calibrate(full, [pictures(4, side, side)])
+    initialisation.calibrate(full, [images(4, side, side)])
     plain = initialisation.fold(full)
     assert not [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
-    x = pictures(2, side, side, seed=1)
+    x = images(2, side, side, seed=1)
     torch.testing.assert_close(plain(x), full.eval()(x), atol=1e-4, rtol=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_initialised_layers_have_zero_mean_and_unit_variance_on_the_data(
 ) -> None:
     plain = folded()
     layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
-    x = pictures(4)
+    x = images(4)
     initialisation.initialise(layers, lambda: plain(x), filters=filters, generator=seeded())
     for layer in (plain.conv1, plain.conv2):
         x = plain[0](x) if layer is plain.conv1 else plain[1:4](x)
@@ -108,7 +108,7 @@ def test_equalising_keeps_the_function_and_makes_the_ratios_equal(norm: str) -> 
     model = Classifier(folded(norm), 9216, 10, width=64).eval()
     for index, parameter in enumerate(model.parameters()):  # very unequal scales
         parameter.data.mul_(3.0 if index % 3 else 0.5)
-    x = pictures(4)
+    x = images(4)
     chain = [*initialisation.chain_of(model.encoder), *model.fresh()]
     before = model(x).detach()
     initialisation.equalise(chain, lambda: [model(x)], seeded())
@@ -126,7 +126,7 @@ def test_the_start_of_a_head_does_not_depend_on_the_scale_of_the_encoder() -> No
             getattr(large, name).bias.mul_(2.0)
         large.conv4.bias.mul_(2.0)
         large.conv5.bias.mul_(4.0)  # what reaches it is four times as large
-    x = pictures(4)
+    x = images(4)
     norms = []
     for plain in (small, large):
         model = Classifier(plain, 9216, 5, width=32).eval()
@@ -216,7 +216,7 @@ def test_chosen_regions_hold_a_quarter_of_objects_with_their_classes() -> None:
     torch.testing.assert_close(moved, truth[match[objects]], atol=1e-3, rtol=0)
 
 
-def test_a_picture_without_objects_gives_background_only() -> None:
+def test_a_image_without_objects_gives_background_only() -> None:
     proposals = torch.tensor([[0.0, 0, 9, 9], [5.0, 5, 20, 20]])
     empty = torch.zeros(0, 4)
     targets = choose_regions(proposals, empty, torch.zeros(0, dtype=torch.long), 8, seeded())
@@ -237,7 +237,7 @@ def test_perfect_scores_and_corrections_give_the_true_boxes() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(227, 227), (180, 240), (33, 65)])
-def test_the_feature_grid_lies_over_the_picture(height: int, width: int) -> None:
+def test_the_feature_grid_lies_over_the_image(height: int, width: int) -> None:
     plain = folded()
     x = torch.zeros(1, 3, height, width)
     conv5 = plain[:-1](pad_to_grid(x, 16, 9))
@@ -268,12 +268,12 @@ def test_a_cell_answers_to_the_middle_of_its_own_pixels() -> None:
 def test_heads_have_the_shapes_of_their_task() -> None:
     plain = folded()
     classifier = Classifier(plain, 9216, 7, width=16)
-    assert classifier(pictures(2)).shape == (2, 7)
+    assert classifier(images(2)).shape == (2, 7)
     segmenter = Segmenter(plain, 5, width=16)
-    assert segmenter(pictures(1, 100, 131)).shape == (1, 5, 100, 131)
+    assert segmenter(images(1, 100, 131)).shape == (1, 5, 100, 131)
     rcnn = FastRCNN(plain, 20, width=16)
     rois = with_number([torch.tensor([[0.0, 0, 50, 60]]), torch.tensor([[3.0, 3, 90, 99]] * 2)])
-    scores, deltas = rcnn(pictures(2, 100, 131), rois)
+    scores, deltas = rcnn(images(2, 100, 131), rois)
     assert scores.shape == (3, 21) and deltas.shape == (3, 21, 4)
 
 

@@ -14,13 +14,13 @@ FAR = [50.0, 50.0, 59.0, 59.0]
 
 
 def found(*entries: tuple[int, float, list[float]]) -> Found:
-    pictures, values, boxes = zip(*entries, strict=True)
-    return Found(np.array(pictures), np.array(values), np.array(boxes))
+    images, values, boxes = zip(*entries, strict=True)
+    return Found(np.array(images), np.array(values), np.array(boxes))
 
 
 def truth(*entries: tuple[int, list[float], bool]) -> Truth:
-    pictures, boxes, difficult = zip(*entries, strict=True)
-    return Truth(np.array(pictures), np.array(boxes), np.array(difficult))
+    images, boxes, difficult = zip(*entries, strict=True)
+    return Truth(np.array(images), np.array(boxes), np.array(difficult))
 
 
 def test_a_second_find_of_one_object_is_a_miss() -> None:
@@ -50,7 +50,7 @@ def test_an_overlap_of_exactly_one_half_is_a_hit() -> None:
     assert metrics.detection_ap(found((0, 1.0, tall)), truth((0, BOX, False)), "all_points") == 1.0
 
 
-def test_a_find_in_another_picture_is_a_miss() -> None:
+def test_a_find_in_another_image_is_a_miss() -> None:
     assert metrics.detection_ap(found((1, 1.0, BOX)), truth((0, BOX, False)), "11_points") == 0.0
 
 
@@ -62,8 +62,8 @@ def devkit_ap(got: Found, want: Truth, rule: str) -> float:
     hits = misses = 0
     for at in sorted(range(len(got.score)), key=lambda i: -got.score[i]):
         best, best_iou = -1, -1.0
-        for number in range(len(want.picture)):
-            if want.picture[number] != got.picture[at]:
+        for number in range(len(want.image)):
+            if want.image[number] != got.image[at]:
                 continue
             a, b = got.box[at], want.box[number]
             width = min(a[2], b[2]) - max(a[0], b[0]) + 1

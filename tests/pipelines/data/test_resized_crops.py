@@ -24,15 +24,15 @@ def test_crop_larger_than_the_image_is_cut_to_its_side() -> None:
 
 
 def test_whole_image_is_only_resized() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-    assert (resized_crop(picture, (128, 128), 128, 0.3, 0.9) == picture).all()
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    assert (resized_crop(image, (128, 128), 128, 0.3, 0.9) == image).all()
 
 
 def test_window_lies_where_it_was_drawn() -> None:
-    picture = np.zeros((100, 200, 3), np.uint8)
-    picture[50:, 150:] = 200
-    assert (resized_crop(picture, (50, 50), 32, 1.0, 1.0) == 200).all()
-    assert (resized_crop(picture, (50, 50), 32, 0.0, 1.0) == 0).all()
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[50:, 150:] = 200
+    assert (resized_crop(image, (50, 50), 32, 1.0, 1.0) == 200).all()
+    assert (resized_crop(image, (50, 50), 32, 0.0, 1.0) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from pipelines.data import sample_images
 @pytest.mark.parametrize("name", sample_images.PHOTOGRAPHS)
 @pytest.mark.parametrize("width", [448, 700])
 def test_no_training_crop_reaches_into_the_validation_part(name: str, width: int) -> None:
-    picture = np.zeros((sample_images.PHOTOGRAPH_SHORTER, width, 3), np.uint8)
-    crops = sample_images.cuts(picture, name)
-    assert crops == sample_images.cuts(picture, name)
+    image = np.zeros((sample_images.PHOTOGRAPH_SHORTER, width, 3), np.uint8)
+    crops = sample_images.cuts(image, name)
+    assert crops == sample_images.cuts(image, name)
     train, val = (
         [(crop.left, crop.left + crop.side) for crop in crops[split]] for split in ("train", "val")
     )

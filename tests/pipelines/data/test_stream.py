@@ -103,7 +103,7 @@ def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri:
 
 
 @pytest.mark.parametrize("cpus", [1, 16])
-def test_a_damaged_picture_is_told_as_damage_of_the_dataset(
+def test_a_damaged_image_is_told_as_damage_of_the_dataset(
     cpus: int, dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "node_cpus", lambda: cpus)  # threads or none
@@ -159,7 +159,7 @@ def test_each_number_is_a_task_and_all_share_one_object(ray_cluster: None) -> No
     assert tasks == [[number] for number in range(3, 40)]
 
 
-def test_every_picture_comes_at_most_once_per_epoch_and_less_than_a_batch_is_left_out(
+def test_every_image_comes_at_most_once_per_epoch_and_less_than_a_batch_is_left_out(
     dataset_uri: str, reference: dict[int, dict[str, Any]]
 ) -> None:
     plan = make_plan(dataset_uri)
@@ -199,7 +199,7 @@ def test_epochs_and_seeds_change_order_crops_and_holes(
     assert list(other["row"]) != list(reference[0]["row"])
 
 
-def test_crop_and_hole_of_a_picture_follow_from_seed_epoch_and_key(dataset_uri: str) -> None:
+def test_crop_and_hole_of_a_image_follow_from_seed_epoch_and_key(dataset_uri: str) -> None:
     plan = make_plan(dataset_uri)
     other_seed = replace(plan, seed=4)
     draws = [
@@ -228,13 +228,13 @@ def test_crops_variants_symmetries_and_flips_are_drawn_from_all_there_are(
                 record = stored[int(row)]
                 variants.add(record[spec.column].index(batch["mask"][slot].tobytes()))
                 augments.add(int(batch["augment"][slot]))
-                picture = stream.images.decode(record["image"])
-                views = np.lib.stride_tricks.sliding_window_view(picture, (128, 128), (0, 1))
+                image = stream.images.decode(record["image"])
+                views = np.lib.stride_tricks.sliding_window_view(image, (128, 128), (0, 1))
                 crop = batch["image"][slot].transpose(2, 0, 1)
                 alike = (views[..., ::9, ::9] == crop[:, ::9, ::9]).all(axis=(2, 3, 4))
                 ((top, left),) = (at for at in np.argwhere(alike) if (views[*at] == crop).all())
-                down.append(top / (picture.shape[0] - 128))
-                across.append(left / (picture.shape[1] - 128))
+                down.append(top / (image.shape[0] - 128))
+                across.append(left / (image.shape[1] - 128))
     assert variants == {variant * spec.bytes_per_mask for variant in range(spec.variants)}
     assert augments == set(range(2 * stream.FLIP))
     for place in (down, across):
@@ -242,7 +242,7 @@ def test_crops_variants_symmetries_and_flips_are_drawn_from_all_there_are(
         assert 0.4 < np.mean(place) < 0.6
 
 
-def test_pictures_masks_and_labels_of_a_row_belong_together(dataset_uri: str) -> None:
+def test_images_masks_and_labels_of_a_row_belong_together(dataset_uri: str) -> None:
     plan = make_plan(dataset_uri, augment=False)
     spec = plan.manifest.mask_spec("random_block", 128)
     stored = {}
@@ -255,12 +255,12 @@ def test_pictures_masks_and_labels_of_a_row_belong_together(dataset_uri: str) ->
             record = stored[int(row)]
             assert batch["label"][slot] == record["label"]
             assert batch["mask"][slot].tobytes() == record[spec.column][: spec.bytes_per_mask]
-            picture = stream.images.decode(record["image"])
-            expected = stream.images.square(picture, 128, 0, 0.5, 0.5)
+            image = stream.images.decode(record["image"])
+            expected = stream.images.square(image, 128, 0, 0.5, 0.5)
             np.testing.assert_array_equal(batch["image"][slot], expected)
 
 
-def test_validation_pictures_are_the_same_however_they_are_shared(dataset_uri: str) -> None:
+def test_validation_images_are_the_same_however_they_are_shared(dataset_uri: str) -> None:
     plan = make_plan(dataset_uri)
     image, mask = stream.read_fixed_images(plan, "val", 15)
     assert len(image) == len(mask) == 15
@@ -270,15 +270,15 @@ def test_validation_pictures_are_the_same_however_they_are_shared(dataset_uri: s
         np.testing.assert_array_equal(some_masks, mask[part::4])
 
 
-def test_validation_sees_the_centre_of_the_first_pictures_and_their_first_hole(
+def test_validation_sees_the_centre_of_the_first_images_and_their_first_hole(
     dataset_uri: str,
 ) -> None:
     plan = make_plan(dataset_uri)
     spec = plan.manifest.mask_spec("random_block", 128)
     group = row_groups(plan.manifest, "val")[0]
     records = read_row_group(plan.uri, group, ["image", spec.column]).to_pylist()
-    pictures = stream.read_fixed_images(plan, "val", 3)
-    for image, mask, record in zip(*pictures, records[:3], strict=True):
+    images = stream.read_fixed_images(plan, "val", 3)
+    for image, mask, record in zip(*images, records[:3], strict=True):
         assert mask.tobytes() == record[spec.column][: spec.bytes_per_mask]
         centre = stream.images.square(stream.images.decode(record["image"]), 128, 0, 0.5, 0.5)
         np.testing.assert_array_equal(image, centre)

@@ -34,9 +34,9 @@ def image(number: int = 0, height: int = 40, width: int = 48, mode: str = "RGB")
     return coarse.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    image.save(out, form, **options)
     return out.getvalue()
 
 

@@ -181,7 +181,7 @@ def test_one_name_for_two_models_is_refused_unless_it_is_their_label(tmp_path: P
     check(first, f"{first}/")  # the same model
 
 
-def test_kmeans_filters_are_drawn_from_pictures_of_all_batches(
+def test_kmeans_filters_are_drawn_from_images_of_all_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
@@ -191,13 +191,13 @@ def test_kmeans_filters_are_drawn_from_pictures_of_all_batches(
         forward()
 
     monkeypatch.setattr(initialisation, "initialise", initialise)
-    monkeypatch.setattr(encoders, "KMEANS_PICTURES", 2)
+    monkeypatch.setattr(encoders, "KMEANS_IMAGES", 2)
     dark, light = (torch.full((2, 3, 128, 128), shade) for shade in (-1.0, 1.0))
     encoders.encoder_of(resolve.untrained_ref("k", "random-kmeans", SMALL), 0, [dark, light])
     assert seen[0].tolist() == [-1.0, 1.0]
 
 
-def test_random_weights_follow_the_seed_and_kmeans_the_pictures() -> None:
+def test_random_weights_follow_the_seed_and_kmeans_the_images() -> None:
     network = NetworkConfig(preset="alexnet", output="full")
     gaussian = resolve.untrained_ref("r", "random", network)
     kmeans = resolve.untrained_ref("k", "random-kmeans", network)

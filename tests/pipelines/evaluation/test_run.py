@@ -423,7 +423,7 @@ def probe(data: Path, network: NetworkConfig, **changes: Any) -> list[results.Ro
     return measure.measure_job(job, requested).rows
 
 
-def test_a_probe_reads_pictures_at_the_side_and_with_the_statistics_it_is_told(
+def test_a_probe_reads_images_at_the_side_and_with_the_statistics_it_is_told(
     evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[tuple[int, ...], float]] = []

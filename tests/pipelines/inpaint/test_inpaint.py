@@ -43,7 +43,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(tmp_path_factory.mktemp("full"), "full")
 
 
-def picture(seed: int, height: int, width: int) -> np.ndarray:
+def image(seed: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -52,7 +52,7 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for number in range(5):
-        Image.fromarray(picture(number, 130 + number, 150)).save(folder / "sub" / f"{number}.png")
+        Image.fromarray(image(number, 130 + number, 150)).save(folder / "sub" / f"{number}.png")
     return folder
 
 
@@ -100,7 +100,7 @@ def test_masks_are_taken_by_name_and_faults_are_named(
     assert "90 x 130 px and the image 150 x 131 px" in found["faults"]["sub/1.png"]
     assert "it has no mask" in found["faults"]["sub/3.png"]
     filled = np.asarray(Image.open(images.parent / "out" / "sub" / "0.png"))
-    assert (filled[hole == 0] == picture(0, 130, 150)[hole == 0]).all()
+    assert (filled[hole == 0] == image(0, 130, 150)[hole == 0]).all()
 
 
 @pytest.mark.parametrize("strategy", ["random_region", "random_block"])
@@ -126,15 +126,15 @@ def read(path: Path, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray, 
     return read_image(path.name, source, holes, overlap=0)
 
 
-def test_a_16_bit_picture_keeps_its_greys(tmp_path: Path) -> None:
-    grey = picture(0, 50, 60)[..., 0]
+def test_a_16_bit_image_keeps_its_greys(tmp_path: Path) -> None:
+    grey = image(0, 50, 60)[..., 0]
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert (read(tmp_path / "deep.png")[0] == grey[..., None]).all()
 
 
 @pytest.mark.parametrize("kind", ["palette", "dark colour", "16 bits"])
 def test_a_mask_hides_what_is_not_black_however_dark_it_is(tmp_path: Path, kind: str) -> None:
-    Image.fromarray(picture(0, 50, 60)).save(tmp_path / "a.png")
+    Image.fromarray(image(0, 50, 60)).save(tmp_path / "a.png")
     hole = np.zeros((50, 60), bool)
     hole[10:20, 30:40] = True
     masks = {
@@ -147,19 +147,19 @@ def test_a_mask_hides_what_is_not_black_however_dark_it_is(tmp_path: Path, kind:
     assert (read(tmp_path / "a.png", tmp_path / "mask.png")[1] == hole).all()
 
 
-def test_whatever_broken_bytes_do_to_the_decoder_is_a_fault_of_the_picture(tmp_path: Path) -> None:
+def test_whatever_broken_bytes_do_to_the_decoder_is_a_fault_of_the_image(tmp_path: Path) -> None:
     body = b"IHDR" + struct.pack(">II", 4, 4)  # the header ends early
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
     with pytest.raises(UnreadableImage, match="Truncated IHDR"):
         read(tmp_path / "a.png")
-    Image.fromarray(picture(0, 1, 1)).save(tmp_path / "tiny.png")
+    Image.fromarray(image(0, 1, 1)).save(tmp_path / "tiny.png")
     with pytest.raises(UnreadableImage, match="1 x 1 px; too small for a drawn hole"):
         read(tmp_path / "tiny.png")
 
 
 def test_one_image_and_its_mask_are_filled_without_ray(full: str, tmp_path: Path) -> None:
-    photo, hole = picture(0, 90, 140), np.zeros((90, 140), np.uint8)
+    photo, hole = image(0, 90, 140), np.zeros((90, 140), np.uint8)
     hole[:30, 100:] = 255
     Image.fromarray(photo).save(tmp_path / "photo.png")
     Image.fromarray(hole).save(tmp_path / "what to remove.png")
@@ -186,7 +186,7 @@ def test_images_of_all_kinds_are_found_and_others_are_counted(
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.jpg", "b.webp", "c.bmp", "d.tif", "e.avif", "g.png", "h.TIF"):
-        Image.fromarray(picture(0, 60, 70)).save(folder / name)
+        Image.fromarray(image(0, 60, 70)).save(folder / name)
     found = find_sources(config(center, folder))
     assert list(found.by_name) == ["a.jpg", "b.webp", "e.avif", "g.png"]
     assert found.others == {".bmp": 1, ".tif": 2}
@@ -209,7 +209,7 @@ def test_what_was_assumed_of_masks_is_counted(full: str, images: Path) -> None:
     assert "opaque pixels were taken" in counts["notes"]["sub/0.png"]
 
 
-def test_pictures_are_found_in_folders_of_any_name(center: str, tmp_path: Path) -> None:
+def test_images_are_found_in_folders_of_any_name(center: str, tmp_path: Path) -> None:
     for name in ("v1.0/a b.png", "x.jpg/c.JPG", "d.png", "e.txt"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / name).write_bytes(b"12345")
@@ -222,7 +222,7 @@ def test_pictures_are_found_in_folders_of_any_name(center: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("inside", ["images", "images/filled", "masks"])
-def test_an_output_among_the_pictures_or_masks_is_refused(
+def test_an_output_among_the_images_or_masks_is_refused(
     center: str, images: Path, inside: str
 ) -> None:
     (images.parent / "masks").mkdir()
@@ -259,7 +259,7 @@ def test_files_of_others_are_neither_taken_for_results_nor_overwritten(
         inpaint_images(config(center, twin, output=str(images.parent / "out")))
 
 
-def test_a_changed_picture_is_not_taken_for_filled(full: str, images: Path) -> None:
+def test_a_changed_image_is_not_taken_for_filled(full: str, images: Path) -> None:
     masks = images.parent / "masks"
     (masks / "sub").mkdir(parents=True)
     for number in range(4):
@@ -271,13 +271,13 @@ def test_a_changed_picture_is_not_taken_for_filled(full: str, images: Path) -> N
     assert list(inpaint_images(requested)["faults"]) == ["sub/4.png"]
     Image.fromarray(lacking).save(masks / "sub" / "4.png")
     assert inpaint_images(requested)["filled"] == 5
-    Image.fromarray(picture(9, 133, 150) // 2).save(images / "sub" / "3.png")
+    Image.fromarray(image(9, 133, 150) // 2).save(images / "sub" / "3.png")
     with pytest.raises(UserError, match=r"holds sub/3\.png made from another image"):
         inpaint_images(requested)
     (images.parent / "out" / "sub" / "3.png").unlink()
     assert inpaint_images(requested)["filled"] == 5
     filled = np.asarray(Image.open(images.parent / "out" / "sub" / "3.png"))
-    assert (filled[40:] == picture(9, 133, 150)[40:] // 2).all()
+    assert (filled[40:] == image(9, 133, 150)[40:] // 2).all()
     (images.parent / "out" / "sub" / "3.png").unlink()  # of a finished job
     assert inpaint_images(requested)["filled"] == 5
     assert (np.asarray(Image.open(images.parent / "out" / "sub" / "3.png")) == filled).all()

@@ -434,11 +434,11 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
     )
     screen = io.StringIO()
     watch = DriverWatch(PretrainConfig(), task, recorder, Console(file=screen))
-    picture = np.zeros((1, 8, 8, 3), np.uint8)
-    pictures = dict.fromkeys(("input", "output", "target"), picture)
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    images = dict.fromkeys(("input", "output", "target"), image)
     watch._take(
         [
-            PanelReady(8, {**pictures, "hole": picture[..., 0] > 0}),
+            PanelReady(8, {**images, "hole": image[..., 0] > 0}),
             CurvePoint(8, 0.0, {"loss/joint": 1.0}),
         ]
     )

@@ -16,7 +16,7 @@ from pipelines.pretrain.validation import EvalSettings, FixedImages
 LOOK = EvalSettings(NetworkConfig(), Objective(adversarial=0.0), torch.float32)
 
 
-def pictures(count: int) -> FixedImages:
+def images(count: int) -> FixedImages:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (count, 128, 128, 3), generator=generator, dtype=torch.uint8)
     hidden = torch.zeros(count, 128, 128, dtype=torch.bool)
@@ -37,24 +37,24 @@ class Grey(torch.nn.Module):
         return filled
 
 
-def test_a_rank_without_pictures_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = validation.measure(Grey(), pictures(3), LOOK)
+def test_a_rank_without_images_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = validation.measure(Grey(), images(3), LOOK)
     totals: list[torch.Tensor] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: totals.append(total.clone()))
-    validation.measure(Grey(), pictures(3), LOOK)
+    validation.measure(Grey(), images(3), LOOK)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(totals[0]))
-    assert validation.measure(Grey(), pictures(0), LOOK) == alone
+    assert validation.measure(Grey(), images(0), LOOK) == alone
 
 
 def test_a_filling_that_is_not_finite_shows_in_the_means() -> None:
-    measured = validation.measure(Grey(broken=1), pictures(3), LOOK)
+    measured = validation.measure(Grey(broken=1), images(3), LOOK)
     assert math.isnan(measured["psnr_hole"]) and math.isfinite(measured["psnr_mean_fill"])
 
 
-def test_a_picture_without_a_hidden_pixel_is_left_out() -> None:
-    some = pictures(3)
+def test_a_image_without_a_hidden_pixel_is_left_out() -> None:
+    some = images(3)
     hidden = some.hidden.clone()
     hidden[2] = False
     expected = validation.measure(Grey(), FixedImages(some.image[:2], some.hidden[:2]), LOOK)
@@ -78,7 +78,7 @@ class Half(torch.nn.Module):
 
 
 def test_cells_are_measured_as_by_numpy() -> None:
-    some = pictures(3)
+    some = images(3)
     measured = validation.measure(Half(some), some, CELLS)
     image = some.image.numpy().astype(np.float64) / 127.5 - 1
     cells = image.reshape(3, 8, 16, 8, 16, 3).transpose(0, 1, 3, 5, 2, 4).reshape(3, 8, 8, -1)
@@ -93,7 +93,7 @@ def test_cells_are_measured_as_by_numpy() -> None:
 def test_hog_has_no_errors_of_colours_and_a_panel_of_glyphs() -> None:
     network = replace(FEATURES, target="hog")
     look = EvalSettings(network, default_objective(network), torch.float32)
-    some, generator = pictures(2), build_generator(network)
+    some, generator = images(2), build_generator(network)
     assert not validation.measure(generator, some, look).keys() & {"psnr_hole", "l1_hole"}
     shown = validation.panel(generator, some, look)
     visible = ~shown["hole"]
@@ -110,7 +110,7 @@ class Copy(torch.nn.Module):
 
 
 def test_only_the_hole_varies_in_the_variance_ratio() -> None:
-    some = pictures(3)
+    some = images(3)
     look = EvalSettings(
         NetworkConfig(output="full"), Objective(adversarial=0.0, overlap=0), torch.float32
     )
@@ -119,7 +119,7 @@ def test_only_the_hole_varies_in_the_variance_ratio() -> None:
 
 
 def test_a_panel_shows_what_the_network_saw_and_fills_that_hole_alone() -> None:
-    some = pictures(2)
+    some = images(2)
     shown = validation.panel(Grey(), some, LOOK)
     hole = np.zeros((2, 128, 128), np.bool_)
     hole[:, 36:92, 36:92] = True  # without the ring of known context
@@ -132,7 +132,7 @@ def test_a_panel_shows_what_the_network_saw_and_fills_that_hole_alone() -> None:
 
 
 def test_the_image_is_held_against_its_own_mean_and_telea() -> None:
-    some = pictures(2)
+    some = images(2)
     image = some.image.clone()
     image[0] = 90  # one colour: everything but the grey filling is right
     measured = validation.measure(Grey(), FixedImages(image[:1], some.hidden[:1]), LOOK)
@@ -144,7 +144,7 @@ def test_the_image_is_held_against_its_own_mean_and_telea() -> None:
 
 
 def test_telea_counts_images_with_a_hole_and_its_error_is_that_of_the_hole() -> None:
-    some = pictures(3)
+    some = images(3)
     hidden = some.hidden.clone()
     hidden[2] = False
     all_of_them = validation.measure_classical(FixedImages(some.image, hidden), LOOK)

@@ -33,7 +33,7 @@ ALEXNET = NetworkConfig(preset="alexnet", output="full")
 PIXELS = Objective(adversarial=0.0, overlap=0)
 
 
-def pictures(count: int, seed: int = 0) -> FixedImages:
+def images(count: int, seed: int = 0) -> FixedImages:
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (count, 227, 227, 3), generator=generator, dtype=torch.uint8)
     hidden = torch.zeros(count, 227, 227, dtype=torch.bool)
@@ -77,7 +77,7 @@ def make_reporter(
 ) -> Reporter:
     mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
     task = task or make_task(steps)
-    validator = Validator(task.recipe, torch.float32, pictures(2), typical)
+    validator = Validator(task.recipe, torch.float32, images(2), typical)
     curves = Curves(torch.device("cpu"), training.num_ranks(), task.plan.batch_size)
     return Reporter(task, mailbox, 0, curves, validator)
 
@@ -150,8 +150,8 @@ def go_on(task: Task, until: int, stop: Any = None) -> dict[str, Any]:
     start = found.step if found else 0
     batches = (
         {
-            "image": pictures(2, seed=at).image.numpy(),
-            "mask": np.packbits(pictures(2).hidden.flatten(1).numpy(), axis=1),
+            "image": images(2, seed=at).image.numpy(),
+            "mask": np.packbits(images(2).hidden.flatten(1).numpy(), axis=1),
             "augment": np.zeros(2, np.uint8),
             "step": np.full(2, at, np.int32),
         }
@@ -210,7 +210,7 @@ def test_a_batch_of_another_step_is_not_trained() -> None:
         )  # fmt: skip
 
 
-def test_pictures_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
+def test_images_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
     drawn = np.random.default_rng(0)
     image = drawn.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     hidden = drawn.random((16, 8, 8)) < 0.3
@@ -219,9 +219,9 @@ def test_pictures_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
         "mask": np.packbits(hidden.reshape(16, -1), axis=1),
         "augment": np.arange(16, dtype=np.uint8),
     }
-    pictures, holes = next(device_feed.feed(iter([batch]), torch.device("cpu")))
-    np.testing.assert_array_equal(pictures[:8], image[:8])
-    np.testing.assert_array_equal(pictures[8:], image[8:, :, ::-1])
+    images, holes = next(device_feed.feed(iter([batch]), torch.device("cpu")))
+    np.testing.assert_array_equal(images[:8], image[:8])
+    np.testing.assert_array_equal(images[8:], image[8:, :, ::-1])
     turned = apply_symmetry(torch.from_numpy(hidden), torch.arange(16) % 8)
     assert torch.equal(holes, turned)
 
@@ -255,7 +255,7 @@ def test_a_point_of_a_curve_is_the_average_over_the_ranks(other_rank: None) -> N
 
 def test_validation_sees_the_average_of_the_statistics_of_all_ranks(other_rank: None) -> None:
     generator, discriminator = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm1d(2)
-    validator = Validator(make_task(9).recipe, torch.float32, pictures(2), None)
+    validator = Validator(make_task(9).recipe, torch.float32, images(2), None)
     validator.settle(Networks(generator, discriminator), None)
     for norm, shape in ((generator, 3), (discriminator, 2)):
         assert norm.running_mean.tolist() == [1.0] * shape  # 0 here, 2 there
@@ -285,7 +285,7 @@ def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
     generator = build_generator(ALEXNET, generator=torch.Generator().manual_seed(0))
     before = copy.deepcopy(generator.state_dict())
     random = torch.get_rng_state()
-    typical = pictures(4, seed=1)
+    typical = images(4, seed=1)
     posted: list[Any] = []
     measured: dict[str, float] = {}
     measure = validation.measure
@@ -298,8 +298,8 @@ def test_the_untrained_network_is_measured_without_the_shift_of_dropout(
         assert torch.equal(value, before[name]), name
     look = validation.EvalSettings(ALEXNET, PIXELS, torch.float32)
     estimate_statistics(generator, typical.image, typical.hidden, **look._asdict())
-    assert measured == measure(generator, pictures(2), look)
-    shown = validation.panel(generator, pictures(2), look)
+    assert measured == measure(generator, images(2), look)
+    shown = validation.panel(generator, images(2), look)
     assert (posted[0].images["output"] == shown["output"]).all()
 
 

@@ -65,7 +65,7 @@ def test_the_model_that_would_be_served_keeps_the_margin_itself(
 
 
 @pytest.mark.parametrize("right", range(20))
-def test_worse_by_exactly_the_margin_is_allowed_and_by_one_picture_more_is_not(right: int) -> None:
+def test_worse_by_exactly_the_margin_is_allowed_and_by_one_image_more_is_not(right: int) -> None:
     champion, gates = candidate("c", {"c": (right + 1) / 20}), Gates(margins={PSNR: 0.05})
     for lost, passed in ((0, True), (1, False)):  # of 2,000 images
         model = candidate("m", {"m": right / 20 - lost / 2000})

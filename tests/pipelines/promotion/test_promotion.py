@@ -95,7 +95,7 @@ def test_promotion_refusal_and_rollback(home: Home, good: str, better: str, wors
         assert known in text
 
 
-def test_a_served_champion_gives_features_and_filled_pictures(home: Home, good: str) -> None:
+def test_a_served_champion_gives_features_and_filled_images(home: Home, good: str) -> None:
     """The three lines of the README, in a process of their own that allows no pickle."""
     assert ask(home, good, "served").promoted
     program = (
@@ -403,7 +403,7 @@ def test_a_champion_whose_files_are_gone_has_not_measured_nothing(home: Home, be
 def test_scores_of_other_settings_are_not_compared(home: Home, good: str) -> None:
     assert ask(home, good, "settings").promoted
     run_id = log_run(home, "other", 0, None)
-    log_report(home, run_id, 19.0, home.sha256, pictures=7)
+    log_report(home, run_id, 19.0, home.sha256, images=7)
     refused = ask(home, run_id, "settings", replace(GATES, min_seeds=1))
     assert failed(refused) == [f"not worse than the champion on {PSNR}"]
     assert "other settings" in refused.text

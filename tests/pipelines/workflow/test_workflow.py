@@ -25,18 +25,18 @@ from pipelines.workflow.run import graph_of, run_workflow, source_key
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     write_pictures(tmp_path / "pictures" / "train", {"apple": 12, "pear": 12})
     write_pictures(tmp_path / "pictures" / "val", {"apple": 4, "pear": 4}, first=100)
     return tmp_path / "pictures"
 
 
-def config(pictures: Path, **options: object) -> WorkflowConfig:
-    gates = pictures.parent / "gates.yaml"
+def config(images: Path, **options: object) -> WorkflowConfig:
+    gates = images.parent / "gates.yaml"
     gates.write_text("required: [inpainting]\n")
     usual = {
-        "source": str(pictures),
-        "store": str(pictures.parent / "store"),
+        "source": str(images),
+        "store": str(images.parent / "store"),
         "gates": str(gates),
         "tasks": ("inpainting",),
         "inpainting": InpaintingSettings(strategies=("central",), images=8, database=8, panel=2),
@@ -47,27 +47,27 @@ def config(pictures: Path, **options: object) -> WorkflowConfig:
     return WorkflowConfig(**{**usual, **options})  # type: ignore[arg-type]
 
 
-def test_a_setting_changes_its_stage_and_what_follows(pictures: Path) -> None:
-    before = graph.keys(graph_of(config(pictures)))
-    longer = replace(config(pictures).pretrain, steps=3)
-    after = graph.keys(graph_of(config(pictures, pretrain=longer)))
+def test_a_setting_changes_its_stage_and_what_follows(images: Path) -> None:
+    before = graph.keys(graph_of(config(images)))
+    longer = replace(config(images).pretrain, steps=3)
+    after = graph.keys(graph_of(config(images, pretrain=longer)))
     assert before["prepare"] == after["prepare"]
     assert all(
         before[name] != after[name] for name in ("pretrain", "evaluate inpainting", "promote")
     )
-    named = graph.keys(graph_of(config(pictures, name="other")))
+    named = graph.keys(graph_of(config(images, name="other")))
     assert [name for name in before if before[name] != named[name]] == ["promote"]
 
 
-def test_how_and_where_it_is_run_changes_no_key(pictures: Path, tmp_path: Path) -> None:
-    before = graph.keys(graph_of(config(pictures)))
-    elsewhere = replace(config(pictures).pretrain, num_workers=2, log_every=1)
+def test_how_and_where_it_is_run_changes_no_key(images: Path, tmp_path: Path) -> None:
+    before = graph.keys(graph_of(config(images)))
+    elsewhere = replace(config(images).pretrain, num_workers=2, log_every=1)
     store = str(tmp_path / "moved")
-    assert graph.keys(graph_of(config(pictures, pretrain=elsewhere, store=store))) == before
+    assert graph.keys(graph_of(config(images, pretrain=elsewhere, store=store))) == before
 
 
-def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) -> None:
-    requested = config(pictures, tracking_uri="localhost:5000")
+def test_nothing_is_prepared_for_a_tracking_server_that_is_none(images: Path) -> None:
+    requested = config(images, tracking_uri="localhost:5000")
     common = {name: getattr(requested, name) for name in ("source", "store", "tracking_uri")}
     pretraining = replace(requested.pretrain, **common)
     comparing = AblateConfig(**common, pretrain=requested.pretrain, tasks=("inpainting",))
@@ -82,26 +82,26 @@ def test_nothing_is_prepared_for_a_tracking_server_that_is_none(pictures: Path) 
 
 
 def test_a_training_that_would_differ_has_another_key(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = graph.keys(graph_of(config(pictures)))
+    before = graph.keys(graph_of(config(images)))
     usual = learning.default_objective
     monkeypatch.setattr(learning, "default_objective", lambda n: replace(usual(n), overlap=0))
-    other_default = graph.keys(graph_of(config(pictures)))
+    other_default = graph.keys(graph_of(config(images)))
     monkeypatch.setattr(learning, "default_objective", usual)
     monkeypatch.setattr(key, "KEY_VERSION", key.KEY_VERSION + 1)
-    other_version = graph.keys(graph_of(config(pictures)))
+    other_version = graph.keys(graph_of(config(images)))
     assert len({k["pretrain"] for k in (before, other_default, other_version)}) == 3
     assert before["prepare"] == other_version["prepare"]
 
 
 def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "evaluate_models", lambda config: {"model": config.model})
     summary = {"tracking_run_id": "1" * 32, "model": "folder", "delivered": False}
     inputs = {"prepare": {"dataset": "d"}, "pretrain": summary}
-    requested = config(pictures)
+    requested = config(images)
     late = run.evaluate(inputs, config=requested, task="inpainting")
     assert late["model"] == ("model=folder",)
     with pytest.raises(UserError, match="rerun the same command to deliver the rest"):
@@ -111,9 +111,9 @@ def test_what_mlflow_lacks_is_measured_by_its_folder_and_not_promoted(
     assert found["model"] == (f"model={'1' * 32}",)
 
 
-def test_a_task_that_a_prepared_dataset_cannot_serve_is_refused(pictures: Path) -> None:
+def test_a_task_that_a_prepared_dataset_cannot_serve_is_refused(images: Path) -> None:
     with pytest.raises(UserError, match="detection needs one of voc"):
-        config(pictures, tasks=("inpainting", "detection"))
+        config(images, tasks=("inpainting", "detection"))
 
 
 def test_what_cannot_be_measured_is_refused_before_the_training(
@@ -140,51 +140,51 @@ def test_what_cannot_be_measured_is_refused_before_the_training(
     assert len(trained) == 2
 
 
-def test_a_new_picture_changes_every_key(pictures: Path) -> None:
-    before = graph.keys(graph_of(config(pictures)))
-    write_pictures(pictures / "train", {"apple": 1}, first=500)
-    after = graph.keys(graph_of(config(pictures)))
+def test_a_new_image_changes_every_key(images: Path) -> None:
+    before = graph.keys(graph_of(config(images)))
+    write_pictures(images / "train", {"apple": 1}, first=500)
+    after = graph.keys(graph_of(config(images)))
     assert all(before[name] != after[name] for name in before)
 
 
-def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(UserError, match="there is no image in it"):
         source_key(str(tmp_path / "empty"))
 
 
-def test_a_setting_that_would_be_ignored_is_refused(pictures: Path) -> None:
+def test_a_setting_that_would_be_ignored_is_refused(images: Path) -> None:
     with pytest.raises(ValueError, match=r"pretrain\.store is elsewhere"):
-        config(pictures, pretrain=PretrainConfig(store="elsewhere"))
+        config(images, pretrain=PretrainConfig(store="elsewhere"))
 
 
-def test_the_plan_runs_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_workflow(config(pictures, plan=True, until="evaluate"))
+def test_the_plan_runs_nothing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_workflow(config(images, plan=True, until="evaluate"))
     text = capsys.readouterr().err
     assert "evaluate inpainting" in text and "promote" not in text
     assert "never finished in this store" in text
-    assert not Path(config(pictures).store).exists()
+    assert not Path(config(images).store).exists()
 
 
 @pytest.mark.slow
 def test_the_chain_ends_with_a_champion_and_a_rerun_skips_all(
-    ray_cluster: None, pictures: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_workflow(config(pictures, until="pretrain"))
+    run_workflow(config(images, until="pretrain"))
     assert "promote" not in capsys.readouterr().err
-    run_workflow(config(pictures))
+    run_workflow(config(images))
     text = capsys.readouterr().err
     assert "pretrain: skipped" in text and "promote: done" in text
-    uri = client.tracking_uri(None, config(pictures).store)
+    uri = client.tracking_uri(None, config(images).store)
     champion = registry.by_alias(uri, "context-encoder", "champion")
     assert champion is not None and champion.version == "1"
-    run_workflow(config(pictures))
+    run_workflow(config(images))
     assert capsys.readouterr().err.count(": skipped") == 4
-    harder = pictures.parent / "harder.yaml"
+    harder = images.parent / "harder.yaml"
     harder.write_text("thresholds:\n  inpainting/central/hole/128/PSNR: {min: 90}\n")
     with pytest.raises(UserError, match=r"stage promote refused: refused.*wanted min 90"):
-        run_workflow(config(pictures, gates=str(harder), name="other"))
+        run_workflow(config(images, gates=str(harder), name="other"))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_chain_ends_with_a_champion_and_a_rerun_skips_all(
 def test_a_refused_gate_is_told_apart_from_a_failed_stage(
     statuses: dict[str, graph.Status],
     error: type[UserError],
-    pictures: Path,
+    images: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def ended(wanted: list[graph.Stage], *_: object, **__: object) -> dict[str, StageOutcome]:
@@ -210,6 +210,6 @@ def test_a_refused_gate_is_told_apart_from_a_failed_stage(
     monkeypatch.setattr(run, "_log", lambda *_: None)
     ((name, status),) = statuses.items()
     with pytest.raises(UserError, match=f"stage {name} {status}: why") as raised:
-        run_workflow(config(pictures))
+        run_workflow(config(images))
     assert type(raised.value) is error
     assert getattr(raised.value, "code", 1) == (3 if error is RefusedError else 1)

@@ -32,7 +32,7 @@ def test_a_class_may_have_a_dot_in_its_name_and_a_file_is_none(tmp_path: Path) -
     assert found.classes == names and found.labels.tolist() == [0, 1, 2]
 
 
-def test_a_bucket_is_not_asked_whether_pictures_are_folders(
+def test_a_bucket_is_not_asked_whether_images_are_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise_picture(tmp_path / "0.png")
@@ -54,7 +54,7 @@ def test_a_limit_spreads_over_the_whole_split(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0, 1]
 
 
-def test_labels_are_those_of_the_pictures_that_are_read(tmp_path: Path, dataset_uri: str) -> None:
+def test_labels_are_those_of_the_images_that_are_read(tmp_path: Path, dataset_uri: str) -> None:
     for uri in (str(class_folders(tmp_path, per_class=4)), dataset_uri):
         for split, limit in (("train", 0), ("val", 5)):
             found = read_labels(uri, split, limit)
@@ -62,12 +62,12 @@ def test_labels_are_those_of_the_pictures_that_are_read(tmp_path: Path, dataset_
             assert len(set(found)) == 2
 
 
-def test_a_flat_folder_has_no_labels_and_reads_grey_and_palette_pictures(tmp_path: Path) -> None:
+def test_a_flat_folder_has_no_labels_and_reads_grey_and_palette_images(tmp_path: Path) -> None:
     for number, mode in enumerate(("RGB", "L", "P", "RGBA")):
         noise_picture(tmp_path / f"{number}.png", mode=mode)
     (tmp_path / "notes.txt").write_text("not an image")
     found = read_images(str(tmp_path), "val", 0)
-    assert layout_of(str(tmp_path)) == "pictures"
+    assert layout_of(str(tmp_path)) == "images"
     assert found.labels.tolist() == [-1] * 4 and found.squares(8).shape == (4, 8, 8, 3)
 
 
@@ -87,7 +87,7 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     assert read_images(str(folder), "train", 0).fingerprint != before
 
 
-def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_image_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
     with pytest.raises(UserError, match=r"image 'broken.jpg' cannot be used"):
         read_images(str(tmp_path), "val", 0).squares(8)

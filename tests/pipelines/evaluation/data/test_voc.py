@@ -69,17 +69,17 @@ def test_camvid_folders_are_read_by_name(suffix: str, tmp_path: Path) -> None:
         Image.fromarray(np.full((30, 40), 10, np.uint8)).save(tmp_path / f"{split}annot" / "x.png")
     assert layout_of(str(tmp_path)) == "camvid"
     found = voc.read_mapped(str(tmp_path), "val")
-    assert found.maps[0].max() == 10 and found.pictures.classes[10] == "bicyclist"
+    assert found.maps[0].max() == 10 and found.images.classes[10] == "bicyclist"
 
 
-def test_an_annotation_without_its_picture_is_refused(tmp_path: Path) -> None:
+def test_an_annotation_without_its_image_is_refused(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path)
     (folder / "JPEGImages" / "b.jpg").unlink()
     with pytest.raises(UserError, match=r"'JPEGImages/b.jpg' is missing"):
         voc.read_annotated(str(tmp_path), "train", CLASSES)
 
 
-def test_a_picture_without_its_annotation_is_refused(tmp_path: Path) -> None:
+def test_a_image_without_its_annotation_is_refused(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path)
     (folder / "Annotations" / "b.xml").unlink()
     with pytest.raises(UserError, match=r"'Annotations/b.xml' is missing"):
@@ -146,7 +146,7 @@ def test_proposals_are_stored_once_and_read_back(tmp_path: Path) -> None:
     scene = np.full((90, 120, 3), 40, np.uint8)
     scene[20:70, 30:90] = (250, 200, 10)
     Image.fromarray(scene).save(folder / "JPEGImages" / "b.jpg", quality=95)
-    found = voc.read_annotated(str(tmp_path), "train", CLASSES).pictures
+    found = voc.read_annotated(str(tmp_path), "train", CLASSES).images
     uri = proposals.ensure(str(tmp_path / "store"), found)
     stamp = Path(uri).stat().st_mtime_ns
     assert proposals.ensure(str(tmp_path / "store"), found) == uri
@@ -157,6 +157,6 @@ def test_proposals_are_stored_once_and_read_back(tmp_path: Path) -> None:
     assert distance.min() <= 4  # the block is among the regions
 
 
-def test_a_picture_without_structure_has_itself_as_region() -> None:
+def test_a_image_without_structure_has_itself_as_region() -> None:
     flat = np.full((10, 12, 3), 9, np.uint8)  # smaller than any region
     assert proposals.search(flat).tolist() == [[0, 0, 11, 9]]

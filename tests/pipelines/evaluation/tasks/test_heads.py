@@ -48,16 +48,16 @@ def scenes(count: int, side: int = 128) -> tuple[ImageSet, list[NDArray[np.uint8
     rng = np.random.default_rng(0)
     encoded, maps, objects = [], [], []
     for number in range(count):
-        picture = rng.integers(90, 130, (side, side, 3)).astype(np.uint8)
+        image = rng.integers(90, 130, (side, side, 3)).astype(np.uint8)
         labels = np.zeros((side, side), np.uint8)
         kind = number % 2
         top, left = rng.integers(4, side // 2 - 4, 2)
         high, wide = rng.integers(side // 3, side // 2, 2)
         block = (slice(top, top + high), slice(left, left + wide))
-        picture[block] = (230, 30, 30) if kind == 0 else (30, 30, 230)
+        image[block] = (230, 30, 30) if kind == 0 else (30, 30, 230)
         labels[block] = kind + 1
         box = np.array([[left, top, left + wide - 1, top + high - 1]], np.float32)
-        encoded.append(png(picture))
+        encoded.append(png(image))
         maps.append(labels)
         objects.append(Objects(box, np.array([kind]), np.array([False])))
     none = np.full(count, -1, np.int64)
@@ -71,9 +71,9 @@ def short(**changes: object) -> HeadTrainingSettings:
 
 
 def test_fine_tuning_learns_labels_and_repeats_itself() -> None:
-    pictures, _, objects = scenes(8)
+    images, _, objects = scenes(8)
     labels = np.array([o.classes[0] for o in objects])
-    task = TargetKind(pictures, np.eye(2, dtype=np.float32)[labels], several=False)
+    task = TargetKind(images, np.eye(2, dtype=np.float32)[labels], several=False)
     settings = FinetuneSettings(tuning=short(steps=10), label_shares=(1.0,), scale=(1.0, 1.0))
     first, second = (
         finetune.measure(RANDOM, 0, task, task, 227, settings, torch.float32) for _ in range(2)
@@ -82,7 +82,7 @@ def test_fine_tuning_learns_labels_and_repeats_itself() -> None:
     assert first.rows == second.rows
 
 
-def test_fine_tuning_begins_with_pictures_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuning_begins_with_images_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def begin(encoder: torch.nn.Module, *rest: Any) -> None:
@@ -90,17 +90,17 @@ def test_fine_tuning_begins_with_pictures_of_all_classes(monkeypatch: pytest.Mon
         rest[1]()
 
     monkeypatch.setattr(finetune, "initialise_head", begin)
-    monkeypatch.setattr(finetune, "BEGIN_PICTURES", 2)
+    monkeypatch.setattr(finetune, "BEGIN_IMAGES", 2)
     monkeypatch.setattr(finetune, "optimise", lambda *_, **__: False)
     shades = [png(np.full((64, 64, 3), shade, np.uint8)) for shade in (0, 0, 255, 255)]
-    pictures = ImageSet(tuple("abcd"), np.array([0, 0, 1, 1]), tuple(shades), ("dark", "light"), 0)
-    task = single_label(pictures, 2)
+    images = ImageSet(tuple("abcd"), np.array([0, 0, 1, 1]), tuple(shades), ("dark", "light"), 0)
+    task = single_label(images, 2)
     finetune._fit(RANDOM, 0, task, 227, FinetuneSettings(tuning=short()), 1e-3, torch.float32)
     assert seen[0].tolist() == [-1.0, 1.0]
 
 
 def test_several_labels_are_scored_by_mean_average_precision_over_crops() -> None:
-    pictures, _, objects = scenes(6)
+    images, _, objects = scenes(6)
     targets = np.zeros((6, 3), np.float32)
     targets[np.arange(6), [o.classes[0] for o in objects]] = 1
     targets[0, 2] = IGNORED  # the only trace of a third class: it has no AP
@@ -108,7 +108,7 @@ def test_several_labels_are_scored_by_mean_average_precision_over_crops() -> Non
         tuning=short(steps=10, optimizer="sgd", learning_rates=(1e-2,), decay_every=8),
         label_shares=(1.0,), scale=(0.9, 1.2), crops=2,
     )  # fmt: skip
-    task = TargetKind(pictures, targets, several=True)
+    task = TargetKind(images, targets, several=True)
     (row,) = finetune.measure(RANDOM, 0, task, task, 227, settings, torch.float32).rows
     assert isinstance(row["mAP"], float) and 0.5 < row["mAP"] <= 1.0
 
@@ -123,7 +123,7 @@ def test_ignored_labels_do_not_move_the_loss() -> None:
     )
 
 
-def test_several_labels_are_a_sum_over_classes_and_a_mean_over_pictures() -> None:
+def test_several_labels_are_a_sum_over_classes_and_a_mean_over_images() -> None:
     """SigmoidCrossEntropyLoss of philkr/voc-classification, which its learning rate belongs to."""
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(6, 20)), (rng.random((6, 20)) < 0.2).astype(float)
@@ -181,9 +181,9 @@ def test_training_leaves_the_global_random_state_alone() -> None:
 
 
 def test_segmentation_learns_two_blocks() -> None:
-    pictures, maps, _ = scenes(4)
+    images, maps, _ = scenes(4)
     split = Mapped(
-        ImageSet(pictures.keys, pictures.labels, pictures.encoded, ("none", "red", "blue"), 0),
+        ImageSet(images.keys, images.labels, images.encoded, ("none", "red", "blue"), 0),
         tuple(maps),
     )
     settings = SegmentationSettings(tuning=short(steps=30), shown=1)
@@ -203,7 +203,7 @@ def test_void_pixels_do_not_move_the_segmentation_loss() -> None:
     assert float(segmentation._loss(logits, truth.fill_(255))) == 0.0
 
 
-def test_pictures_of_different_size_share_a_canvas_of_void() -> None:
+def test_images_of_different_size_share_a_canvas_of_void() -> None:
     small, large = np.full((4, 6, 3), 7, np.uint8), np.full((8, 5, 3), 9, np.uint8)
     x, y = segmentation._batch(
         [small, large], [np.zeros((4, 6), np.uint8), np.ones((8, 5), np.uint8)], [False, True]
@@ -213,8 +213,8 @@ def test_pictures_of_different_size_share_a_canvas_of_void() -> None:
 
 
 def test_a_mirrored_example_keeps_boxes_on_their_pixels() -> None:
-    pictures, _, objects = scenes(1)
-    split = Annotated(pictures, tuple(objects))
+    images, _, objects = scenes(1)
+    split = Annotated(images, tuple(objects))
     (example,) = detection._examples(
         split, [objects[0].box], DetectionSettings(shorter=128, longer=128)
     )
@@ -225,8 +225,8 @@ def test_a_mirrored_example_keeps_boxes_on_their_pixels() -> None:
 
 
 def test_detection_learns_two_blocks() -> None:
-    pictures, _, objects = scenes(4)
-    split = Annotated(pictures, tuple(objects))
+    images, _, objects = scenes(4)
+    split = Annotated(images, tuple(objects))
     rng = np.random.default_rng(0)
     regions = []
     for truth in objects:  # the true box moved a little, and boxes elsewhere
@@ -258,11 +258,11 @@ def test_perfect_detections_have_an_average_precision_of_one() -> None:
 
 
 def test_the_inpaint_preset_is_refused_where_convolutions_are_needed() -> None:
-    pictures, maps, _ = scenes(2)
+    images, maps, _ = scenes(2)
     subject = resolve.untrained_ref(
         "small", "random", NetworkConfig(preset="inpaint", bottleneck=8)
     )
-    split = Mapped(pictures, tuple(np.minimum(m, 1) for m in maps))
+    split = Mapped(images, tuple(np.minimum(m, 1) for m in maps))
     with pytest.raises(ValueError, match="task 'segmentation' needs an encoder of preset alexnet"):
         settings = SegmentationSettings(tuning=short())
         segmentation.measure(subject, 0, split, split, settings, torch.float32)
@@ -271,9 +271,9 @@ def test_the_inpaint_preset_is_refused_where_convolutions_are_needed() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @needs_voc
-def test_segmentation_overfits_twenty_voc_pictures() -> None:
+def test_segmentation_overfits_twenty_voc_images() -> None:
     whole = voc.read_mapped(str(VOC_MINI), "train")
-    split = Mapped(whole.pictures.take(range(20)), whole.maps[:20])
+    split = Mapped(whole.images.take(range(20)), whole.maps[:20])
     settings = SegmentationSettings(
         tuning=head_training.HeadTrainingSettings(
             steps=500, batch_size=4, learning_rates=(1e-3,), width=512, dropout=0.0
@@ -287,10 +287,10 @@ def test_segmentation_overfits_twenty_voc_pictures() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @needs_voc
-def test_detection_overfits_twenty_voc_pictures(tmp_path: Path) -> None:
+def test_detection_overfits_twenty_voc_images(tmp_path: Path) -> None:
     whole = voc.read_annotated(str(VOC_MINI), "train", voc.VOC_CLASSES)
-    split = Annotated(whole.pictures.take(range(20)), whole.objects[:20])
-    files = [proposals.ensure(str(tmp_path), c) for c in proposals.chunks(split.pictures)]
+    split = Annotated(whole.images.take(range(20)), whole.objects[:20])
+    files = [proposals.ensure(str(tmp_path), c) for c in proposals.chunks(split.images)]
     regions = proposals.read(files)
     settings = DetectionSettings(
         tuning=head_training.HeadTrainingSettings(

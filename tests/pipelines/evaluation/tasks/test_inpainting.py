@@ -28,19 +28,19 @@ def photographs(count: int, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("name", classical.FILLS)
 def test_a_fill_keeps_the_visible_and_never_looks_under_the_hole(name: str) -> None:
-    picture, hole = photographs(1)[0], central(64)
-    other = picture.copy()
+    image, hole = photographs(1)[0], central(64)
+    other = image.copy()
     other[hole] = 255 - other[hole]
-    filled = classical.FILLS[name](picture, hole)
-    np.testing.assert_array_equal(filled[~hole], picture[~hole])
+    filled = classical.FILLS[name](image, hole)
+    np.testing.assert_array_equal(filled[~hole], image[~hole])
     np.testing.assert_array_equal(filled, classical.FILLS[name](other, hole))
 
 
 @pytest.mark.parametrize("name", classical.FILLS)
-def test_a_fill_restores_a_picture_of_one_colour(name: str) -> None:
-    picture, hole = np.full((64, 64, 3), (200, 90, 30), np.uint8), central(64)
-    filled = classical.FILLS[name](picture, hole)
-    assert np.abs(filled.astype(int) - picture).max() <= 3
+def test_a_fill_restores_a_image_of_one_colour(name: str) -> None:
+    image, hole = np.full((64, 64, 3), (200, 90, 30), np.uint8), central(64)
+    filled = classical.FILLS[name](image, hole)
+    assert np.abs(filled.astype(int) - image).max() <= 3
 
 
 def test_a_neighbour_fill_copies_the_twin_found_by_visible_gradients() -> None:
@@ -59,17 +59,17 @@ def test_a_neighbour_fill_copies_the_twin_found_by_visible_gradients() -> None:
 
 
 def test_hog_does_not_depend_on_what_is_hidden() -> None:
-    pictures, hole = photographs(2), central(64)
-    other = pictures.copy()
+    images, hole = photographs(2), central(64)
+    other = images.copy()
     other[:, hole] = 7
     np.testing.assert_array_equal(
-        classical.hog_features(pictures, hole), classical.hog_features(other, hole)
+        classical.hog_features(images, hole), classical.hog_features(other, hole)
     )
 
 
-def test_psnr_of_the_whole_picture_is_that_of_scikit_image() -> None:
+def test_psnr_of_the_whole_image_is_that_of_scikit_image() -> None:
     target, filled = photographs(3), photographs(3, seed=5)
-    errors = inpainting.per_picture(filled, target, np.repeat(central(64)[None], 3, axis=0))
+    errors = inpainting.per_image(filled, target, np.repeat(central(64)[None], 3, axis=0))
     for at in range(3):
         expected = peak_signal_noise_ratio(target[at], filled[at])
         assert errors["whole"][at, 2] == pytest.approx(expected, abs=1e-3)
@@ -80,7 +80,7 @@ def test_the_rim_is_the_outer_ring_of_the_hole() -> None:
     hole = central(64)[None]  # rows and columns 16 to 47
     filled = target.copy()
     filled[:, 20:44, 20:44] = 255  # wrong only deeper than 4 px
-    errors = inpainting.per_picture(filled, target, hole)
+    errors = inpainting.per_image(filled, target, hole)
     assert errors["rim"][0, 0] == 0
     assert errors["hole"][0, 0] == pytest.approx(24**2 / 32**2)
 
@@ -111,10 +111,10 @@ def test_scores_are_grouped_by_hidden_share() -> None:
 
 def test_only_the_baselines_asked_for_are_measured() -> None:
     encoded = tuple(cv2.imencode(".png", p)[1].tobytes() for p in photographs(2))
-    pictures = ImageSet(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
+    images = ImageSet(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
     settings = InpaintingSettings(baselines=("Telea", "mean colour"), panel=1)
     kinds = [HoleSet(64, "central", 0)]
-    measured = inpainting.measure_classical(kinds, pictures, None, settings)
+    measured = inpainting.measure_classical(kinds, images, None, settings)
     assert {row["method"] for row in measured.rows} == {"Telea", "mean colour"}
 
 
@@ -126,9 +126,9 @@ def test_every_model_fills_the_same_central_hole(output: Output, overlap: int) -
     objective = Objective(overlap=overlap, region="hole" if output == "center" else "image")
     model = LoadedModel(generator, network, objective, {})
     encoded = tuple(cv2.imencode(".png", p)[1].tobytes() for p in photographs(2, side=128))
-    pictures = ImageSet(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
+    images = ImageSet(("a", "b"), np.zeros(2, np.int64), encoded, ("one",), 0)
     settings = InpaintingSettings(strategies=("central",), panel=2)
-    measured = inpainting.measure_model(model, pictures, None, settings, torch.float32)
+    measured = inpainting.measure_model(model, images, None, settings, torch.float32)
     strip = cv2.imdecode(
         np.frombuffer(measured.figures["central 128 px | this model"], np.uint8), cv2.IMREAD_COLOR
     )

@@ -61,11 +61,11 @@ def test_the_encoder_is_calibrated_on_the_whole_database(monkeypatch: pytest.Mon
 
     def spied(subject: resolve.ModelRef, seed: int, batches: Any) -> torch.nn.Sequential:
         kept = list(batches)
-        seen.extend(float(picture[0, 0, 0]) for batch in kept for picture in batch)
+        seen.extend(float(image[0, 0, 0]) for batch in kept for image in batch)
         return encoder_of(subject, seed, kept)
 
     monkeypatch.setattr(encoders, "encoder_of", spied)
-    monkeypatch.setattr(retrieval, "CALIBRATION_PICTURES", 2)
+    monkeypatch.setattr(retrieval, "CALIBRATION_IMAGES", 2)
     database = of([np.full((128, 128, 3), shade, np.uint8) for shade in (0, 0, 255, 255)])
     retrieval.measure(RANDOM, 0, database, database, 128, RetrievalSettings(), torch.float32)
     assert seen == [-1.0, 1.0]
