@@ -17,8 +17,8 @@ class EmbedConfig(SourceConfig):
     output: str | None = None
     """Folder for the features; None: STORE/embed/KEY, where the key follows from all settings."""
     layer: str | None = None
-    """Layer of the encoder: conv1 to conv5 and pool5 of alexnet, e1 to e6 of inpaint; None: the
-    last."""
+    """Layer of the encoder: conv1 to conv5 and pool5 of alexnet and features, e1 to e6 of inpaint,
+    e1 to e5 of unet; None: the last."""
     pool: Pool = "none"
     """Of a layer with a map: all its values, or the mean or the maximum per channel."""
     normalize: bool = False
