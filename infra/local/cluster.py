@@ -33,7 +33,7 @@ from infra.local.processes import (
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
-START_S = 180.0
+START_S = 300.0  # on a busy machine
 STOP_WAIT_S = 60  # for a job to write its checkpoint; Ray's own default kills it after 3
 UPLOAD_BYTES = 100 << 20  # the dashboard refuses more with 413
 
