@@ -51,11 +51,11 @@ def clean_store(config: CleanConfig) -> dict[str, int]:
         )
     total = f"{sum(freed.values()) / 1e6:,.1f} MB"
     console.print(f"{total} {'would be' if config.dry_run else 'were'} freed in {uri}")
-    count, size = find.held_twice(store)
+    count, doubled = find.held_twice(store)
     if count:
         console.print(
-            f"{count} models lie in the store and in MLflow ({size / 1e6:,.1f} MB each way): jobs "
-            "read those of the store, the registry those of MLflow; neither is removed",
+            f"{count} models lie in the store and in MLflow ({doubled / 1e6:,.1f} MB each way): "
+            "jobs read those of the store, the registry those of MLflow; neither is removed",
             soft_wrap=True,
         )
     return dict(freed)

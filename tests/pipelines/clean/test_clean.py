@@ -84,7 +84,7 @@ def test_a_dry_run_changes_nothing_and_names_what_would_go(
     wanted = clean(tmp_path, dry_run=True)
     assert contents(tmp_path) == before
     assert set(wanted) == {"checkpoint", "training", "dataset"}
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "would remove training" in shown and "not finished, unchanged for 60 days" in shown
     assert "1 models lie in the store and in MLflow" in shown
     assert clean(tmp_path) == wanted
