@@ -1,7 +1,7 @@
 """Write the lock of the image: every package that constraints.txt leads to, with its sha256.
 
 $ python -m infra.image.lock --output infra/image/cpu.lock
-$ python -m infra.image.lock --output infra/image/cuda.lock
+$ python -m infra.image.lock --output infra/image/cuda.lock --sbom cuda.cdx.json
 
 pip resolves and names the wheels that it would install on this machine, and nothing is installed:
 run it on the platform, with the Python and with the index settings of the build. Which torch it
@@ -12,9 +12,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = "server,export"  # what MLflow's server and exports need
@@ -35,12 +34,17 @@ def resolve() -> dict[str, Any]:
     return found
 
 
-def lines(report: dict[str, Any]) -> Iterator[str]:
-    """`name==version --hash=sha256:...`, sorted; this project itself is left out.
+class Package(NamedTuple):
+    """One wheel; the version is named without its local part (`+cpu`): the hash tells which."""
 
-    A version is named without its local part (`+cpu`): the hash tells which wheel it is.
-    """
-    packages = []
+    name: str
+    version: str
+    sha256: str
+
+
+def packages(report: dict[str, Any]) -> list[Package]:
+    """What the report would install, sorted; this project itself is left out."""
+    found = []
     for each in report["install"]:
         where = each["download_info"]
         if "dir_info" in where:  # the checkout
@@ -50,19 +54,42 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
             sys.exit(f"error: no sha256 is known of {where['url']}: the index has to tell it")
         name = str(each["metadata"]["name"]).lower().replace("_", "-")
         version = str(each["metadata"]["version"]).partition("+")[0]
-        packages.append(f"{name}=={version} --hash=sha256:{digest}")
-    yield from sorted(packages)
+        found.append(Package(name, version, digest))
+    return sorted(found)
+
+
+def lock(found: list[Package]) -> str:
+    """As pip reads it with --require-hashes."""
+    lines = [f"{each.name}=={each.version} --hash=sha256:{each.sha256}" for each in found]
+    return "\n".join(["# python -m infra.image.lock", *lines, ""])
+
+
+def bill_of_materials(found: list[Package]) -> dict[str, Any]:
+    """The same as CycloneDX 1.6, which scanners of vulnerabilities read."""
+    components = [
+        {
+            "type": "library",
+            "name": each.name,
+            "version": each.version,
+            "purl": f"pkg:pypi/{each.name}@{each.version}",
+            "hashes": [{"alg": "SHA-256", "content": each.sha256}],
+        }
+        for each in found
+    ]
+    return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": components}
 
 
 def main() -> None:
     """Resolve, write, say what torch was found."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m infra.image.lock")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sbom", type=Path, help="a bill of materials beside it, CycloneDX JSON")
     args = parser.parse_args()
-    report = resolve()
-    found = list(lines(report))
-    args.output.write_text("\n".join(["# python -m infra.image.lock", *found, ""]))
-    is_cuda = any(line.startswith("nvidia-") for line in found)
+    found = packages(resolve())
+    args.output.write_text(lock(found))
+    if args.sbom is not None:
+        args.sbom.write_text(json.dumps(bill_of_materials(found), indent=2))
+    is_cuda = any(each.name.startswith("nvidia-") for each in found)
     print(f"{args.output}: {len(found)} packages, torch for {'CUDA' if is_cuda else 'CPUs'}")
 
 

@@ -24,13 +24,16 @@ def test_a_lock_names_every_package_with_its_checksum() -> None:
             package("context-encoder-pipeline", "0.1.0", url="file:///x", dir_info={}),
         ]
     }
+    found = lock.packages(report)
     digest = f"--hash=sha256:{'ab' * 32}"
-    assert list(lock.lines(report)) == [f"foo-bar==1 {digest}", f"torch==2.13.0 {digest}"]
+    assert lock.lock(found).splitlines()[1:] == [f"foo-bar==1 {digest}", f"torch==2.13.0 {digest}"]
+    (_, torch) = lock.bill_of_materials(found)["components"]
+    assert torch["purl"] == "pkg:pypi/torch@2.13.0" and torch["hashes"][0]["content"] == "ab" * 32
 
 
 def test_a_package_without_a_checksum_is_refused() -> None:
     with pytest.raises(SystemExit, match="no sha256 is known of u"):
-        list(lock.lines({"install": [package("x", "1", url="u", archive_info={})]}))
+        lock.packages({"install": [package("x", "1", url="u", archive_info={})]})
 
 
 def test_the_image_copies_what_there_is_and_all_that_jobs_import() -> None:

@@ -71,6 +71,7 @@ def test_what_commands_write_is_not_uploaded(tmp_path: Path) -> None:
     for name in (".gitignore", ".rayignore"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     ignored = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
+    assert not any(ignore(tmp_path) for ignore in ignored)  # or nothing is uploaded
     for name in ("datasets", "store", "filled", "features", "photo.jpg", ".cluster", ".venv",
                  "outputs", "exports", ".git", "ce_model/__pycache__"):  # fmt: skip
         assert any(ignore(tmp_path / name) for ignore in ignored), name
