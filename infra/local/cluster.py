@@ -73,11 +73,13 @@ def ray_head(args: argparse.Namespace, token_file: Path) -> Service:
         "MLFLOW_TRACKING_URI": mlflow_uri(args),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_ADDRESS"):
+        raise ClusterError(
+            "RAY_AUTH_TOKEN or RAY_ADDRESS is set, which is of another cluster: unset both, since "
+            f"this one has its token in {token_file}"
+        )
     agent = f"http://{HOST}:{args.agent_port}/api/local_raylet_healthz"
-    return Service(
-        "Ray", command, inherited | own, ports, [f"{dashboard_uri(args)}/api/jobs/", agent]
-    )
+    return Service("Ray", command, own, ports, [f"{dashboard_uri(args)}/api/jobs/", agent])
 
 
 def mlflow_server(args: argparse.Namespace) -> Service:
@@ -100,7 +102,7 @@ def mlflow_server(args: argparse.Namespace) -> Service:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     return Service(
-        "MLflow", command, os.environ | own, {"--mlflow-port": args.mlflow_port},
+        "MLflow", command, own, {"--mlflow-port": args.mlflow_port},
         [f"{mlflow_uri(args)}/health"],
     )  # fmt: skip
 
@@ -155,10 +157,10 @@ def require_same(service: Service, before: Running, token: str, log: Path) -> No
     Raises:
         ClusterError: says what to do.
     """
-    if before.command != list(service.command):
+    if before.digest != service.digest:
         raise ClusterError(
-            f"{service.name} runs with other settings ({' '.join(before.command[3:])}): "
-            "`make cluster-stop` first"
+            f"{service.name}, process {before.pid}, runs with other flags, store or database "
+            f"({' '.join(before.command[3:])}): `make cluster-stop` first"
         )
     if problem := first_unanswered(service, token):
         raise ClusterError(

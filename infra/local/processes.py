@@ -4,6 +4,7 @@ A process is named by its id and the time at which it began, so that a number th
 given to another process since is never taken for ours.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -33,11 +34,18 @@ class Service:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str]
+    settings: Mapping[str, str]
+    """Variables of its own, beside those that this process has."""
     ports: Mapping[str, int]
     """Flag of the port -> its number, on loopback."""
     answers: Sequence[str]
     """URLs that answer with 200 once it serves."""
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal settings; what they are stays here, since a URI may hold a password."""
+        text = json.dumps([list(self.command), dict(self.settings)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Running:
     pid: int
     began: float
     command: list[str]
+    digest: str
+    """Of the service that it was started as."""
 
     def process(self) -> Any | None:
         """The process, or None where it has ended."""
@@ -112,11 +122,11 @@ def launch(service: Service, log: Path) -> Running:
     require_free(service)
     with log.open("wb") as output:
         child = subprocess.Popen(
-            service.command, env=dict(service.environment), stdin=subprocess.DEVNULL,
+            service.command, env={**os.environ, **service.settings}, stdin=subprocess.DEVNULL,
             stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     began = psutil.Process(child.pid).create_time()
-    return Running(service.name, child.pid, began, list(service.command))
+    return Running(service.name, child.pid, began, list(service.command), service.digest)
 
 
 def wait_until_serving(

@@ -1,7 +1,7 @@
 """`make cluster`: starts, takes a job, refuses strangers, is found again, ends without a trace."""
 
+import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,7 +22,7 @@ def service(name: str, port: int, command: list[str] | None = None) -> processes
     """A small web server, or another command that should have been one."""
     serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
     url = f"http://127.0.0.1:{port}/"
-    return processes.Service(name, command or serve, os.environ, {"--port": port}, [url])
+    return processes.Service(name, command or serve, {}, {"--port": port}, [url])
 
 
 def test_a_server_is_started_recorded_found_and_ended(tmp_path: Path) -> None:
@@ -41,9 +41,18 @@ def test_a_server_is_started_recorded_found_and_ended(tmp_path: Path) -> None:
     processes.end(running)  # ended already: nothing happens
 
 
+def test_another_database_is_another_server() -> None:
+    """Its URI is no flag, since command lines are seen by everybody, and yet it is compared."""
+    one = service("MLflow", 1)
+    other = dataclasses.replace(one, settings={"MLFLOW_BACKEND_STORE_URI": "postgresql://b"})
+    running = processes.Running("MLflow", 1, 0.0, list(one.command), one.digest)
+    with pytest.raises(processes.ClusterError, match="other flags, store or database"):
+        cluster.require_same(other, running, "", Path("log"))
+
+
 def test_a_number_that_another_process_has_is_not_ours() -> None:
     me = psutil.Process()
-    stale = processes.Running("stale", me.pid, me.create_time() - 60, [])
+    stale = processes.Running("stale", me.pid, me.create_time() - 60, [], "")
     assert stale.process() is None
     processes.end(stale)  # this process, which goes on
 
