@@ -43,8 +43,12 @@ class Service:
 
     @property
     def digest(self) -> str:
-        """Equal for equal settings; what they are stays here, since a URI may hold a password."""
-        text = json.dumps([list(self.command), dict(self.settings)], sort_keys=True)
+        """Equal for equal settings; what they are stays here, since a URI may hold a password.
+
+        PATH is left out: it differs from terminal to terminal.
+        """
+        settings = {name: value for name, value in self.settings.items() if name != "PATH"}
+        text = json.dumps([list(self.command), settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
