@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,12 +10,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 from helpers import ROOT, free_port, write_pictures
 
 from infra.local import cluster, processes
+from pipelines.pretrain.gauges import GAUGES, PREFIX
 
+TRAIN = (
+    "--steps 2000 --batch-size 8 --bottleneck 16 --log-every 1 --validate-every 10"
+    " --checkpoint-every 1000 --validation-images 2"
+)
 PORTS = ("ray", "dashboard", "agent", "client", "metrics", "mlflow")
 
 
@@ -104,7 +111,7 @@ def listening() -> dict[int, set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_start_submit_stop(tmp_path: Path) -> None:
     write_pictures(tmp_path / "photos" / "train", {"apple": 4, "pear": 4})
     write_pictures(tmp_path / "photos" / "val", {"apple": 1, "pear": 1}, first=100)
@@ -125,11 +132,20 @@ def test_start_submit_stop(tmp_path: Path) -> None:
         dashboard = f"http://127.0.0.1:{ports['dashboard']}/api/jobs/"
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(dashboard, timeout=30)
-        submit(started.stdout, tmp_path)
+        prepare = f"prepare.py --source {tmp_path}/photos --output {tmp_path}/dataset --sides 128"
+        submit(started.stdout, "", prepare, tmp_path)
         assert (tmp_path / "dataset" / "manifest.json").exists()
+        train = f"pretrain.py --source {tmp_path}/dataset --store {tmp_path}/store {TRAIN}"
+        submit(started.stdout, "--no-wait", train, tmp_path)
+        wait_for_gauges(ports["metrics"])
     finally:
         stopped = make("stop", *state)
     assert stopped.returncode == 0, stopped.stderr
+    assert "stopping job" in stopped.stdout and "are killed" not in stopped.stdout
+    assert list(tmp_path.glob("store/pretrain/*/checkpoints/step-*/state.json"))
+    server = mlflow.MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
+    runs = server.search_runs([e.experiment_id for e in server.search_experiments()])
+    assert {run.info.status for run in runs if run.data.tags["stage"] == "pretrain"} == {"KILLED"}
     deadline = time.monotonic() + 20
     while any(psutil.pid_exists(pid) for pid in tree) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -138,13 +154,23 @@ def test_start_submit_stop(tmp_path: Path) -> None:
     assert "nothing runs" in make("stop", *state).stdout
 
 
-def submit(printed: str, folder: Path) -> None:
+def submit(printed: str, option: str, job: str, folder: Path) -> None:
     """The line that was printed, with another job, from a shell that knows no environment."""
     line = printed[printed.index("\ncd ") :].partition(" -- ")[0]
-    job = f"jobs/prepare.py --source {folder}/photos --output {folder}/dataset --sides 128"
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    command = f"{line} {option} -- python jobs/{job}"
     done = subprocess.run(
-        ["sh", "-c", f"{line} -- python {job}"], env=bare, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+        ["sh", "-c", command], env=bare, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def wait_for_gauges(port: int) -> None:
+    """Every gauge of a training appears beside Ray's own; but for restarts, of which is none."""
+    wanted = {f"ray_{PREFIX}{name}" for name in GAUGES} - {f"ray_{PREFIX}restarts"}
+    deadline, found = time.monotonic() + 400, set[str]()
+    while not wanted <= found:
+        assert time.monotonic() < deadline, wanted - found
+        time.sleep(2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            found = set(re.findall(r"^(ray_\w+)", answer.read().decode(), re.MULTILINE))
