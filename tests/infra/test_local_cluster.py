@@ -145,7 +145,9 @@ def test_start_submit_stop(tmp_path: Path) -> None:
     assert list(tmp_path.glob("store/pretrain/*/checkpoints/step-*/state.json"))
     server = mlflow.MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
     runs = server.search_runs([e.experiment_id for e in server.search_experiments()])
-    assert {run.info.status for run in runs if run.data.tags["stage"] == "pretrain"} == {"KILLED"}
+    assert {run.info.status for run in runs if run.data.tags.get("stage") == "pretrain"} == {
+        "KILLED"
+    }
     deadline = time.monotonic() + 20
     while any(psutil.pid_exists(pid) for pid in tree) and time.monotonic() < deadline:
         time.sleep(0.5)
