@@ -57,10 +57,12 @@ def test_a_backbone_is_trained_written_and_read_by_transformers(name: str, tmp_p
     x = images()
     with torch.no_grad():
         expected = network.eval().encoder(x)
-        torch.testing.assert_close(loaded.encoder(x), expected)
+        torch.testing.assert_close(loaded.encoder(x), expected, atol=1e-4, rtol=1e-4)
         names = backbones.save_pretrained(loaded.encoder, tmp_path / "hf")
         assert {"config.json", "model.safetensors", "preprocessor_config.json"} == set(names)
-        torch.testing.assert_close(backbones.run_pretrained(tmp_path / "hf", x), expected)
+        torch.testing.assert_close(
+            backbones.run_pretrained(tmp_path / "hf", x), expected, atol=1e-4, rtol=1e-4
+        )
         torch.testing.assert_close(fold(loaded.encoder)(x), expected, atol=1e-4, rtol=1e-4)
         calibrate(loaded.encoder, [x])
     initial = find_initial(f"hf:{tmp_path / 'hf'}", (), store=str(tmp_path), tracking_uri="")
@@ -121,6 +123,7 @@ def test_images_normalised_otherwise_are_told(tmp_path: Path) -> None:
         backbones.digest_of_folder(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_exported_backbone_is_loaded_by_strangers(tmp_path: Path) -> None:
     network = build_network(config("resnet18"), generator=torch.Generator().manual_seed(1))
     info = {"strategy": "grid_60", "steps": 1, "seed": 1}
@@ -137,6 +140,6 @@ def test_an_exported_backbone_is_loaded_by_strangers(tmp_path: Path) -> None:
     x = images()
     with torch.no_grad():
         expected = network.eval().encoder(x)
-        torch.testing.assert_close(backbones.run_pretrained(out, x), expected)
-        torch.testing.assert_close(load_encoder(str(out))(x), expected)
+        torch.testing.assert_close(backbones.run_pretrained(out, x), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(load_encoder(str(out))(x), expected, atol=1e-4, rtol=1e-4)
     assert 'AutoModel.from_pretrained(".")' in (out / "README.md").read_text()
