@@ -45,7 +45,7 @@ FLOORS = (
     {"models"},
     {"prepare"},
     {"pretrain", "evaluation", "inpaint", "serve", "export", "embed", "promotion"},
-    {"workflow", "clean"},
+    {"workflow"},
     {"ablation"},
     {"api_settings", "api_images"},
     {"api", "closing"},

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ce_model import training
 from ce_model.networks import output_side, predicts_images
+from ce_model.push_pull import smooth_fill
 from pipelines.data.images import ImageArray
 from pipelines.errors import UserError
 from pipelines.models.crops import ROUNDS, Box, Crop, Hole, plan_crops, reach_of
@@ -65,7 +66,7 @@ def fill_photographs(
     if not predicts_images(model.network):
         raise UserError(
             f"the model is of preset {model.network.preset}, which learns features and fills no "
-            "holes; take one of preset inpaint or alexnet"
+            "holes; take one of preset unet, inpaint or alexnet"
         )
     for image, hole in zip(images, hidden, strict=True):
         _check(image, hole)
@@ -189,7 +190,8 @@ def _paste(
     rows, columns = np.meshgrid(*ats, indexing="ij")
     colours = cv2.remap(predicted, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     hole = hidden[region]
-    if _predicts_the_rim(model):
+    # A shrunken crop meets the pixels beside its hole only on average.
+    if _predicts_the_rim(model) or crop.side > crop.canvas:
         near = cv2.dilate(hole.astype(np.uint8), np.ones((2 * RIM_PX + 1,) * 2, np.uint8)) > 0
         rim = near & ~hole & valid[0][:, None] & valid[1]
         if rim.any():
@@ -214,6 +216,24 @@ def _grown(box: Box, margin: int, shape: tuple[int, ...]) -> Box:
 def _predicts_the_rim(model: LoadedModel) -> bool:
     """Whether the prediction of visible pixels beside a hole was trained."""
     return model.objective.overlap > 0 or model.objective.region == "image"
+
+
+def smooth_start(image: ImageArray, hole: Hole) -> ImageArray:
+    """The image with its hole as the preset unet finds it before it has learned anything.
+
+    Args:
+        image: uint8 (H, W, 3).
+        hole: bool (H, W), True where to fill.
+
+    Returns:
+        uint8 (H, W, 3); outside of the hole the bits of the image.
+
+    Source: see `ce_model.push_pull`.
+    """
+    colours = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).unsqueeze(0)
+    hidden = torch.from_numpy(hole)[None, None]
+    found = smooth_fill(colours, hidden, torch.zeros(3, 1, 1))[0].permute(1, 2, 0).round()
+    return np.where(hole[..., None], found.numpy().astype(np.uint8), image)
 
 
 def smooth(values: NDArray[np.float32], known: Hole) -> NDArray[np.float32]:

@@ -15,7 +15,6 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.pretrain import panel
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.gauges import TrainingGauges
 from pipelines.pretrain.messages import CurvePoint, Diverged, Message, Note, PanelReady, Resumed
 from pipelines.pretrain.stop import StopRequest
 from pipelines.pretrain.task import Task
@@ -78,7 +77,6 @@ class DriverWatch:
         """Follow nothing yet."""
         self._config, self._task, self._recorder = config, task, recorder
         self._progress = TrainingProgress(console, task.plan.steps)
-        self._gauges = TrainingGauges(task.stage_uri.rpartition("/")[2])
         self._ended = threading.Event()
         self.peak_memory_bytes = 0  # of this process and all below it: on one machine, everything
         self.diverged: Diverged | None = None
@@ -124,14 +122,12 @@ class DriverWatch:
             match message:
                 case CurvePoint(step, time_s, values):
                     self._recorder.metrics(values, step, time_s)
-                    self._gauges.record(step, values)
                     if "images_per_second" in values:
                         self._progress.record(step, values)
                 case PanelReady(step, images):
                     self._publish_panel(step, images)
                 case Resumed(step, history):
                     self._progress.note(f"resumed at step {step}")
-                    self._gauges.resumed()
                     self.replay(history)
                 case Note(text):
                     self._progress.note(text)

@@ -7,7 +7,7 @@ import numpy as np
 from pipelines.data import classical_fill
 from pipelines.data.hole_masks import Hole
 from pipelines.data.images import ImageArray
-from pipelines.models.fill import smooth
+from pipelines.models import fill
 
 CONTEXT_PX = 32  # around the box of all holes
 
@@ -16,8 +16,7 @@ def smooth_start(image: ImageArray, hidden: Hole) -> ImageArray:
     """The surroundings continued smoothly, from which the preset unet starts."""
     filled = image.copy()
     part = _around(hidden)
-    colours = smooth(image[part].astype(np.float32), ~hidden[part])
-    filled[part][hidden[part]] = colours[hidden[part]].round()
+    filled[part] = fill.smooth_start(image[part], hidden[part])
     return filled
 
 

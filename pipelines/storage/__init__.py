@@ -39,7 +39,6 @@ from pipelines.storage.objects import (
 )
 from pipelines.storage.ranges import RangeReader, open_input, open_range, read_range, sha256_of_uri
 from pipelines.storage.space import describe_full, free_bytes, naming_full
-from pipelines.storage.usage import Usage, usage
 
 __all__ = [
     "ATTEMPTS",
@@ -54,7 +53,6 @@ __all__ = [
     "SETTINGS",
     "NotJsonError",
     "RangeReader",
-    "Usage",
     "Value",
     "absolute",
     "arrow_filesystem",
@@ -92,6 +90,5 @@ __all__ = [
     "sha256_of_uri",
     "size",
     "staged_file",
-    "usage",
     "walk",
 ]

@@ -8,12 +8,13 @@ import pytest
 import torch
 from helpers import draw_picture
 
+from ce_model import training
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import Objective, default_objective
 from pipelines.errors import UserError
 from pipelines.models.crops import Reach, hole_boxes, plan_crops, reach_of
 from pipelines.models.files import LoadedModel
-from pipelines.models.fill import fill_photograph, fill_photographs, smooth
+from pipelines.models.fill import fill_photograph, fill_photographs, smooth, smooth_start
 
 
 def untrained(output: str) -> LoadedModel:
@@ -66,6 +67,18 @@ def test_only_the_hole_changes_and_nothing_of_it_was_seen(
     altered[hole] = 255 - altered[hole]
     assert (fill_photograph(model, altered, hole) == filled).all()
     assert (filled[hole] != altered[hole]).any(axis=1).mean() > 0.9
+
+
+def test_the_smooth_start_is_what_an_untrained_unet_gives() -> None:
+    image, hole = draw_picture(0, 120, 96), np.zeros((120, 96), bool)
+    hole[30:70, 20:60] = True
+    start = smooth_start(image, hole)
+    assert (start[~hole] == image[~hole]).all()
+    seen = training.fill(
+        UNET.generator, torch.from_numpy(image)[None], torch.from_numpy(hole)[None],
+        network=UNET.network, objective=UNET.objective, dtype=torch.float32,
+    )  # fmt: skip
+    assert np.abs(seen[0].numpy().astype(int) - start).max() <= 1
 
 
 @pytest.mark.parametrize("model", [CENTER, FULL, UNET], ids=["center", "full", "unet"])

@@ -1,1 +1,0 @@
-"""Starting and stopping what the jobs run on; no product logic."""

@@ -1,1 +1,0 @@
-"""The container image and the lock that it is built from."""

@@ -1,1 +1,0 @@
-"""A cluster on one machine: `make cluster`, `make cluster-stop`."""

@@ -1,1 +1,0 @@
-"""Freeing a store of what nothing needs any more."""
