@@ -20,16 +20,18 @@ STYLE = """
   --link: #8ab8ee; } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
   color: var(--text); background: var(--page); }
-a { color: var(--link); } h1 { line-height: 1.2; } h1, h2, h3 { overflow-wrap: anywhere; }
+a { color: var(--link); } h1 { line-height: 1.2; }
+h1, h2, h3, p, figcaption { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: .7em 0 1.6em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: .3em; }
 thead th { border-bottom: 2px solid var(--head); }
+td:not(:first-child):not(:last-child) { white-space: nowrap; }
 td.best { background: var(--best); font-weight: 600; }
 tr.facts td:first-child { white-space: nowrap; vertical-align: top; }
 tr.facts td:last-child { text-align: left; overflow-wrap: anywhere; }
-tr.texts td { text-align: left; vertical-align: top; }
+table.texts :is(th, td) { text-align: left; vertical-align: top; white-space: normal; }
 tr.quoted td { color: var(--soft); font-style: italic; }
 caption { text-align: left; font-weight: 600; padding: .3em 0; }
 figure { margin: .4em 0; } figcaption { font-size: 13px; color: var(--soft); }
@@ -78,7 +80,7 @@ def table(
         row_class: facts, texts or quoted; numbers otherwise.
         best: cells to mark, each by row and column.
     """
-    kind = f" class='{row_class}'" if row_class else ""
+    kind = f" class='{text(row_class)}'" if row_class else ""
     head = "".join(f"<th>{text(name)}</th>" for name in heads)
     body = "".join(
         f"<tr{kind}>"
@@ -90,7 +92,7 @@ def table(
         for number, row in enumerate(rows)
     )
     return (
-        f"<div class='scroll'><table><caption>{text(caption)}</caption><thead><tr>{head}</tr>"
+        f"<div class='scroll'><table{kind}><caption>{text(caption)}</caption><thead><tr>{head}</tr>"
         f"</thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -46,7 +46,8 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         "<h2>Cells</h2>",
         _cells(found["cells"]),
     ]
-    return html_page.document(f"Comparison of masks and losses on {_data(found)}", "".join(parts))
+    body = "".join(parts).replace(" +- ", " &plusmn; ")  # a terminal may have no such letter
+    return html_page.document(f"Comparison of masks and losses on {_data(found)}", body)
 
 
 def _data(found: Mapping[str, Any]) -> str:
@@ -161,7 +162,7 @@ def _all_scores(found: Mapping[str, Any]) -> Iterator[str]:
 def points(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Figure:
     """Every seed as a dot, the mean as a bar; an arm per line, the best on top."""
     arms = [arm["arm"] for arm in compared["arms"]]
-    figure = Figure(figsize=(8, 0.8 + 0.35 * len(arms)), dpi=100, layout="tight")
+    figure = Figure(figsize=(6.5, 0.8 + 0.35 * len(arms)), dpi=110, layout="tight")
     axes = figure.subplots()
     for line, arm in enumerate(compared["arms"]):
         values = [
@@ -183,7 +184,7 @@ def points(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Figure:
 
 def curves(found: Mapping[str, Any]) -> Figure:
     """Mean over seeds as a line, every seed as a thin one; of few measurements each is a point."""
-    figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
+    figure = Figure(figsize=(6.5, 4), dpi=110, layout="tight")
     axes = figure.subplots()
     for number, arm in enumerate(found["arms"]):
         runs = [

@@ -33,7 +33,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> Figure:
         rows: `model`, `layer` and `accuracy` (mean and std, 0 to 1) of each.
     """
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    figure = Figure(figsize=(8, 4), dpi=100, layout="tight")
+    figure = Figure(figsize=(6.5, 4), dpi=110, layout="tight")
     axes = figure.subplots()
     for number, name in enumerate(dict.fromkeys(str(row["model"]) for row in rows)):
         scores = {row["layer"]: row["accuracy"] for row in rows if row["model"] == name}
@@ -49,14 +49,14 @@ def lines(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xticks(range(len(layers)), layers)
     axes.set_ylabel("accuracy, %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=9, ncols=2)
     return figure
 
 
 def dots(groups: Sequence[Group]) -> Figure:
     """A line per row, the best on top, with its value; one field per group."""
     heights = [GROUP_IN + LINE_IN * len(group.dots) for group in groups]
-    figure = Figure(figsize=(7, sum(heights)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(5.6, sum(heights)), dpi=120, layout="constrained")
     fields = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, group in zip(fields, groups, strict=True):
         ordered = sorted(group.dots, key=lambda dot: -dot.value)
@@ -66,13 +66,13 @@ def dots(groups: Sequence[Group]) -> Figure:
         for place, dot in zip(places, ordered, strict=True):
             axes.annotate(
                 f"{dot.value:.2f}", (dot.value, place), (7, 0), textcoords="offset points",
-                va="center", fontsize=8,
+                va="center", fontsize=9,
             )  # fmt: skip
-        axes.set_yticks(places, [dot.name for dot in ordered], fontsize=8)
+        axes.set_yticks(places, [dot.name for dot in ordered], fontsize=9)
         axes.set_ylim(len(ordered) - 0.5, -0.5)
         axes.margins(x=0.15)
         axes.set_title(group.title, fontsize=10, loc="left")
-        axes.set_xlabel(group.score, fontsize=8)
-        axes.tick_params(axis="x", labelsize=8)
+        axes.set_xlabel(group.score, fontsize=9)
+        axes.tick_params(axis="x", labelsize=9)
         axes.grid(axis="x", alpha=0.3)
     return figure

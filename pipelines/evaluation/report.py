@@ -41,10 +41,13 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
         figures: PNG by title, for every task.
     """
     parts = [_models(report["models"])]
-    if (summary := overview(report["sections"])).cells:
-        parts += [_table(summary), _quoted_transfer()]
+    summary = overview(report["sections"])
+    if summary.cells:
+        parts.append(_table(summary))
     for section in report["sections"]:
         parts.append(_section(section, report["models"], figures.get(section["title"], {})))
+    if summary.cells:
+        parts.append(_quoted_transfer())
     about = (
         f"<p class='note'>Seeds {html_page.text(', '.join(map(str, report['seeds'])))}; a score is "
         "a mean, with the standard deviation over seeds and repetitions where there are several. "
@@ -72,7 +75,7 @@ def _models(rows: list[dict[str, Any]]) -> str:
         [row["name"], row["kind"], row["network"], row["origin"], row["sha256"][:12]]
         for row in rows
     ]
-    return _table(Grid("models", ["row", "kind", "network", "origin", "sha256"], cells))
+    return _table(Grid("models", ["row", "kind", "network", "origin", "sha256"], cells), "texts")
 
 
 def overview(sections: list[dict[str, Any]]) -> Grid:

@@ -30,6 +30,8 @@ class Training(NamedTuple):
     """Empty while it is not finished."""
     step: int | None
     """Of the newest checkpoint of one that is not finished."""
+    preset: str
+    """Of its network; empty where an unfinished one does not say."""
     curve: Curve
     """Validation over the steps: PSNR of the hole, dB, or the error of the target."""
     has_panel: bool
@@ -120,13 +122,17 @@ def _read_training(uri: str) -> Training | None:
     if commits.COMMIT in names:
         summary = commits.read_commit(uri) or {}
         at = _time(summary.get("ended_at"), commits.commit_uri(uri))
-        curve = [(int(step), float(value)) for step, value in summary.get("curve", ())]
-        return Training(key, uri, at, summary, None, curve or _saved_curve(uri), has_panel)
+        noted = [(int(step), float(value)) for step, value in summary.get("curve", ())]
+        curve = noted or curve_of(_newest_state(uri).get("history", ()))
+        return Training(key, uri, at, summary, None, str(summary["preset"]), curve, has_panel)
     newest = next(_states(uri), None)
     if newest is None:
         return None
     step = int(newest.rsplit("/", 2)[1].rpartition("-")[2])
-    return Training(key, uri, storage.modified(newest), {}, step, _saved_curve(uri), has_panel)
+    state = _newest_state(uri)
+    preset = str(state.get("network", {}).get("preset", ""))
+    curve = curve_of(state.get("history", ()))
+    return Training(key, uri, storage.modified(newest), {}, step, preset, curve, has_panel)
 
 
 def _states(stage: str) -> Iterator[str]:
@@ -138,12 +144,13 @@ def _states(stage: str) -> Iterator[str]:
             yield state
 
 
-def _saved_curve(stage: str) -> Curve:
-    """The validations that the newest checkpoint remembers."""
+def _newest_state(stage: str) -> dict[str, Any]:
+    """What the newest checkpoint remembers; nothing where that is too much for a page."""
     state = next(_states(stage), None)
     if state is None or storage.size(state) > MAX_STATE_BYTES:
-        return []
-    return curve_of(storage.read_json(state).get("history", ()))
+        return {}
+    found: dict[str, Any] = storage.read_json(state)
+    return found
 
 
 def curve_of(history: Sequence[dict[str, Any]]) -> Curve:

@@ -71,7 +71,8 @@ def name_of(training: Training, contents: Contents) -> str:
     """`unet, free_form holes on photos, 400 steps`."""
     summary = training.summary
     if not summary:
-        return f"not finished, step {training.step:,}"
+        network = f"{training.preset}, " if training.preset else ""
+        return f"{network}not finished, step {training.step:,}"
     dataset = contents.datasets.get(summary["dataset_fingerprint"])
     data = dataset.name if dataset else source_name(summary.get("source") or summary["dataset"])
     return f"{summary['preset']}, {summary['strategy']} holes on {data}, {summary['steps']:,} steps"

@@ -138,8 +138,13 @@ def test_the_report_shows_the_verdict_first_and_every_score_once() -> None:
         "verdict": compared[decisive]["verdict"],
     }  # fmt: skip
     page = report.page(found, {"a": b"png"})
-    places = [page.index(part) for part in ("a (0.410", "Learning curves", "All scores", "Cells")]
+    places = [
+        page.index(part)
+        for part in ("a (0.410 &plusmn; 0.014", "Learning curves", "All scores", "Cells")
+    ]
     assert places == sorted(places)
-    assert "<td>conv1/accuracy</td><td>higher</td><td>0.2050 +- 0.0071 (1)</td>" in page
-    assert "<td>central/L2</td><td>lower</td><td>0.0550 +- 0.0071 (-)</td><td>n/a</td>" in page
+    assert "<td>conv1/accuracy</td><td>higher</td><td>0.2050 &plusmn; 0.0071 (1)</td>" in page
+    assert (
+        "<td>central/L2</td><td>lower</td><td>0.0550 &plusmn; 0.0071 (-)</td><td>n/a</td>" in page
+    )
     assert page.count("data:image/png") == 3  # the seeds, the curves, the panel

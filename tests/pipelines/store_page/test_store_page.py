@@ -40,7 +40,8 @@ def full_store(store: str) -> None:
     features = {"preset": "features", "strategy": "grid_60", "curve": [[10, 0.04]]}
     errors = {"target_error": 0.03, "target_error_mean": 0.05}
     training(store, "n" * 16, "2026-11-26T10:00:00+00:00", **features, validation=errors)
-    state = {"step": 10, "history": [{"step": 10, "values": {"validation/psnr_hole": 11.0}}]}
+    history = [{"step": 10, "values": {"validation/psnr_hole": 11.0}}]
+    state = {"step": 10, "network": {"preset": "unet"}, "history": history}
     unfinished = storage.join(store, "pretrain", "u" * 16, "checkpoints", "step-00000010")
     storage.publish_json(storage.join(unfinished, "state.json"), state)
     report = {"models": [{"name": "mine"}], "sections": [{"title": "linear, photos"}],
@@ -65,7 +66,7 @@ def test_everything_is_named_and_linked(kind: str, tmp_path: Path) -> None:
         f"unet, free_form holes on {photos}, 400 steps",
         f"features, grid_60 holes on {photos}, 400 steps",
     ]
-    assert shown[0] == "not finished, step 10"  # written a moment ago
+    assert shown[0] == "unet, not finished, step 10"  # written a moment ago
     assert "<td class=best>25.00 dB</td>" in page and "24.50 dB" in page
     assert "No verdict." in page and "mine" in page
     for target in re.findall("(?:href|src)='([^']*)'", page):
