@@ -38,7 +38,10 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # under LANG=C or PYTHONIOENCODING=ascii
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        result = run(parse(config_type))
+        config = parse(config_type)
+        # What a job needs takes seconds to load.
+        sys.stderr.write(f"starting {Path(sys.argv[0]).stem.split()[-1]}\n")
+        result = run(config)
     except (UserError, OSError) as error:  # a full disk, a server that is away, no permission
         text = f"error: {redact(str(error))}"
         if isinstance(error, OSError) or error.code == 1:

@@ -1,5 +1,6 @@
 """What the driver watches while workers train: progress and memory."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.pretrain import panel
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.messages import CurvePoint, Diverged, Message, Note, PanelReady, Resumed
+from pipelines.pretrain.messages import (
+    CurvePoint,
+    Diverged,
+    Message,
+    Note,
+    PanelReady,
+    Resumed,
+    StepsDone,
+)
 from pipelines.pretrain.stop import StopRequest
 from pipelines.pretrain.task import Task
 from pipelines.runtime.progress import ProgressDisplay
@@ -26,9 +35,15 @@ class TrainingProgress(ProgressDisplay):
     """Step, losses and rate."""
 
     def __init__(self, console: Console, steps: int) -> None:
-        """Show nothing until the first record."""
+        """Show nothing until the first step."""
         super().__init__(console, "step", steps)
         self._steps = steps
+        self._text, self._step_s = "", math.inf
+
+    def step(self, step: int) -> None:
+        """Show how far it is, with the figures of the last record."""
+        left_s = (self._steps - step) * self._step_s if step < self._steps else 0.0
+        self.update(step, self._text, left_s=left_s)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Show a record of the curves."""
@@ -41,9 +56,10 @@ class TrainingProgress(ProgressDisplay):
             )
             if name in values
         )
-        text = f"{losses}  {values['images_per_second']:.0f} images/s"
+        self._text = f"{losses}  {values['images_per_second']:.0f} images/s"
         # A resumed run did not make the steps before in this time.
-        self.update(step, text, left_s=(self._steps - step) * values["seconds_per_step"])
+        self._step_s = values["seconds_per_step"]
+        self.step(step)
 
 
 def memory_of_tree() -> int:
@@ -129,6 +145,8 @@ class DriverWatch:
                 case Resumed(step, history):
                     self._progress.note(f"resumed at step {step}")
                     self.replay(history)
+                case StepsDone(step):
+                    self._progress.step(step)
                 case Note(text):
                     self._progress.note(text)
                 case Diverged():

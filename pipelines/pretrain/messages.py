@@ -34,10 +34,16 @@ class Diverged(NamedTuple):
     updates: int
 
 
+class StepsDone(NamedTuple):
+    """How far training is, at most once a second: there are fewer points of the curves."""
+
+    step: int
+
+
 class Note(NamedTuple):
     """A line for the screen."""
 
     text: str
 
 
-Message = Note | CurvePoint | PanelReady | Resumed | Diverged
+Message = Note | CurvePoint | PanelReady | Resumed | Diverged | StepsDone

@@ -11,10 +11,19 @@ from ce_model.training import Networks, Optimizers
 from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import require_equal_parameters
 from pipelines.pretrain.divergence import DivergenceWatch
-from pipelines.pretrain.messages import CurvePoint, Diverged, Message, PanelReady, Resumed
+from pipelines.pretrain.messages import (
+    CurvePoint,
+    Diverged,
+    Message,
+    PanelReady,
+    Resumed,
+    StepsDone,
+)
 from pipelines.pretrain.saver import CheckpointSaver
 from pipelines.pretrain.task import Task
 from pipelines.pretrain.validator import Validator
+
+TELL_EVERY_S = 1.0
 
 
 class Reporter:
@@ -36,6 +45,7 @@ class Reporter:
         self._saver = CheckpointSaver(task.stage_uri, task.keep_checkpoints, task.keep_best)
         self._pause_s: float | None = None  # of the last checkpoint
         self._score: tuple[int, float] | None = None  # of the last validation, by step
+        self._step, self._told_at = 0, -TELL_EVERY_S
 
     def begin(self, networks: Networks) -> None:
         """Measure the untrained network."""
@@ -43,18 +53,24 @@ class Reporter:
         self._untrained = self._validator.measure(networks.generator)
         self._untrained |= self._validator.measure_classical()
         self._post_panel(0, networks, None)
+        self._post(StepsDone(0))
         self.curves.restart_clock()
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue the curves and totals of a checkpoint."""
         self._history = list(state["history"])
         self._untrained = state["untrained"]
+        self._step = state["step"]
         self._post(Resumed(state["step"], self._history))
         self.curves.resume(state["totals"], restarted="continues" not in state)
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Collect what a step returned, without waiting for the device."""
         self.curves.add(values)
+        self._step += 1
+        if (now := time.monotonic()) - self._told_at >= TELL_EVERY_S:
+            self._told_at = now
+            self._post(StepsDone(self._step))
 
     def log(self, step: int, rates: tuple[float, float]) -> bool:
         """Post a point of the curves; False when the run has diverged, on all ranks alike."""

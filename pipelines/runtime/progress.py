@@ -15,6 +15,8 @@ from rich.text import Text
 from pipelines.errors import redact
 
 LINE_EVERY_S = 15.0  # in a log
+WIDE = 100  # columns of a terminal from which the time that has passed is shown, too
+BAR_COLUMNS = (4, 24)  # least and greatest width of the bar: what is said goes before it
 
 
 def plain_console(*, stderr: bool = True, soft_wrap: bool = False) -> Console:
@@ -51,6 +53,7 @@ class ProgressDisplay:
         self._printed: int | None = None
         self._done, self._done_at = 0, self._began
         self._bar: Progress | None = None
+        self._blocks = BarColumn(bar_width=BAR_COLUMNS[1])
         self._task = TaskID(0)
 
     def __enter__(self) -> "ProgressDisplay":
@@ -111,13 +114,19 @@ class ProgressDisplay:
         return f"{done:,}" if self._total is None else f"{done}/{self._total}"
 
     def _draw(self, done: int, text: str, left: str) -> None:
+        is_wide = self._console.width >= WIDE
+        text = text if is_wide else " ".join(text.split())
+        words = (self._what, self._count(done), text, left, "0:00:00" if is_wide else "")
+        taken = sum(len(word) + 1 for word in words)
+        least, greatest = BAR_COLUMNS
+        self._blocks.bar_width = max(least, min(greatest, self._console.width - taken))
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                self._blocks,
                 TextColumn("{task.fields[count]}"),
                 TextColumn("{task.fields[text]}", markup=False),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if is_wide else []),
                 TextColumn("{task.fields[left]}"),
                 console=self._console,
             )

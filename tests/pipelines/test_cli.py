@@ -251,7 +251,7 @@ def test_how_a_job_ends_is_told_in_one_line(
     monkeypatch.setattr(sys, "argv", ["job.py"])
     with pytest.raises(SystemExit) as stopped:
         cli.main(run, Outer)
-    assert (stopped.value.code, capsys.readouterr().err) == (code, said)
+    assert (stopped.value.code, capsys.readouterr().err) == (code, f"starting job\n{said}")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
@@ -268,7 +268,7 @@ def test_a_signal_in_the_first_second_ends_a_job_as_ctrl_c_does(
     finally:
         signal.signal(sent, before)
     assert stopped.value.code == 130
-    assert capsys.readouterr().err.startswith("interrupted: ")
+    assert capsys.readouterr().err.startswith("starting job\ninterrupted: ")
 
 
 def test_a_defect_is_a_traceback_without_a_password(
@@ -282,7 +282,7 @@ def test_a_defect_is_a_traceback_without_a_password(
         cli.main(run, Outer)
     said = capsys.readouterr().err
     assert stopped.value.code == 1
-    assert said.startswith("Traceback") and "RuntimeError: at http://host/x" in said
+    assert said.startswith("starting job\nTraceback") and "RuntimeError: at http://host/x" in said
     assert "s3cr3t" not in said
 
 

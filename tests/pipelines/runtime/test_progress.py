@@ -1,6 +1,7 @@
 """What a person sees while a stage works, on a terminal and in a log."""
 
 import io
+import re
 
 import pytest
 import ray
@@ -135,3 +136,17 @@ def test_a_mailbox_gives_every_message_once_in_order(ray_cluster: None) -> None:
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("width", "steps"), [(80, 400), (80, 100_000), (120, 100_000)])
+def test_a_bar_fits_the_terminal_and_says_everything(width: int, steps: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    text = "rec 0.1234  joint 0.1234  D 0.1234"
+    with ProgressDisplay(console, "step", steps) as display:
+        display.update(20, text, left_s=720)
+    frames = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", out.getvalue())
+    assert max(map(len, frames)) <= width
+    last = next(frame for frame in reversed(frames) if "20/" in frame)
+    for word in (*text.split(), f"20/{steps}", "12 min left"):
+        assert word in last
