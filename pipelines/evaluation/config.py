@@ -29,7 +29,8 @@ class EvaluateConfig:
     of one row (trainings of other seeds), each measured with one of the seeds in turn."""
     data: tuple[str, ...]
     """Prepared datasets, class folders, folders of images, VOC or CamVid folders; a task runs on
-    those it can use."""
+    those it can use. Anything else that jobs/prepare.py reads is prepared first: archives, Parquet,
+    lists, nested folders."""
     tasks: tuple[TaskName, ...] = ("inpainting", "linear", "knn")
     """What to measure."""
     store: str = "store"

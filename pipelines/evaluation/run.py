@@ -14,6 +14,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders, plan, report, results
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.data.ensure import ensure_usable
 from pipelines.evaluation.executor import Executor, precision_of_workers, with_baselines
 from pipelines.evaluation.task import Job
 from pipelines.models.files import MODEL
@@ -49,18 +50,26 @@ ABOUT = {
 
 
 def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure all models on all tasks.
+    """Measure all models on all tasks; data that no task can read as it is, are prepared first.
 
     Returns:
         the report that was written, and `delivered`: whether MLflow has all of it, too.
     """
-    console = plain_console()
     uri = tracking_uri(config.tracking_uri, config.store)
     require_access(uri)
-    layouts = plan.layouts_of(config)
-    fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     given = {ref: _subject(ref, config, uri) for ref in config.model}
     encoders.require_distinct(given)
+    with cluster.connect_once():
+        data = tuple(ensure_usable(each, config.store) for each in config.data)
+        return _evaluate(replace(config, data=data), given, uri)
+
+
+def _evaluate(
+    config: EvaluateConfig, given: dict[str, ModelRef | None], uri: str
+) -> dict[str, Any]:
+    console = plain_console()
+    layouts = plan.layouts_of(config)
+    fingerprints = plan.fingerprints_of(config, layouts)  # bad data is found before any work
     plan.require_measurable(_all(given, config), config, layouts)
     with storage.naming_full(config.store), cluster.connect() as resources:
         require_shared("store", config.store)

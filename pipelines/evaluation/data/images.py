@@ -117,9 +117,24 @@ def layout_of(uri: str) -> Layout:
     Raises:
         UserError: nothing of use.
     """
+    if found := find_layout(uri):
+        return found
+    storage.require_folder(uri, "data")
+    inside = storage.children(uri)
+    raise UserError(
+        f"data is '{uri}', which holds {', '.join(sorted(inside)[:NAMES]) or 'nothing'}; it must "
+        "be a prepared dataset (manifest.json), class folders (train/<class>/), a folder of "
+        "images, a VOC folder (JPEGImages, Annotations, ImageSets) or a CamVid folder (train, "
+        "trainannot)"
+    )
+
+
+def find_layout(uri: str) -> Layout | None:
+    """What kind of data a URI holds; None where no task could read it as it is."""
     if is_dataset(uri):
         return "prepared"
-    storage.require_folder(uri, "data")
+    if not storage.is_folder(uri):
+        return None
     inside = set(storage.children(uri))
     if voc_root(uri):
         return "voc"
@@ -129,12 +144,7 @@ def layout_of(uri: str) -> Layout:
         return "classes"
     if any(name.lower().endswith(SUFFIXES) for name in inside):
         return "images"
-    raise UserError(
-        f"data is '{uri}', which holds {', '.join(sorted(inside)[:NAMES]) or 'nothing'}; it must "
-        "be a prepared dataset (manifest.json), class folders (train/<class>/), a folder of "
-        "images, a VOC folder (JPEGImages, Annotations, ImageSets) or a CamVid folder (train, "
-        "trainannot)"
-    )
+    return None
 
 
 def voc_root(uri: str) -> str | None:
