@@ -238,7 +238,12 @@ def _materialise(network: Network, std: float | None, generator: torch.Generator
     drawn: nn.Module = network
     if isinstance(network, ContextEncoder) and isinstance(network.encoder, Backbone):
         drawn = network.decoder  # a backbone has its weights
-    drawn.to_empty(device="cpu")
+    for module in drawn.modules():  # `to_empty` does the same and imports sympy for it: a second
+        for name, weight in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(weight.shape, dtype=weight.dtype)
+            setattr(module, name, nn.Parameter(empty, requires_grad=weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     init_weights(drawn, std, generator or torch.Generator().manual_seed(0))
     for weight in network.parameters():
         if weight.dim() == 4:

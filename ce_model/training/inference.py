@@ -13,7 +13,6 @@ from ce_model.networks import NetworkConfig
 from ce_model.training.distributed import unwrap
 from ce_model.training.objective import Objective
 from ce_model.training.precision import autocast
-from ce_model.training.sync_norm import each_rank_alone
 from ce_model.training.views import Views, make_views, predict_from
 
 STATISTICS_BATCH = 32
@@ -65,6 +64,9 @@ def estimate_statistics(
     They become the plain average over batches of 32 of these images; weights and mode stay.
     Shapes as in `train_step`.
     """
+    # Here, since it loads the compiler of torch: two seconds that nobody who fills has to wait for.
+    from ce_model.training.sync_norm import each_rank_alone
+
     with _evaluating(generator) as encoder, each_rank_alone(encoder):
         norms = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]

@@ -1,11 +1,12 @@
-"""The page of a filling run: image, hole and filling side by side."""
+"""The page of a filling run: input, mask, filled image and target side by side."""
+
+from itertools import starmap
 
 import cv2
 import numpy as np
 
 from pipelines import html_page, storage
 from pipelines.data import images, untrusted
-from pipelines.data.hole_masks import Hole
 from pipelines.data.images import ImageArray
 from pipelines.inpaint.read import HoleSource, UnreadableImage, read_image
 from pipelines.inpaint.sources import Source, output_name
@@ -14,7 +15,12 @@ PAGE = "index.html"
 ROWS = 24
 THUMBNAIL_PX = 320  # longer side
 QUALITY = 85
-HOLE_COLOUR = (224, 33, 138)
+STYLE = """
+.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(9em, 1fr)); gap: .4em; }
+.strip figure { margin: 0; } .strip img { width: 100%; max-width: 320px; }
+"""
+GREY = 128  # of the hole in the input
+GAP_PX = 6
 
 
 def write_gallery(
@@ -38,7 +44,7 @@ def write_gallery(
         more = f" (the first 200 of {len(faults)})" if len(faults) > len(listed) else ""
         parts.append(html_page.table(f"Not filled{more}", ["image", "reason"], listed))
     uri = storage.join(output, PAGE)
-    storage.publish(uri, html_page.document("Filled images", "".join(parts)).encode())
+    storage.publish(uri, html_page.document("Filled images", "".join(parts), STYLE).encode())
     return uri
 
 
@@ -49,24 +55,21 @@ def _row(output: str, name: str, source: Source, holes: HoleSource, overlap: int
     except UnreadableImage as error:  # it changed since it was filled
         return f"{heading}<p class='note'>{html_page.text(error)}</p>"
     after = untrusted.open_rgb(storage.read_bytes(storage.join(output, output_name(name))))
-    strip = np.concatenate(
-        [
-            np.pad(part, ((0, 0), (0, 6), (0, 0)), constant_values=255)
-            for part in (_small(image), _marked(image, hole), _small(after))
-        ],
-        axis=1,
-    )
-    caption = f"image, hole ({hole.mean():.1%} of it), filled"
-    return heading + html_page.image(caption, images.encode(strip, QUALITY), kind="jpeg")
+    mask = np.where(hole[..., None], np.uint8(255), np.zeros(3, np.uint8))
+    seen = np.where(hole[..., None], np.uint8(GREY), image)
+    # A hole that was drawn hides what is known; where a mask marks damage nobody knows it.
+    last = "target" if holes.strategy is not None else "image as given"
+    parts = {
+        "input": seen,
+        f"mask ({hole.mean():.1%})": mask,
+        "filled": after,
+        last: image,
+    }
+    return heading + f"<div class='strip'>{''.join(starmap(_figure, parts.items()))}</div>"
 
 
-def _marked(image: ImageArray, hole: Hole) -> ImageArray:
-    small = _small(image)
-    size = (small.shape[1], small.shape[0])
-    share = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
-    return np.asarray(
-        (small * (1 - share) + np.array(HOLE_COLOUR, np.float32) * share).round(), np.uint8
-    )
+def _figure(title: str, picture: ImageArray) -> str:
+    return html_page.image(title, images.encode(_small(picture), QUALITY), kind="jpeg")
 
 
 def _small(image: ImageArray) -> ImageArray:
