@@ -66,7 +66,9 @@ def log_run(
     shutil.copytree(home.folder, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's own, about type hints and deprecations
-        source = models.log_model(home.uri, run_id, folder, 128, ["torch"])
+        source = models.log_model(
+            home.uri, run_id, folder, 128, ["torch"], name=f"{arm}: small", description=f"Of {arm}."
+        )
     summary = {"model_uri": source, "weights_sha256": home.sha256, "steps": 10, "restarts": 2,
                "updates_skipped": 0, "dataset": "gone"}  # fmt: skip
     runs.log_bytes(server, run_id, "summary.json", json.dumps(summary).encode())

@@ -21,9 +21,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from promotion_helpers import GATES, PSNR, Home, aliases, ask, log_report, log_run, make_home
 
+from ce_model.networks import NetworkConfig, build_generator
+from ce_model.training import Objective
 from pipelines import cli, storage
 from pipelines.errors import UserError
-from pipelines.models.files import MODEL, WEIGHTS
+from pipelines.models.files import MODEL, WEIGHTS, save_model
 from pipelines.promotion import gates, run_files
 from pipelines.promotion.config import PromoteConfig
 from pipelines.promotion.explain import explain
@@ -68,6 +70,11 @@ def test_promotion_refusal_and_rollback(home: Home, good: str, better: str, wors
     first = ask(home, good, name)
     assert first.promoted, first.text
     assert aliases(home, name) == {"champion": "1"}
+    server = client.client(home.uri)
+    assert "`champion` is the version" in server.get_registered_model(name).description
+    first_version = server.get_model_version(name, "1")
+    assert first_version.description == "Of good."
+    assert server.get_logged_model(first_version.model_id).name == "good-small"
     again = ask(home, good, name)
     assert again.promoted and "already" in again.text
     assert len(registry.versions_of_run(home.uri, name, good)) == 1
@@ -119,6 +126,21 @@ def test_a_served_champion_gives_features_and_filled_images(home: Home, good: st
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_of_another_input_needs_a_name_of_its_own(home: Home, good: str) -> None:
+    """Whoever loads the champion may give it masks that the other cannot fill."""
+    name = "one-input"
+    assert ask(home, good, name).promoted
+    network = NetworkConfig(preset="inpaint", output="full", bottleneck=8)
+    folder = home.store / "other"
+    sha256 = save_model(str(folder), build_generator(network), network, Objective(), {"seed": 0})
+    other = log_run(replace(home, folder=folder, sha256=sha256), "other", 0, 20.0)
+    demanded = replace(GATES, min_seeds=1)
+    with pytest.raises(UserError, match=r"output center.* output full.* --name one-input-inpaint"):
+        ask(home, other, name, demanded)
+    assert len(registry.versions_of_run(home.uri, name, other)) == 0
+    assert ask(home, other, "one-input-full", demanded).promoted
 
 
 def test_two_promotions_at_once_change_the_alias_once(home: Home, good: str) -> None:

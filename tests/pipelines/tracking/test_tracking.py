@@ -1,5 +1,6 @@
 """The recorder: an absent server delays the curves and costs nothing else."""
 
+import io
 import itertools
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from helpers import free_port, mlflow_server_command
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from pipelines import storage
 from pipelines.errors import UserError
@@ -66,6 +68,24 @@ def test_everything_arrives_once(sqlite: str, tmp_path: Path) -> None:
     assert "c" not in run.data.metrics
     assert [a.path for a in client(sqlite).list_artifacts(outcome.run_id, "deep")] == [
         "deep/file.txt"
+    ]
+
+
+def test_an_image_of_a_step_is_stored_once(sqlite: str, tmp_path: Path) -> None:
+    """A resumed training makes those after its checkpoint again."""
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(png, "png")
+    for _ in range(2):
+        recorder = Recorder(make_spec(sqlite, tmp_path))
+        for step in (0, 10):
+            recorder.image("panel", step, png.getvalue())
+        outcome = recorder.finish("FINISHED")
+        assert outcome.problem is None and outcome.run_id is not None
+    found = [each.path for each in client(sqlite).list_artifacts(outcome.run_id, "images")]
+    full = sorted(path for path in found if path.endswith(".png"))
+    assert [path.partition("+timestamp")[0] for path in full] == [
+        "images/panel+step+0",
+        "images/panel+step+10",
     ]
 
 
