@@ -56,7 +56,7 @@ def _log(config: AblateConfig, found: dict[str, Any], uri: str, written: Report)
         store=config.store,
         experiment=config.experiment,
         key=found["key"],
-        name=f"ablation-{found['key'][:8]}",
+        name=f"{report.heading(found)}, {found['key'][:8]}",
         params={"strategies": config.strategies, "adversarial": config.adversarial,
                 "seeds": config.seeds, "steps": config.pretrain.steps,
                 "preset": config.pretrain.preset, "metric": found["metric"]},

@@ -47,7 +47,12 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         _cells(found["cells"]),
     ]
     body = "".join(parts).replace(" +- ", " &plusmn; ")  # a terminal may have no such letter
-    return html_page.document(f"Comparison of masks and losses on {_data(found)}", body)
+    return html_page.document(heading(found), body)
+
+
+def heading(found: Mapping[str, Any]) -> str:
+    """What is compared, on which data."""
+    return f"Comparison of masks and losses on {_data(found)}"
 
 
 def _data(found: Mapping[str, Any]) -> str:

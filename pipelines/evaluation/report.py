@@ -54,10 +54,10 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
         "The best value of a column is marked; n/a: not measured. Rows in italics are quoted from "
         "the paper, not measured here.</p>"
     )
-    return html_page.document(_heading(report), about + "".join(parts))
+    return html_page.document(heading(report), about + "".join(parts))
 
 
-def _heading(report: dict[str, Any]) -> str:
+def heading(report: dict[str, Any]) -> str:
     """`Evaluation of unet on photos`; of many models or data their number."""
     models = [model["name"] for model in report["models"]] or ["classical methods"]
     parts = (section["title"].partition(", ")[2] for section in report["sections"])

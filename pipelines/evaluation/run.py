@@ -219,7 +219,7 @@ def _publish(
         store=config.store,
         experiment=config.experiment,
         key=key,
-        name=f"evaluate-{key[:8]}",
+        name=f"{report.heading(found)}, {key[:8]}",
         params={"tasks": config.tasks, "data": config.data, "seeds": config.seeds},
         tags={"stage": "evaluate", "models": ", ".join(m["name"] for m in found["models"])},
     )

@@ -16,6 +16,7 @@ from pipelines import html_page, storage
 from pipelines.data import images
 from pipelines.data.manifest import Manifest, MaskSpec
 from pipelines.data.shards import read_row_group, row_groups
+from pipelines.data.source_names import source_name
 from pipelines.prepare import class_facts
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.progress import console, counted
@@ -158,7 +159,7 @@ def _page(facts: dict[str, Any], sheet: bytes) -> str:
         _columns(facts),
         _classes(facts),
     ]
-    return html_page.document("Dataset card", "".join(parts))
+    return html_page.document(f"Dataset: {source_name(facts['source'])}", "".join(parts))
 
 
 def _summary(facts: dict[str, Any]) -> list[list[str]]:
@@ -266,7 +267,7 @@ def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
             store=config.store,
             experiment="prepare",
             key=manifest.jobs[-1],
-            name=f"prepare-{manifest.jobs[-1][:8]}",
+            name=f"{source_name(manifest.source)}, {manifest.jobs[-1][:8]}",
             params={"source": config.shown_source, "dataset": uri, "rows": manifest.written},
             dataset_uri=uri,
             dataset_fingerprint=manifest.fingerprint,
