@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embed_config() -> EmbedConfig:
-    return EmbedConfig(model=STAGE, source="a b", output="f", normalize=True, store=STORE)
+    return EmbedConfig(model=STAGE, source=("a b",), output="f", normalize=True, store=STORE)
 
 
 ENDS: dict[str, tuple[Callable[[], None], list[str]]] = {
