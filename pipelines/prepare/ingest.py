@@ -26,6 +26,7 @@ from pipelines.prepare.sources.labels import Labels
 from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.ranges import suffix_of
 from pipelines.prepare.sources.readers import Beside, Member, members, read_file
+from pipelines.prepare.sources.samples import LateLabels
 from pipelines.prepare.spill import Row, Spills
 
 REQUESTS_AHEAD = 16
@@ -68,9 +69,28 @@ def group_of(kind: int, split: str | None, *, is_near: bool) -> str:
 def ingest_unit(
     row: dict[str, Any], work: str, shuffle: Shuffle, limits: Limits, labels: Labels | None
 ) -> dict[str, int]:
-    """Ray task: do one unit; returns what the progress display shows."""
+    """Ray task: do one unit; returns what the progress display shows.
+
+    An archive that can only be read from its begin to its end and has labels behind their images
+    is read twice more: once for the labels, then with them.
+    """
     untrusted.use_one_thread()
     unit = int(row["unit"])
+    try:
+        return _ingest_unit(unit, work, shuffle, limits, labels, labels_first=False)
+    except LateLabels:
+        return _ingest_unit(unit, work, shuffle, limits, labels, labels_first=True)
+
+
+def _ingest_unit(
+    unit: int,
+    work: str,
+    shuffle: Shuffle,
+    limits: Limits,
+    labels: Labels | None,
+    *,
+    labels_first: bool,
+) -> dict[str, int]:
     held = read_held(work)
     spills, seen = Spills(work, unit, shuffle.num_buckets), Seen(held)
     numbers: dict[str, int] = {}
@@ -79,7 +99,8 @@ def ingest_unit(
     beside = Beside.empty()
     bare_names: Counter[str] = Counter()
     size = 0
-    for member in _members(plan.read_unit(work, unit, keep_splits=shuffle.keep_splits), beside):
+    pieces = plan.read_unit(work, unit, keep_splits=shuffle.keep_splits)
+    for member in _members(pieces, beside, labels_first=labels_first):
         held_row = held.row_of(member)
         member = labelled(member, labels, bare_names)
         if member.split == "test":
@@ -141,7 +162,7 @@ def _check_number(faults: int, unit: int, member: Member) -> None:
         )
 
 
-def _members(pieces: Sequence[Piece], beside: Beside) -> Iterator[Member]:
+def _members(pieces: Sequence[Piece], beside: Beside, *, labels_first: bool) -> Iterator[Member]:
     """All images of a unit; single remote files are fetched ahead, since each has to wait."""
     ahead: deque[Future[Member]] = deque()
     with ThreadPoolExecutor(REQUESTS_AHEAD) as threads:
@@ -153,7 +174,7 @@ def _members(pieces: Sequence[Piece], beside: Beside) -> Iterator[Member]:
                 continue
             while ahead:
                 yield ahead.popleft().result()
-            yield from members(piece, beside)
+            yield from members(piece, beside, labels_first=labels_first)
         while ahead:
             yield ahead.popleft().result()
 

@@ -39,17 +39,23 @@ class Link(NamedTuple):
     member: Member
 
 
-def members_of(piece: Piece, beside: Beside) -> Iterator[Member]:
+def members_of(piece: Piece, beside: Beside, *, labels_first: bool = False) -> Iterator[Member]:
     """The images of an archive's piece; those that hard links lead to come last.
+
+    Args:
+        piece: an archive, or a part of one.
+        beside: counts what is not read.
+        labels_first: whether it is looked through for labels before, also where that means to
+            read the whole of it once more.
 
     Raises:
         OSError: bad luck: the storage failed for longer than we try.
-        UserError: labels stand where they cannot be used.
+        LateLabels: labels stand behind their images, and it was not looked through.
     """
     links: list[Link] = []
     whole = 0 if _is_zip(piece) else LABELS_FIRST
     is_first = piece.begin == 0 and piece.end == whole
-    labels = _all_labels(piece) if is_first else samples.Labels()
+    labels = _all_labels(piece) if is_first or labels_first else samples.Labels()
     files = _archive(None, piece, Places(piece), beside, links, depth=0)
     for member, label in samples.with_labels(files, labels, piece.uri, max_bytes=MAX_FILE_BYTES):
         yield member if label is None else member._replace(class_name=label)

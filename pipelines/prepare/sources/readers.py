@@ -15,18 +15,26 @@ NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 NO_PLACE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 
 
-def members(piece: Piece, beside: Beside | None = None) -> Iterator[Member]:
+def members(
+    piece: Piece, beside: Beside | None = None, *, labels_first: bool = False
+) -> Iterator[Member]:
     """Read a piece; what is in it and not read is counted in `beside`.
+
+    Args:
+        piece: a part of a source.
+        beside: gets what is not read.
+        labels_first: see `archives.members_of`.
 
     Raises:
         OSError: bad luck: the storage failed for longer than we try.
+        LateLabels: an archive has labels behind their images.
     """
     if piece.kind == "file":
         yield read_file(piece)
     elif piece.kind == "parquet":
         yield from _of_parquet(piece, beside or Beside.empty())
     else:
-        yield from archives.members_of(piece, beside or Beside.empty())
+        yield from archives.members_of(piece, beside or Beside.empty(), labels_first=labels_first)
 
 
 def read_file(piece: Piece) -> Member:

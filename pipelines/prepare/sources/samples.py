@@ -23,6 +23,11 @@ MAX_JSON_BYTES = 1 << 16
 MAX_SAMPLE_IMAGES = 16  # that wait for a label beside them
 NO_CLASS = "-1"
 
+
+class LateLabels(UserError):
+    """An archive that is read as a stream has labels behind images that have gone already."""
+
+
 Image = TypeVar("Image")
 
 
@@ -131,7 +136,7 @@ def with_labels(
         max_bytes: of images that may wait for a label.
 
     Raises:
-        UserError: a label comes too late.
+        LateLabels: a label comes too late.
     """
     waiting: deque[tuple[File[Image], Image]] = deque()
     held = 0
@@ -165,7 +170,7 @@ def with_labels(
         yield leave()
     late = [stem for stem in labels.unused() if stem in bare]
     if late:
-        raise UserError(
+        raise LateLabels(
             f"--source '{source}' has labels far behind their images, such as that of '{late[0]}' "
             f"({len(late)} in this archive), where it can only be read from its begin to its end; "
             "pack it sorted by name (tar --sort=name), or give it as a plain .tar on a local disk"

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pytest
+from dataset_helpers import prepared, rows_of
 from helpers import jpeg, tar_of
 
 from pipelines.errors import UserError
@@ -264,6 +265,18 @@ def test_labels_behind_their_images_in_a_stream_are_refused_and_never_lost(tmp_p
         with pytest.raises(UserError, match=r"far behind their images.*'0000' \(30 in this"):
             read(source)
     fsspec.filesystem("memory").rm("/late", recursive=True)
+
+
+def test_a_job_reads_such_a_stream_again_and_counts_what_is_not_read_once(
+    serially: None, tmp_path: Path
+) -> None:
+    files = {f"{n:04}.jpg": jpeg(n) for n in range(24)} | {"a.txt": b"caption"}
+    files |= {f"{n:04}.cls": b"%d" % (n % 2) for n in range(24)}
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_of(files)))
+    manifest = prepared(tmp_path / "a.tar.gz", tmp_path / "d")
+    found = {key: label for key, (_, label) in rows_of(tmp_path / "d", "label").items()}
+    assert found == {f"{n:04}.jpg": n % 2 for n in range(24)}
+    assert (manifest.listed, manifest.not_read) == (24, {".txt": 1})
 
 
 def test_a_sample_of_several_images_shares_its_label_and_its_label_map_is_none(

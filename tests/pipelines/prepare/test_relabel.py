@@ -1,10 +1,12 @@
 """Corrected labels and moved images become a new revision; the one before stays as it was."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dataset_helpers import files_of, prepare_config, prepared, quarantine_of, rows_of
-from helpers import jpeg
+from helpers import ROOT, jpeg
 
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.shards import read_row_group, row_groups
@@ -143,3 +145,25 @@ def test_an_image_in_another_split_now_keeps_its_own_and_is_told(
     assert rows_of(tmp_path / "d") == before
     told = capsys.readouterr().err
     assert "warning: 2 images of this source in another split than the dataset has" in told
+
+
+def test_a_dataset_of_an_earlier_version_is_extended_and_keeps_its_splits(
+    serially: None, tmp_path: Path
+) -> None:
+    uri = tmp_path / "d"
+    shutil.copytree(ROOT / "tests" / "earlier" / "dataset", uri)
+    before, files = rows_of(uri, "label", "image"), files_of(uri)
+    old = read_manifest(str(uri))
+    source = write(
+        tmp_path / "p", *(f"{name}/{n}.jpg" for name in ("pear", "fig") for n in range(4))
+    )
+    spec = old.masks[0]
+    config = prepare_config(source, uri, sides=(spec.side,), stored_side=old.stored_side)
+    strategies = tuple(dict.fromkeys(each.strategy for each in old.masks))
+    variants = max(each.variants for each in old.masks)
+    prepare_dataset(replace(config, strategies=strategies, variants=variants))
+    after = rows_of(uri, "label", "image")
+    assert {key: after[key] for key in before} == before
+    assert {path: files_of(uri)[path] for path in files} == files
+    assert read_manifest(str(uri)).classes == (*old.classes, "fig")
+    assert read_manifest(str(uri), 0) == old
