@@ -88,7 +88,8 @@ def run_passes(job: Job) -> Manifest:
     if old is None:
         return manifest
     if len(changes.rows):
-        labels = [classes.index(named.get(name, name)) for name in changes.classes]
+        label_of = {name: label for label, name in enumerate(classes)}
+        labels = [label_of[named.get(name, name)] for name in changes.classes]
         old = relabel.write_labels(job.uri, job.work, common.prefix, old, job.held, changes, labels)
         _tell(changes, old.revision)
     return existing.join_datasets(old, manifest)
