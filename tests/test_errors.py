@@ -1,6 +1,11 @@
-"""No message tells a password."""
+"""No message tells a password, and the page of messages has those that the code says."""
+
+import ast
+import re
+from collections.abc import Iterator
 
 import pytest
+from helpers import ROOT
 
 from pipelines.errors import UserError, first_line, redact
 from pipelines.runtime.progress import plain_console
@@ -39,3 +44,29 @@ def test_a_text_tells_no_user_of_a_uri(
     assert first_line(ValueError(given)) == shown
     plain_console(soft_wrap=True).print(given)
     assert capsys.readouterr().err == f"{shown}\n"
+
+
+VALUE = r"'[^']*'|\d[\d.]*|\.\.\.|[A-Z]+/[A-Z]+|TMPDIR|starting Ray here|CPUs|stopped: | of / .*"
+"""What the code puts into a message when it says it."""
+
+
+def texts_of_the_code() -> Iterator[str]:
+    """Every text in `pipelines`, a newline for what is put into it."""
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "\n" for part in node.values
+                )
+                yield "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_page_has_the_messages_of_the_code() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    code = "\n".join(texts_of_the_code())
+    parts = [part.strip(" .,;:") for message in messages for part in re.split(VALUE, message)]
+    assert len(messages) > 30
+    assert [part for part in parts if len(part) > 3 and part not in code] == []

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -119,3 +120,27 @@ def test_a_home_that_cannot_be_written_costs_no_start(
     assert len(made) == (0 if home == "there" else 64)
     environment.ensure_token()
     assert os.environ.get("RAY_AUTH_TOKEN", "") == made
+
+
+@pytest.mark.parametrize(("free_mb", "told"), [(100, True), (1000, False)])
+def test_a_small_temporary_folder_is_told(
+    free_mb: int, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    usage = SimpleNamespace(free=free_mb * 1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    environment.require_temporary_folder()
+    assert ("has 100 MB free" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("value", "told"), [("", True), ("-1", True), ("0", False), (None, False)])
+def test_gpus_that_a_variable_hides_are_told(
+    value: str | None, told: bool, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    environment.tell_hidden_gpus()
+    assert ("no GPU of this machine is used" in capsys.readouterr().err) == told
