@@ -94,7 +94,7 @@ def read_rows(uri: str, flag: str, notes: list[str] | None = None) -> Iterator[R
         where = f"{flag} is '{uri}'; line {number}"
         if len(cells) <= max(columns.name, columns.label or 0, columns.split or 0):
             raise UserError(
-                f"{where} has {len(cells)} cells, {cells}, and the header {len(columns.header)}: "
+                f"{where} holds {cells}, {len(cells)} of the {len(columns.header)} columns "
                 f"{', '.join(columns.header)}. Put cells that hold the delimiter in quotes"
             )
         label = cells[columns.label].strip() if columns.label is not None else None
@@ -243,11 +243,16 @@ def _json_rows(uri: str, flag: str, lines: Iterable[tuple[int, str]]) -> Iterato
         except ValueError as error:
             raise UserError(f"{where} is no JSON object: {error}") from None
         fields = {str(key).lower(): value for key, value in row.items()} if row else {}
-        name = next((fields[known] for known in NAMES if fields.get(known) is not None), None)
-        if not isinstance(name, str | int):
+        field = next((known for known in NAMES if fields.get(known) is not None), None)
+        name = None if field is None else fields[field]
+        if field is None:
             raise UserError(
                 f"{where} names no image; one of its fields {', '.join(fields) or '(none)'} must "
                 f"be {', '.join(NAMES[:6])} ..."
+            )
+        if not isinstance(name, str | int):
+            raise UserError(
+                f"{where} has {name!r:.60} in '{field}'; it must be the path or URI of an image"
             )
         label = next((fields[known] for known in CLASSES if known in fields), None)
         if not isinstance(label, str | int | None):

@@ -68,7 +68,11 @@ def test_a_name_ends_where_an_image_does(
     [
         ("0.jpg cat\n1.jpg 48 dog 3\n", "line 2 has '48 dog 3' behind the name '1.jpg'"),
         ("0.jpg 0.png\n", "line 1 holds two names of images"),
-        ("filename,label\na, b.jpg\n\n0.jpg\n", "line 4 has 1 cells"),
+        (
+            "filename,label\na, b.jpg\n\n0.jpg\n",
+            r"line 4 holds \['0.jpg'\], 1 of the 2 columns filename, label",
+        ),
+        ('{"image": {"path": "a.jpg"}}\n', "line 1 has .* in 'image'; it must be the path"),
         ("filename,split\n0.jpg,holdout\n", "line 2 has the split 'holdout'"),
         ('{"file_name": "0.jpg"}\n{"caption": 3}\n', "line 2 names no image"),
         ('{"file_name": "0.jpg"}\nnot json\n', "line 2 is no JSON"),
