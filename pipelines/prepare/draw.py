@@ -2,12 +2,14 @@
 
 Of a class with n images that have no split of their own, share * n are for validation, rounded, at
 least one of two or more, and never all of them: those with the smallest hashes. Images without a
-class are drawn as if they were one. What the dataset holds already counts and never moves.
+class are drawn as if they were one. What the dataset holds already counts and never moves; of the
+images that are added to a class at most their own share is drawn, rounded up.
 
 So an image that is added to a source moves at most one other image of its class to another split,
 when the whole is prepared again, and none in a dataset that it is added to.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -87,7 +89,8 @@ def draw(
     most = np.zeros(len(classes), np.int64)
     for name, count in counts.items():
         images, validation = held.get(name, (0, 0))
-        most[classes[name]] = min(max(wanted(images + count, share) - validation, 0), count)
+        lacking = max(wanted(images + count, share) - validation, 0)
+        most[classes[name]] = min(lacking, math.ceil(share * count))
     chosen = np.empty(0, CANDIDATE)
     room = AT_ONCE
     for names, candidates in parts():

@@ -61,10 +61,18 @@ def test_an_image_more_moves_at_most_one_other_and_no_other_class() -> None:
         before = after
 
 
-def test_what_a_dataset_holds_counts() -> None:
+def test_what_a_dataset_holds_counts_and_added_images_give_at_most_their_own_share() -> None:
     assert by_class(drawn({"a": 20}, held={"a": (80, 5)})[1]) == {}
-    assert by_class(drawn({"a": 20}, held={"a": (80, 1)})[1]) == {"a": 4}
-    assert by_class(drawn({"a": 3}, held={"a": (900, 1)})[1]) == {"a": 3}
+    assert by_class(drawn({"a": 40}, held={"a": (80, 3)})[1]) == {"a": 2}
+    assert by_class(drawn({"a": 40}, held={"a": (800, 0)})[1]) == {"a": 2}
+
+
+def test_images_that_are_added_one_by_one_keep_the_share() -> None:
+    images = validation = 0
+    for _ in range(100):
+        validation += drawn({"a": 1}, held={"a": (images, validation)})[0].rows
+        images += 1
+        assert validation == draw.wanted(images, SHARE)
 
 
 def test_of_small_classes_each_is_in_both_splits(serially: None, tmp_path: Path) -> None:
