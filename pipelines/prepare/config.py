@@ -32,7 +32,7 @@ class PrepareConfig(SourceConfig):
     jpeg_quality: int = 90
     """Of the stored images."""
     validation_share: float = 0.05
-    """Share of images for val, by a hash of the key, where the source has no val of its own."""
+    """Share of every class for val, at least one image of two, where the source has no val."""
     seed: int = 0
     """Of the shuffle, the split and the masks."""
     rows_per_shard: int = 4096
