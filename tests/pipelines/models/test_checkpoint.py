@@ -1,8 +1,11 @@
 """What a training leaves on the disk: checkpoints that can be used, models that can be read."""
 
+import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +47,106 @@ def test_a_process_that_is_late_removes_no_later_checkpoint_that_can_be_used(
     found = checkpoint.latest(stage)
     assert found is not None and found.step == 300
     assert checkpoint.passed_over(stage, found) == []
+
+
+def tensors_of(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((4,), float(step))}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (checkpoint.TENSORS, lambda data: data[:-1]),
+        (checkpoint.TENSORS, lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        (checkpoint.TENSORS, lambda data: b""),
+        (checkpoint.TENSORS, None),
+        (checkpoint.STATE, lambda data: data[: len(data) // 2]),
+        (checkpoint.STATE, lambda data: b""),
+        (checkpoint.STATE, lambda data: b"[]"),
+        (checkpoint.STATE, lambda data: b"{}"),
+        (checkpoint.STATE, None),
+    ],
+)
+def test_the_one_before_a_damaged_checkpoint_is_used_and_told(
+    name: str, damage: Callable[[bytes], bytes] | None, tmp_path: Path
+) -> None:
+    stage = str(tmp_path)
+    for step in (16, 24):
+        checkpoint.save(stage, step, tensors_of(step), {})
+    found = checkpoint.latest(stage)
+    assert found is not None and found.step == 24
+    file = Path(found.uri, name)
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    found = checkpoint.latest(stage)
+    assert found is not None and found.step == 16
+    assert torch.equal(found.tensors()["weight"], tensors_of(16)["weight"])
+    assert checkpoint.passed_over(stage, found) == ["step-00000024"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+@pytest.mark.parametrize("fault", [Killed(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_death_or_a_full_disk_at_any_call_of_a_save_leaves_one_that_loads(
+    fault: BaseException, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The k-th call of the system fails, or is the last one, for every k there is."""
+    calls = 0
+    fatal = 0
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if before and calls == fatal:
+                raise fault
+            found = call(*args, **more)
+            if calls == fatal:
+                raise fault
+            return found
+
+        return one
+
+    def save(stage: str, step: int) -> None:
+        checkpoint.save(stage, step, tensors_of(step), {})
+        checkpoint.prune(stage, step, 1)
+
+    def latest(stage: str) -> checkpoint.Checkpoint:
+        with pytest.MonkeyPatch.context() as whole:
+            for name, call in system.items():
+                whole.setattr(os, name, call)
+            found = checkpoint.latest(stage)
+        assert found is not None
+        assert torch.equal(found.tensors()["weight"], tensors_of(found.step)["weight"])
+        return found
+
+    system = {name: getattr(os, name) for name in ("replace", "fsync", "unlink", "mkdir", "rmdir")}
+    save(str(tmp_path / "warm"), 1)  # what is looked up once
+    for name, call in system.items():
+        monkeypatch.setattr(os, name, failing(call))
+    while True:
+        fatal += 1
+        stage = str(tmp_path / str(fatal))
+        calls = 10**6  # nothing fails
+        save(stage, 1)
+        calls = 0
+        try:
+            save(stage, 2)
+        except type(fault):
+            assert latest(stage).step in (1, 2)
+            calls = 10**6
+            save(stage, 3)  # the same program goes on, or a new one
+            assert latest(stage).step == 3
+        else:  # some faults do not matter, such as of a folder that is there all the same
+            assert latest(stage).step == 2
+            if calls < fatal:
+                break
+    assert fatal > 4  # both files: made durable, then named
 
 
 @pytest.mark.parametrize("text", [b"", b'{"format_version": 1', b"[]", b"\xff"])
