@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ce_model.choices import Precision
+    from ce_model.choices import Precision, TrainPrecision
     from ce_model.training.distributed import ddp_settings, num_ranks, unwrap
     from ce_model.training.inference import (
         STATISTICS_BATCH,
@@ -71,6 +71,7 @@ __all__ = [
     "Precision",
     "Prediction",
     "Schedule",
+    "TrainPrecision",
     "Views",
     "WeightAverage",
     "ddp_settings",

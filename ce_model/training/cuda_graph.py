@@ -32,14 +32,21 @@ def make_step(
 ) -> Step:
     """`train_step` with its networks: recorded as a CUDA graph where that can be.
 
-    On a CPU, and where the networks are wrapped in DistributedDataParallel, each call is a plain
-    `train_step`.
+    Where it cannot (`why_not_recorded`), each call is a plain `train_step`.
     """
     step = partial(
         training.train_step, networks, optimizers, network=network, objective=objective, dtype=dtype
     )
-    wrapped = any(isinstance(part, DistributedDataParallel) for part in networks)
-    return step if device.type != "cuda" or wrapped else GraphedStep(step, device)
+    return step if why_not_recorded(networks, device) else GraphedStep(step, device)
+
+
+def why_not_recorded(networks: Networks, device: torch.device) -> str | None:
+    """What keeps a step from being one CUDA graph; None where it is one, compiled or not."""
+    if device.type != "cuda":
+        return f"CUDA graphs are for GPUs, and this is a {device.type} device"
+    if any(isinstance(part, DistributedDataParallel) for part in networks):
+        return "the gradients of several workers are exchanged in the middle of a step"
+    return None
 
 
 class GraphedStep:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed
@@ -33,11 +34,19 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
+def exchanging(network: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Around forward and backward pass of a part: ranks exchange gradients in the last one only."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    alone: AbstractContextManager[None] = network.no_sync()
+    return alone
+
+
 def count_hidden(weight: Tensor, network: nn.Module) -> Callable[[], Tensor]:
     """Begin to count the pixels with a weight; the answer is the mean over the network's ranks.
 
     DistributedDataParallel averages the gradients. Divided by each rank's own count, a pixel of a
-    rank with small holes would weigh more tha one of a rank with large holes.
+    rank with small holes would weigh more than one of a rank with large holes.
     """
     count = torch.count_nonzero(weight)
     if not isinstance(network, DistributedDataParallel):

@@ -36,6 +36,8 @@ class Optimization:
     """Largest norm of all gradients of one network; 0 clips nothing."""
     ema: float = 0.0
     """Decay of the moving average of the generator's weights; 0 keeps none."""
+    accumulate: int = 1
+    """Parts in which a batch is taken, one after the other, before the weights move."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -47,6 +49,8 @@ class Optimization:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"optimization.{name} is {value}; it must be 0 or more and finite")
+        if self.accumulate < 1:
+            raise ValueError(f"optimization.accumulate is {self.accumulate}; it must be 1 or more")
         if self.warmup_steps < 0:
             raise ValueError(
                 f"optimization.warmup_steps is {self.warmup_steps}; it must be 0 or more"

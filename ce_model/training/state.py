@@ -54,4 +54,7 @@ def _named_state(networks: Networks, optimizers: Optimizers) -> dict[str, Tensor
     if optimizers.average is not None:
         for name, tensor in optimizers.average.tensors().items():
             state[f"average.{name}"] = tensor
+    if optimizers.scale is not None:
+        for name, tensor in optimizers.scale.tensors().items():
+            state[f"loss_scale.{name}"] = tensor
     return state

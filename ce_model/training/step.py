@@ -2,6 +2,12 @@
 
 A step is one discriminator step, then one generator step on the same prediction. It runs on the
 device of its images, reads nothing back to the host, and applies no update that is not finite.
+
+A batch may be taken in parts, which need the memory of one part for activations: the gradients of
+the parts add up to that of the batch. Batch norm sees the images of one part at a time, and its
+running statistics move once per part. With a discriminator the generator predicts each part twice,
+for the discriminator's update and then for its own, since the activations are not kept in between.
+
 Dropout draws from the global random state of torch by nature: the caller seeds it before a step.
 
 To compile, call `networks.generator.compile()`, which works in place. To train on several devices,
@@ -15,6 +21,7 @@ arXiv:1604.07379, sections 3.2 and 5; train.lua and train_random.lua for the ste
 overlap ring and the learning rates.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +32,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ce_model.losses import joint_loss, reconstruction_loss
 from ce_model.networks import NetworkConfig
 from ce_model.training.adversary import discriminator_verdict, generator_losses
-from ce_model.training.distributed import count_hidden
+from ce_model.training.distributed import count_hidden, exchanging
+from ce_model.training.loss_scale import LossScale
 from ce_model.training.objective import Objective
 from ce_model.training.optimization import Optimization, rate_factor
 from ce_model.training.optimizers import make_optimizer, set_learning_rate
@@ -50,6 +58,10 @@ class Optimizers(NamedTuple):
     """Moving average of the generator; None without one."""
     clip_norm: float = 0.0
     """Largest norm of all gradients of one network; 0 clips nothing."""
+    accumulate: int = 1
+    """Parts in which a batch is taken."""
+    scale: LossScale | None = None
+    """Of float16; None for arithmetic with the range of float32."""
 
 
 def make_optimizers(
@@ -57,10 +69,12 @@ def make_optimizers(
     learning_rate: float,
     discriminator_learning_rate: float,
     optimization: Optimization | None = None,
+    *,
+    scaled: bool = False,
 ) -> Optimizers:
     """Fused optimizers: their state exists from the start, on the networks' devices.
 
-    Without `optimization` they are Adam as in train.lua.
+    Without `optimization` they are Adam as in train.lua. Training in float16 needs them `scaled`.
     """
     wanted = optimization or Optimization()
     generator = make_optimizer(networks.generator, learning_rate, wanted)
@@ -68,7 +82,8 @@ def make_optimizers(
     if networks.discriminator is not None:
         discriminator = make_optimizer(networks.discriminator, discriminator_learning_rate, wanted)
     average = WeightAverage(networks.generator, wanted.ema) if wanted.ema else None
-    return Optimizers(generator, discriminator, average, wanted.clip_norm)
+    scale = LossScale(next(networks.generator.parameters()).device) if scaled else None
+    return Optimizers(generator, discriminator, average, wanted.clip_norm, wanted.accumulate, scale)
 
 
 def set_learning_rates(
@@ -116,11 +131,12 @@ def train_step(
     Args:
         networks: in training mode; plain or wrapped.
         optimizers: from `make_optimizers`.
-        image: uint8 (B, S, S, 3), RGB.
+        image: uint8 (B, S, S, 3), RGB; B a multiple of `optimizers.accumulate`. Part i of n has
+            the images i, i + n and so on: with more ranks the parts of a batch stay the same.
         hidden: bool (B, S, S), True where hidden.
         network: the networks' config.
         objective: the loss.
-        dtype: float32 or bfloat16, from `resolve_precision`.
+        dtype: float32, bfloat16 or float16, from `resolve_precision`.
 
     Returns:
         0-d tensors on the device, by metric name. `nonfinite` is 1 when an update was left out.
@@ -128,74 +144,131 @@ def train_step(
     assert (networks.discriminator is None) == (objective.adversarial == 0)
     statistics = _statistics(networks)
     before = [value.clone() for value in statistics]
-    views = make_views(image, hidden, network, objective)
+    count = optimizers.accumulate
+    views = make_views(*by_parts(image, hidden, count), network, objective)
     num_pixels = count_hidden(views.weight, networks.generator)
-    with autocast(image.device, dtype):
-        prediction = predict_from(networks.generator, views)
+    parts = views.chunk(count)
     skip = torch.zeros((), device=image.device)
     metrics: dict[str, Tensor] = {}
+    # The generator's own update goes through the same prediction; of several it is made again.
+    kept = [_predict(networks.generator, parts[0], dtype)] if count == 1 else []
     if networks.discriminator is not None:
-        assert optimizers.discriminator is not None
-        metrics |= _discriminator_step(
-            networks.discriminator,
-            optimizers.discriminator,
-            views,
-            prediction,
-            dtype,
-            optimizers.clip_norm,
-        )
+        shown = kept
+        if not kept:
+            with torch.no_grad():
+                shown = [_predict(networks.generator, part, dtype) for part in parts]
+            _restore(_statistics(Networks(networks.generator, None)), before)
+        metrics |= _discriminator_step(networks.discriminator, optimizers, parts, shown, dtype)
         skip = _not_finite(metrics["grad_norm/discriminator"])
 
-    reconstruction = reconstruction_loss(
-        prediction, views.target, views.weight, objective.reconstruction, num_pixels()
-    )
-    joint = reconstruction
-    if networks.discriminator is not None:
-        adversarial, matching = generator_losses(
-            networks.discriminator, views, prediction, dtype,
-            matching=objective.feature_matching > 0,
-        )  # fmt: skip
-        joint = joint_loss(reconstruction, adversarial, objective.adversarial)
-        metrics["loss/adversarial"] = adversarial.detach()
-        if matching is not None:
-            joint = joint + objective.feature_matching * matching
-            metrics["loss/feature_matching"] = matching.detach()
-    norm = _backward(joint, optimizers.generator, networks.generator)
+    optimizers.generator.zero_grad(set_to_none=True)
+    losses: dict[str, Tensor] = {}
+    for at, part in enumerate(parts):
+        with exchanging(networks.generator, at == count - 1):
+            prediction = kept[0] if kept else _predict(networks.generator, part, dtype)
+            found = _generator_losses(
+                networks.discriminator, part, prediction, num_pixels(), objective, dtype, count
+            )
+            _backward(found["loss/joint"], optimizers.scale)
+        _add(losses, found)
+    norm = _norm(networks.generator, losses["loss/joint"], optimizers.scale)
     skip = torch.maximum(skip, _not_finite(norm))
     _clip(networks.generator, norm, optimizers.clip_norm)
     _step_unless(skip, optimizers.generator)
     _restore_if(skip, statistics, before)
     if optimizers.average is not None:
         optimizers.average.update(networks.generator, skip)
-    return metrics | {
-        "loss/reconstruction": reconstruction.detach(),
-        "loss/joint": joint.detach(),
-        "grad_norm/generator": norm,
-        "nonfinite": skip,
-    }
+    if optimizers.scale is not None:
+        metrics["loss_scale"] = optimizers.scale.value.clone()
+        optimizers.scale.update(skip)
+    return metrics | losses | {"grad_norm/generator": norm, "nonfinite": skip}
+
+
+def by_parts(image: Tensor, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The batch, the images of one part beside each other."""
+    if len(image) % count:
+        raise ValueError(
+            f"the batch has {len(image)} images; taken in {count} parts, it needs a multiple of it"
+        )
+    if count == 1:
+        return image, hidden
+    order = torch.arange(len(image), device=image.device).view(-1, count).T.flatten()
+    return image[order], hidden[order]
+
+
+def _predict(generator: nn.Module, views: Views, dtype: torch.dtype) -> Tensor:
+    with autocast(views.context.device, dtype):
+        return predict_from(generator, views)
 
 
 def _discriminator_step(
     discriminator: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    views: Views,
-    prediction: Tensor,
+    optimizers: Optimizers,
+    parts: Sequence[Views],
+    predictions: Sequence[Tensor],
     dtype: torch.dtype,
-    clip_norm: float,
 ) -> dict[str, Tensor]:
-    loss, measured = discriminator_verdict(discriminator, views, prediction, dtype)
-    norm = _backward(loss, optimizer, discriminator)
-    _clip(discriminator, norm, clip_norm)
-    _step_unless(_not_finite(norm), optimizer)
-    return {"loss/discriminator": loss.detach(), **measured, "grad_norm/discriminator": norm}
-
-
-def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensor:
-    """Fresh gradients of the network, and their total norm: not finite where the loss is not."""
+    optimizer = optimizers.discriminator
+    assert optimizer is not None
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-    return norm + 0 * loss.detach()  # the hinge of nan has a gradient of 0
+    metrics: dict[str, Tensor] = {}
+    for at, (part, prediction) in enumerate(zip(parts, predictions, strict=True)):
+        with exchanging(discriminator, at == len(parts) - 1):
+            loss, told = discriminator_verdict(discriminator, part, prediction, dtype)
+            loss = loss / len(parts)
+            _backward(loss, optimizers.scale)
+        share = {name: value / len(parts) for name, value in told.items()}
+        _add(metrics, {"loss/discriminator": loss, **share})
+    norm = _norm(discriminator, metrics["loss/discriminator"], optimizers.scale)
+    _clip(discriminator, norm, optimizers.clip_norm)
+    _step_unless(_not_finite(norm), optimizer)
+    return metrics | {"grad_norm/discriminator": norm}
+
+
+def _generator_losses(
+    discriminator: nn.Module | None,
+    part: Views,
+    prediction: Tensor,
+    num_pixels: Tensor,
+    objective: Objective,
+    dtype: torch.dtype,
+    count: int,
+) -> dict[str, Tensor]:
+    """What one of `count` parts adds to the losses of the batch."""
+    losses = {
+        "loss/reconstruction": reconstruction_loss(
+            prediction, part.target, part.weight, objective.reconstruction, num_pixels
+        )
+    }
+    joint = losses["loss/reconstruction"]
+    if discriminator is not None:
+        adversarial, matching = generator_losses(
+            discriminator, part, prediction, dtype, matching=objective.feature_matching > 0
+        )
+        losses["loss/adversarial"] = adversarial / count
+        joint = joint_loss(joint, losses["loss/adversarial"], objective.adversarial)
+        if matching is not None:
+            losses["loss/feature_matching"] = matching / count
+            joint = joint + objective.feature_matching * losses["loss/feature_matching"]
+    return {**losses, "loss/joint": joint}
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+
+def _backward(loss: Tensor, scale: LossScale | None) -> None:
+    """Add to the gradients."""
+    (loss if scale is None else loss * scale.value).backward()  # type: ignore[no-untyped-call]
+
+
+def _norm(network: nn.Module, loss: Tensor, scale: LossScale | None) -> Tensor:
+    """Total norm of the gradients, unscaled here: not finite where the loss is not."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    if scale is not None:
+        torch._foreach_mul_(gradients, 1 / scale.value)
+    return get_total_norm(gradients) + 0 * loss  # the hinge of nan has a gradient of 0
 
 
 def _clip(network: nn.Module, norm: Tensor, largest: float) -> None:
@@ -219,6 +292,12 @@ def _statistics(networks: Networks) -> list[Tensor]:
     """Running means and variances of BatchNorm, which a forward pass changes."""
     buffers = [b for network in networks if network is not None for b in network.buffers()]
     return [buffer for buffer in buffers if buffer.is_floating_point()]
+
+
+def _restore(tensors: list[Tensor], before: list[Tensor]) -> None:
+    """The first of `before` belong to the tensors, which may be fewer."""
+    for tensor, old in zip(tensors, before, strict=False):
+        tensor.copy_(old)
 
 
 def _restore_if(skip: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:

@@ -32,6 +32,11 @@ class Views(NamedTuple):
     weight: Tensor
     cells: Tensor | None = None
 
+    def chunk(self, count: int) -> list["Views"]:
+        """So many equal parts of the batch, each with the memory layout of the whole."""
+        columns = [[None] * count if each is None else each.chunk(count) for each in self]
+        return [Views(*part) for part in zip(*columns, strict=True)]
+
 
 def make_views(
     image: Tensor, hidden: Tensor, network: NetworkConfig, objective: Objective
