@@ -29,9 +29,10 @@ from pipelines.errors import UserError
 if TYPE_CHECKING:
     from ce_model.masks import Strategy
     from ce_model.network_config import Layers, Target
-    from ce_model.training import Optimizer, Precision, Schedule
+    from ce_model.training import Optimizer, Schedule, TrainPrecision
     from pipelines.prepare.sources.layout import ClassFrom
-    from pipelines.pretrain.config import Export
+    from pipelines.pretrain.config import Sink
+    from pipelines.pretrain.recipe import Export
 
 Config = TypeVar("Config")
 
@@ -82,6 +83,7 @@ class PretrainSettings(TypedDict, total=False):
     dropout: float | None
     bottleneck: int | None
     batch_size: int
+    accumulate: int
     learning_rate: float | None
     discriminator_learning_rate: float | None
     scale_learning_rate: Literal["none", "linear", "sqrt"]
@@ -98,14 +100,16 @@ class PretrainSettings(TypedDict, total=False):
     init: str | None
     init_map: tuple[str, ...]
     seed: int
-    precision: Precision
+    precision: TrainPrecision
     compile: bool
     shorter: int | None
     crop_area: tuple[float, float] | None
     crop_ratio: tuple[float, float] | None
     flip: bool
+    colour_jitter: tuple[float, float, float, float] | None
+    grey: float
     window_rows: int
-    num_workers: int
+    num_workers: int | str
     threads_per_worker: int | None
     checkpoint_every: int
     keep_checkpoints: int
@@ -115,6 +119,11 @@ class PretrainSettings(TypedDict, total=False):
     validation_images: int
     time_limit_s: float | None
     max_failures: int
+    stall_timeout_s: float
+    log_to: tuple[Sink, ...]
+    probe_every: int | None
+    probe_images: int
+    profile_steps: int
     summary: str | None
     tracking_uri: str | None
     experiment: str

@@ -12,8 +12,9 @@ from pipelines.evaluation.catalogue import TASKS
 from pipelines.evaluation.config import KEY_VERSION, EvaluateConfig
 from pipelines.models import checkpoint, resolve
 from pipelines.models.resolve import ModelRef
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.key import pretrain_key, stage_uri
+from pipelines.pretrain.recipe import measured_in, resolve_recipe
 from pipelines.tracking.scores import scores_of
 from pipelines.workflow import graph, stages
 from pipelines.workflow.graph import Stage, StageOutcome
@@ -51,7 +52,7 @@ def cell_stages(config: AblateConfig, cell: Cell, data: str) -> list[Stage]:
             kind="pretrain",
             run=partial(train, config=training, data=data),
             settings={"key": key},
-            workers=config.pretrain.num_workers,
+            workers=config.pretrain.workers.most,
         ),
         Stage(
             name=f"measure {cell}",
@@ -94,7 +95,7 @@ def evaluation_config(config: AblateConfig, cell: Cell, data: str) -> EvaluateCo
         tasks=config.tasks,
         seeds=(cell.seed,),
         store=config.store,
-        precision=config.precision or config.pretrain.precision,
+        precision=config.precision or measured_in(config.pretrain),
         tracking_uri=config.tracking_uri,
         **{name: getattr(config, name) for name in _settings_groups()},
     )

@@ -106,7 +106,7 @@ def _dataset(config: AblateConfig) -> str:
 
 def size_executor(config: AblateConfig, resources: Resources) -> int:
     """Cells at once: a GPU per worker, or a CPU per worker and one for its data."""
-    workers = config.pretrain.num_workers
+    workers = config.pretrain.workers.most
     fits = resources.gpus // workers if resources.gpus else resources.cpus // (workers + 1)
     return config.concurrency or max(1, fits)
 

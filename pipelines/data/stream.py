@@ -23,7 +23,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from pipelines.data import images, shards
+from pipelines.data import colour_jitter, images, shards
 from pipelines.data.shards import RowGroup
 from pipelines.data.stream_plan import (
     Draw,
@@ -111,8 +111,7 @@ def read_window(plan: StreamPlan, window: Window) -> Iterator[Batch]:
 def _read_blocks(plan: StreamPlan, window: Window, start_step: int = 0) -> Iterator[Batch]:
     """All blocks of a run have one size: Ray would cut or merge others. The last may be padded."""
     rows = window_rows(plan, window)
-    order = permutation(rows.num_rows, plan.seed, "rows", window.epoch, window.first_batch)
-    order = order.reshape(window.batches, plan.num_workers, plan.worker_batch)
+    order = _order(plan, window)
     first = max(0, start_step - window.first_step)
     last = min(window.batches, plan.steps - window.first_step)
     threads = _threads()
@@ -176,7 +175,11 @@ class _Decoder:
         for slot in slots.tolist():
             at = chosen[slot]
             draw = Draw.of(plan, self._epoch, self._keys[at])
-            block["image"][slot] = _crop(plan, _decode(plan, self._jpegs[at]), draw)
+            image = _crop(plan, _decode(plan, self._jpegs[at]), draw)
+            if plan.colour is not None and plan.augment:
+                drawn = colour_jitter.draw(plan.seed, self._epoch, self._keys[at])
+                image = colour_jitter.change(image, plan.colour, drawn)
+            block["image"][slot] = image
             begin = draw.variant % spec.variants * spec.bytes_per_mask
             block["mask"][slot] = np.frombuffer(
                 self._masks[at], np.uint8, spec.bytes_per_mask, begin
@@ -192,9 +195,29 @@ def _crop(plan: StreamPlan, image: images.ImageArray, draw: Draw) -> images.Imag
     return images.resized_crop(image, size, plan.side, draw.down, draw.across)
 
 
-def window_rows(plan: StreamPlan, window: Window) -> pa.Table:
-    """The rows of a window in reading order, with their number in the split as `row`."""
-    spec = plan.manifest.mask_spec(plan.strategy, plan.side)
+def keys_of(plan: StreamPlan, step: int) -> list[str]:
+    """Keys of the images of a global batch in their order: those of worker 0 come first."""
+    chosen = window(plan, window_of(plan, step))
+    keys = window_rows(plan, chosen, ["key"]).column("key").to_pylist()
+    order = _order(plan, chosen)[step - chosen.first_step].ravel()
+    return [keys[at] for at in order]
+
+
+def _order(plan: StreamPlan, window: Window) -> NDArray[np.int64]:
+    """Which rows of a window its batches hold: (batches, workers, images)."""
+    size = window.batches * plan.batch_size
+    order = permutation(size, plan.seed, "rows", window.epoch, window.first_batch)
+    return order.reshape(window.batches, plan.num_workers, plan.worker_batch)
+
+
+def window_rows(plan: StreamPlan, window: Window, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a window in reading order, with their number in the split as `row`.
+
+    None reads all columns that training needs.
+    """
+    if columns is None:
+        mask = plan.manifest.mask_spec(plan.strategy, plan.side).column
+        columns = ["key", "label", "image", mask]
     groups = shards.row_groups(plan.manifest, "train")
     begin = window.first_batch * plan.batch_size
     end = begin + window.batches * plan.batch_size
@@ -204,13 +227,13 @@ def window_rows(plan: StreamPlan, window: Window) -> pa.Table:
         group = groups[at]
         cut = slice(max(begin - position, 0), min(end - position, group.rows))
         if cut.start < cut.stop:
-            parts.append(_rows(plan.uri, group, cut, spec.column))
+            parts.append(_rows(plan.uri, group, cut, columns))
         position += group.rows
     return pa.concat_tables(parts)
 
 
-def _rows(uri: str, group: RowGroup, cut: slice, mask: str) -> pa.Table:
-    table = shards.read_row_group(uri, group, ["key", "label", "image", mask])
+def _rows(uri: str, group: RowGroup, cut: slice, columns: list[str]) -> pa.Table:
+    table = shards.read_row_group(uri, group, columns)
     numbers = np.arange(group.first_row, group.first_row + group.rows)
     return table.append_column("row", pa.array(numbers)).slice(cut.start, cut.stop - cut.start)
 

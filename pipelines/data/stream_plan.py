@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ce_model.masks import Strategy
+from pipelines.data.colour_jitter import ColourJitter
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
 
@@ -72,6 +73,8 @@ class StreamPlan:
     """Random crops that are resized; None: crops of `side` px after resizing to `shorter`."""
     flip: bool = True
     """Mirror half of the images."""
+    colour: ColourJitter | None = None
+    """Random changes of the colours."""
 
     def __post_init__(self) -> None:
         """Whole batches for every worker."""

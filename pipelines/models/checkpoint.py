@@ -9,6 +9,7 @@ its step, and a worker loads the checkpoint of the step that the stream sends fi
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,18 @@ def prune(stage_uri: str, saved: int, keep: int, keep_best: int = 0) -> None:
         storage.remove(uri)
 
 
-def latest(stage_uri: str) -> Checkpoint | None:
-    """The newest checkpoint whose files are what they were when it was written."""
+def latest(
+    stage_uri: str, usable: Callable[[Checkpoint], bool] = lambda _: True
+) -> Checkpoint | None:
+    """The newest checkpoint whose files are what they were when it was written.
+
+    Args:
+        stage_uri: where the checkpoints are.
+        usable: what else is asked of it.
+    """
     for name in _names(stage_uri):
-        if found := _read(_uri(stage_uri, name)):
+        found = _read(_uri(stage_uri, name))
+        if found is not None and usable(found):
             return found
     return None
 

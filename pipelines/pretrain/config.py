@@ -1,37 +1,25 @@
-"""Settings of a training run, and the same with every default filled in."""
+"""Settings of a training run."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from ce_model.masks import Strategy
-from ce_model.network_config import ALEXNET, Layers, NetworkConfig, Preset, Target, input_side
-from ce_model.training import (
-    ADAPTIVE,
-    LearningRates,
-    Objective,
-    Optimization,
-    Optimizer,
-    Precision,
-    Schedule,
-    default_learning_rates,
-    default_objective,
-    default_optimization,
-    default_shorter,
-    default_strategy,
-    discriminator_rate,
-)
-from pipelines.data.stream_plan import CROP_RATIO, WINDOW_ROWS, ResizedCrop
+from ce_model.network_config import ALEXNET, Layers, Preset, Target
+from ce_model.training import ADAPTIVE, Optimization, Optimizer, Schedule, TrainPrecision
+from pipelines.data.stream_plan import WINDOW_ROWS
 from pipelines.errors import UserError
 from pipelines.models.encoder_names import require_encoder
+from pipelines.pretrain.recipe import Export, Recipe, resolve_recipe
+from pipelines.pretrain.workers import Workers
 
 LEAST = {  # what a setting must be at the least
     "steps": 1,
     "batch_size": 1,
+    "accumulate": 1,
     "seed": 0,
     "shorter": 0,
     "window_rows": 1,
-    "num_workers": 1,
     "threads_per_worker": 1,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
@@ -40,13 +28,12 @@ LEAST = {  # what a setting must be at the least
     "validate_every": 1,
     "validation_images": 1,
     "max_failures": 0,
+    "probe_every": 1,
+    "probe_images": 1,
+    "profile_steps": 0,
 }
+Sink = Literal["mlflow", "tensorboard"]
 MAX_SEED = 2**64 - 1  # torch takes no larger one
-Export = Literal["raw", "ema"]
-PAPER_BATCH = 64  # images per step for which the learning rates were chosen
-Color = tuple[float, float, float]
-NO_COLOR: Color = (0.0, 0.0, 0.0)
-FEATURES_AREA = (0.35, 1.0)  # share of an image that a crop of preset features takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +92,9 @@ class PretrainConfig:
     """Training steps: each updates the discriminator, then the generator."""
     batch_size: int = 64
     """Images per step over all workers."""
+    accumulate: int = 1
+    """Parts in which a worker takes its share of a batch, one after the other: less memory, the
+    same gradient. Batch norm sees the images of one part at a time."""
     learning_rate: float | None = None
     """Of the generator; None: by preset and strategy, as in the paper."""
     discriminator_learning_rate: float | None = None
@@ -145,8 +135,9 @@ class PretrainConfig:
     """Renames of its tensors, OLD=NEW, each a prefix of names."""
     seed: int = 0
     """Seed of the weights, the order, the crops, the choice of holes and dropout."""
-    precision: Precision = "auto"
-    """auto: bf16 where the processor computes in it."""
+    precision: TrainPrecision = "auto"
+    """auto: bf16 where the processor computes in it, else fp32; fp16, with a scaled loss, is for
+    CUDA GPUs."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     shorter: int | None = None
@@ -159,10 +150,16 @@ class PretrainConfig:
     """Least and greatest width over height of such a crop; None: 3/4 to 4/3."""
     flip: bool = True
     """Mirror half of the training images."""
+    colour_jitter: tuple[float, float, float, float] | None = None
+    """Largest random changes of brightness, contrast, saturation (factors 1 - x to 1 + x) and hue
+    (turns of the colour circle, at most 0.5), 0.4 0.4 0.4 0.1 for example. None: none."""
+    grey: float = 0.0
+    """Share of the training images that become grey."""
     window_rows: int = WINDOW_ROWS
     """Images shuffled at once."""
-    num_workers: int = 1
-    """Training processes, one GPU each where the cluster has GPUs."""
+    num_workers: int | str = 1
+    """Training processes, one GPU each where the cluster has GPUs. MIN:MAX, as 1:4, begins with
+    what is there and follows the cluster as it grows and shrinks."""
     threads_per_worker: int | None = None
     """CPU threads of a training process; None: the CPUs shared out."""
     checkpoint_every: int = 200
@@ -182,6 +179,17 @@ class PretrainConfig:
     the command to resume."""
     max_failures: int = 3
     """Restarts after the loss of a worker."""
+    stall_timeout_s: float = 300.0
+    """Seconds without a sign of life of a worker, or in one step, after which it is restarted."""
+    log_to: tuple[Sink, ...] = ("mlflow",)
+    """Where curves and panels go: mlflow always, and tensorboard (event files in the stage)."""
+    probe_every: int | None = None
+    """Steps between probes: Ray tasks on a free CPU that fill the holes of every strategy and ask
+    neighbours and a linear map for the class; a multiple of checkpoint_every. None: none."""
+    probe_images: int = 256
+    """Images of each split that a probe takes."""
+    profile_steps: int = 0
+    """Steps that the first worker traces, once after each start; the trace is in the stage."""
     summary: str | None = None
     """File for a JSON summary of what was measured."""
     tracking_uri: str | None = None
@@ -195,22 +203,24 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}; it must be {least} or more")
-        for name in ("learning_rate", "discriminator_learning_rate", "ring_weight", "time_limit_s"):
+        for name in ("learning_rate", "discriminator_learning_rate", "ring_weight", "time_limit_s",
+                     "stall_timeout_s"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name} is {value}; it must be a finite number above 0")
+        if self.probe_every is not None and self.probe_every % self.checkpoint_every:
+            raise UserError(
+                f"probe_every is {self.probe_every}; it must be a multiple of checkpoint_every "
+                f"{self.checkpoint_every}, since a probe measures a checkpoint"
+            )
+        if "mlflow" not in self.log_to:
+            raise UserError(
+                f"log_to is {self.log_to}; it must have mlflow, which keeps what a model was made "
+                "from: --log-to mlflow tensorboard writes event files, too"
+            )
         if self.seed > MAX_SEED:
             raise UserError(f"seed is {self.seed}; it must be {MAX_SEED} or less")
-        if self.batch_size % self.num_workers:
-            raise UserError(
-                f"batch_size is {self.batch_size}; it must be a multiple of num_workers "
-                f"{self.num_workers}, so that every worker gets equal steps"
-            )
-        if self.preset == "inpaint" and self.batch_size // self.num_workers < 2:
-            raise UserError(
-                f"batch_size is {self.batch_size} for {self.num_workers} workers; preset inpaint "
-                "needs at least 2 images per worker, since its bottleneck is batch-normalised"
-            )
+        self._check_batch()
         recipe = resolve_recipe(self)  # checks network, losses and optimizer
         if self.overlap and recipe.network.output != "center":
             raise UserError(
@@ -238,7 +248,30 @@ class PretrainConfig:
             raise UserError(f"init_map is {self.init_map} without init, whose tensors it renames")
         self._check_optimization(recipe.optimization)
 
-    def _check_features(self, recipe: "Recipe") -> None:
+    @property
+    def workers(self) -> Workers:
+        """The fewest and the most training processes."""
+        return Workers.parse(self.num_workers)
+
+    def _check_batch(self) -> None:
+        """Refuse a batch that cannot be shared out."""
+        for workers in dict.fromkeys(self.workers):
+            shares = workers * self.accumulate
+            if self.batch_size % shares:
+                parts = f" x accumulate {self.accumulate} = {shares}" if self.accumulate > 1 else ""
+                raise UserError(
+                    f"batch_size is {self.batch_size}; it must be a multiple of num_workers "
+                    f"{workers}{parts}, so that every worker gets equal steps"
+                )
+            if self.preset == "inpaint" and self.batch_size // shares < 2:
+                taken = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+                raise UserError(
+                    f"batch_size is {self.batch_size} for {workers} workers{taken}; preset "
+                    "inpaint needs at least 2 images per worker and part, since its bottleneck is "
+                    "batch-normalised"
+                )
+
+    def _check_features(self, recipe: Recipe) -> None:
         """Refuse settings of features and of crops that would be ignored."""
         if self.preset == "features":
             if recipe.objective.adversarial:
@@ -285,109 +318,3 @@ class PretrainConfig:
             raise UserError(
                 f"milestones is {wanted.milestones}; the last must be below steps {self.steps}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a config comes to, every default filled in: what the task, the run and the key hold."""
-
-    strategy: Strategy
-    """Where the holes are."""
-    network: NetworkConfig
-    objective: Objective
-    learning_rates: LearningRates
-    optimization: Optimization
-    export: Export
-    """Which weights the model has."""
-    shorter: int
-    """Shorter side before the crop, px; 0: as stored."""
-    crop: ResizedCrop | None
-    """Random crops that are resized; None: crops of the network's side."""
-
-    @property
-    def side(self) -> int:
-        """Side of the images the network reads, px."""
-        return input_side(self.network)
-
-
-def resolve_recipe(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> Recipe:
-    """Every setting as it is used: what is given, else the preset's own.
-
-    Args:
-        config: the settings as given.
-        mean_rgb: mean colour of the dataset, 0 to 255; before there is one, black stands for it.
-    """
-    strategy = config.strategy or default_strategy(config.preset)
-    center = config.preset == "inpaint" and strategy == "central"
-    network = NetworkConfig(
-        preset=config.preset,
-        output="center" if center else "full",
-        norm=config.norm,
-        groups=config.groups,
-        encoder=config.encoder,
-        **_given(config, "dropout", "bottleneck", "target", "layers"),
-    )
-    usual = default_objective(network)
-    objective = replace(
-        usual,
-        fill=config.fill if isinstance(config.fill, tuple) else mean_rgb,
-        start=usual.start if config.fill is None else _start(config.fill),
-        **_given(config, "reconstruction", "adversarial", "feature_matching", "overlap",
-                 "ring_weight", "region"),
-    )  # fmt: skip
-    optimization = _optimization(config, default_optimization(network, config.steps))
-    crop = _crop(config)
-    # Where crops are resized, the centre crop is of the whole image.
-    shorter = default_shorter(network) if crop is None else input_side(network)
-    return Recipe(
-        strategy=strategy,
-        network=network,
-        objective=objective,
-        learning_rates=_learning_rates(config, network, strategy, objective.adversarial),
-        optimization=optimization,
-        export=config.export or ("ema" if optimization.ema else "raw"),
-        shorter=shorter if config.shorter is None else config.shorter,
-        crop=crop,
-    )
-
-
-def _start(fill: Color | Literal["smooth", "colour"]) -> Literal["smooth", "colour"]:
-    return "smooth" if fill == "smooth" else "colour"
-
-
-def _crop(config: PretrainConfig) -> ResizedCrop | None:
-    usual = FEATURES_AREA if config.preset == "features" and config.shorter is None else None
-    area = config.crop_area or usual
-    if area is None:
-        return None
-    return ResizedCrop(area=area, ratio=config.crop_ratio or CROP_RATIO)
-
-
-def _given(config: PretrainConfig, *names: str) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-
-
-def _learning_rates(
-    config: PretrainConfig, network: NetworkConfig, strategy: Strategy, adversarial: float
-) -> LearningRates:
-    usual = default_learning_rates(network, strategy, adversarial)
-    factor = config.batch_size / PAPER_BATCH
-    factor = {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[config.scale_learning_rate]
-    generator, discriminator = usual.generator * factor, usual.discriminator * factor
-    if config.learning_rate is not None:
-        generator = config.learning_rate
-        discriminator = discriminator_rate(network, generator, adversarial)
-    if config.discriminator_learning_rate is not None:
-        discriminator = config.discriminator_learning_rate
-    return LearningRates(generator, discriminator)
-
-
-def _optimization(config: PretrainConfig, usual: Optimization) -> Optimization:
-    given = _given(config, "optimizer", "weight_decay", "betas", "momentum", "schedule",
-                   "milestones", "warmup_steps", "clip_norm", "ema")  # fmt: skip
-    if given.get("schedule", usual.schedule) != "step":
-        given = {"milestones": (), **given}
-    elif not given.get("milestones", usual.milestones):
-        given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
-    usual = replace(usual, warmup_steps=min(usual.warmup_steps, config.steps // 10))
-    return replace(usual, **given)

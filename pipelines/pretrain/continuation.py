@@ -7,8 +7,9 @@ from ce_model.training import rate_factor
 from pipelines import storage
 from pipelines.data.manifest import Manifest
 from pipelines.models import checkpoint
-from pipelines.pretrain.config import Export, PretrainConfig, Recipe, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.key import keys_of_all_versions
+from pipelines.pretrain.recipe import Export, Recipe, resolve_recipe
 
 
 class Finished(NamedTuple):

@@ -17,17 +17,24 @@ from pipelines.errors import UserError
 from pipelines.pretrain import panel
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.messages import (
+    CheckpointWritten,
     CurvePoint,
     Diverged,
+    FaultFound,
     Message,
     Note,
     PanelReady,
     Resumed,
     StepsDone,
+    SystemPoint,
+    TraceReady,
 )
+from pipelines.pretrain.probe import Probes
+from pipelines.pretrain.stall import StallWatch
 from pipelines.pretrain.stop import StopRequest
 from pipelines.pretrain.task import Task
 from pipelines.runtime.progress import ProgressDisplay
+from pipelines.tracking.event_file import EventFile
 from pipelines.tracking.recorder import Recorder
 
 
@@ -78,6 +85,7 @@ POLL_S = 0.5
 
 
 MEMORY_POLL_S = 3.0
+PROBE_WAIT_S = 120.0  # for the probe of the last checkpoint, when training has ended
 
 
 class DriverWatch:
@@ -96,6 +104,11 @@ class DriverWatch:
         self._ended = threading.Event()
         self.peak_memory_bytes = 0  # of this process and all below it: on one machine, everything
         self.diverged: Diverged | None = None
+        self.faults: list[FaultFound] = []
+        self._probes = Probes(task, config.probe_every, self._add, self._progress.note)
+        self._events: EventFile | None = None
+        if "tensorboard" in config.log_to:
+            self._events = EventFile(storage.join(task.stage_uri, "tensorboard"))
         self.stop = StopRequest(config.time_limit_s)
 
     @contextmanager
@@ -109,6 +122,8 @@ class DriverWatch:
             self._ended.set()
             thread.join()
             self._take(ray.get(mailbox.drain.remote()))
+            self._probes.close(PROBE_WAIT_S if self.stop.reason is None else 0.0)
+            self._publish_events(now=True)
             self._progress.close()
 
     def note(self, text: str) -> None:
@@ -117,18 +132,36 @@ class DriverWatch:
 
     def replay(self, history: list[dict[str, Any]]) -> None:
         """Hand a whole history to the recorder, which leaves out what the server has."""
+        if self._events is not None:
+            self._events.clear()
         for record in history:
-            self._recorder.metrics(record["values"], record["step"], record["time"])
+            self._add(record["values"], record["step"], record["time"])
+
+    def _add(self, values: dict[str, float], step: int, time_s: float) -> None:
+        self._recorder.metrics(values, step, time_s)
+        if self._events is not None:
+            self._events.scalars(values, step, time_s)
+
+    def _publish_events(self, *, now: bool = False) -> None:
+        if self._events is not None:
+            try:
+                self._events.publish(now=now)
+            except (OSError, UserError) as error:  # the next time has all of it
+                self._progress.note(f"warning: the event file is not in the store: {error}")
 
     def _follow(self, mailbox: Any) -> None:
         memory_at = 0.0
+        stall = StallWatch(self._config.stall_timeout_s, mailbox, self._progress.note)
         is_told = False
         while not self._ended.wait(POLL_S):
             self._take(ray.get(mailbox.drain.remote()))
+            self._probes.collect()
+            self._publish_events()
             if not is_told and self.stop.is_due():
                 is_told = True
                 mailbox.request_stop.remote()
                 self._progress.note(f"{self.stop.reason}: ending with a checkpoint of this step")
+            stall.look()
             if time.monotonic() - memory_at > MEMORY_POLL_S:
                 memory_at = time.monotonic()
                 self.peak_memory_bytes = max(self.peak_memory_bytes, memory_of_tree())
@@ -137,9 +170,17 @@ class DriverWatch:
         for message in messages:
             match message:
                 case CurvePoint(step, time_s, values):
-                    self._recorder.metrics(values, step, time_s)
+                    self._add(values, step, time_s)
                     if "images_per_second" in values:
                         self._progress.record(step, values)
+                case CheckpointWritten(step):
+                    self._probes.checkpoint(step)
+                case SystemPoint(step, time_s, values):
+                    self._recorder.metrics(values, step, time_s)
+                case TraceReady(uri):
+                    self._progress.note(f"traced steps: {uri}")
+                    name = uri.rpartition("/")[2]
+                    self._recorder.artifact(f"profile/{name}", storage.read_bytes(uri))
                 case PanelReady(step, images):
                     self._publish_panel(step, images)
                 case Resumed(step, history):
@@ -151,6 +192,8 @@ class DriverWatch:
                     self._progress.note(text)
                 case Diverged():
                     self.diverged = message
+                case FaultFound():
+                    self.faults.append(message)
 
     def _publish_panel(self, step: int, images: dict[str, Any]) -> None:
         title = (
@@ -163,3 +206,5 @@ class DriverWatch:
             self._progress.note(f"warning: the panel of step {step} is not in the store: {error}")
         self._recorder.image("panel", step, png)
         self._recorder.artifact("panel.png", png)
+        if self._events is not None:
+            self._events.image("panel", png, step)

@@ -1,5 +1,7 @@
 """The call of Ray Train: its settings, its failures as one message."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -13,11 +15,13 @@ from pipelines.errors import UserError
 from pipelines.pretrain import worker
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.task import Task
+from pipelines.pretrain.workers import Workers
 from pipelines.runtime import ray_internals
 from pipelines.runtime.cluster import Resources
 from pipelines.runtime.mailbox import Failure
 
-COLLECTIVE_TIMEOUT_S = 300
+COLLECTIVE_TIMEOUT_S = 300  # at least; who hangs is found and ended before, by `StallWatch`
+RESIZE_AFTER_S = 60.0  # a group is that old before it takes a new size
 
 
 def scaling_config(
@@ -30,7 +34,9 @@ def scaling_config(
         resources: of the cluster.
         reserved_cpus: what this job may keep of its CPUs; None: all.
     """
-    workers = config.num_workers
+    workers = config.workers.fewest
+    if config.workers.is_elastic:
+        return _elastic_scaling(config.workers, resources)
     if resources.gpus:
         if workers > resources.gpus:
             raise UserError(
@@ -47,6 +53,23 @@ def scaling_config(
     share = min(1.0, (cpus - 1) / workers)
     # One byte of memory, since Ray refuses to place what takes nothing.
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": share, "memory": 1})
+
+
+def _elastic_scaling(workers: Workers, resources: Resources) -> ScalingConfig:
+    """A whole GPU or CPU for each worker, since a node has as many workers as it has of them."""
+    kind, there = ("GPUs", resources.gpus) if resources.gpus else ("CPUs", resources.cpus - 1)
+    beside = "" if resources.gpus else ", beside one that reads the data"
+    if workers.fewest > there:
+        raise UserError(
+            f"num_workers is {workers.fewest}:{workers.most}; the cluster has {there} {kind} for "
+            f"them{beside}: use --num-workers {max(1, there)}:{workers.most}"
+        )
+    return ScalingConfig(
+        num_workers=tuple(workers),
+        use_gpu=resources.gpus > 0,
+        resources_per_worker=None if resources.gpus else {"CPU": 1, "memory": 1},
+        elastic_resize_monitor_interval_s=RESIZE_AFTER_S,
+    )
 
 
 def fit_or_raise(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: Any) -> None:
@@ -71,6 +94,7 @@ def _fit(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: An
     filesystem, path = storage.arrow_filesystem(storage.join(task.stage_uri, "ray"))
     trainer = _Trainer(
         worker.train,
+        sizes=config.workers.sizes(config.batch_size // config.accumulate),
         train_loop_config={"task": task, "mailbox": mailbox},
         scaling_config=scaling,
         run_config=RunConfig(
@@ -79,15 +103,40 @@ def _fit(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: An
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        datasets={"train": lambda: worker.training_stream(task)},
-        dataset_config=DataConfig(execution_options=stream.execution_options()),
+        torch_config=TorchConfig(
+            timeout_s=max(COLLECTIVE_TIMEOUT_S, math.ceil(2 * config.stall_timeout_s))
+        ),
+        datasets={"train": lambda: ray_internals.number_dataset(0, 1)},  # see _Shares
+        dataset_config=_Shares(task),
     )
     trainer.fit()
 
 
+class _Shares(DataConfig):  # type: ignore[misc]
+    """The stream from the newest checkpoint on, cut for the workers that there are."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(execution_options=stream.execution_options())
+        self._task = task
+
+    def configure(self, datasets: Any, world_size: int, *args: Any, **more: Any) -> Any:
+        """Called at every start of a group."""
+        made = {"train": worker.training_stream(self._task.for_workers(world_size))}
+        return super().configure(made, world_size, *args, **more)
+
+
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ends when it should."""
+    """Ends when it should, and has one of the sizes that share a batch out equally."""
+
+    def __init__(self, *args: Any, sizes: Sequence[int], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._sizes = sizes
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            policy = ray_internals.elastic_policy(self.scaling_config, self._sizes)
+            settings["scaling_policy"] = policy
+        return super()._initialize_and_run_controller(**settings)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave Ctrl-C to Python: Ray's handler ends the process with code 1 and no word."""

@@ -7,9 +7,10 @@ from ce_model.network_config import network_in_key
 from ce_model.training import Objective, Optimization
 from pipelines import storage
 from pipelines.data.manifest import Manifest
-from pipelines.pretrain import config as learning
-from pipelines.pretrain.config import NO_COLOR, Color, PretrainConfig
+from pipelines.pretrain import recipe as learning
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.initial import InitialWeights, find_initial
+from pipelines.pretrain.recipe import NO_COLOR, Color
 from pipelines.tracking.client import tracking_uri
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
@@ -27,13 +28,18 @@ NOT_IN_KEY = {
     "validate_every",
     "validation_images",
     "max_failures",
+    "stall_timeout_s",
+    "log_to",
+    "profile_steps",
+    "probe_every",
+    "probe_images",
     "summary",
     "tracking_uri",
     "experiment",
 }
 LATER = {
     *("export", "init", "init_map", "scale_learning_rate", "start", "feature_matching", "target"),
-    *("layers", "encoder", "crop_area", "crop_ratio", "flip"),
+    *("layers", "encoder", "crop_area", "crop_ratio", "flip", "colour_jitter", "grey"),
     *(field.name for field in fields(Optimization)),
 }
 """Settings that came after the first keys: in a key only where they depart from the paper's."""
@@ -66,6 +72,7 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
         **({} if initial is None else {"init": initial.in_key}),
         **({} if recipe.crop is None else {"crop": asdict(recipe.crop)}),
         **({} if config.flip else {"flip": False}),
+        **({} if recipe.colour is None else {"colour": asdict(recipe.colour)}),
     }
 
 

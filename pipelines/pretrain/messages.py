@@ -12,6 +12,26 @@ class CurvePoint(NamedTuple):
     values: dict[str, float]
 
 
+class SystemPoint(NamedTuple):
+    """What a node is busy with; of this process alone, so in no checkpoint."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+class TraceReady(NamedTuple):
+    """A trace of some steps is in the store."""
+
+    uri: str
+
+
+class CheckpointWritten(NamedTuple):
+    """The checkpoint of a step can be read."""
+
+    step: int
+
+
 class PanelReady(NamedTuple):
     """Images for the panel, by column name: uint8 (N, S, S, 3) or bool (N, S, S)."""
 
@@ -28,10 +48,22 @@ class Resumed(NamedTuple):
 
 
 class Diverged(NamedTuple):
-    """Too many updates in a row were not finite."""
+    """Too many updates in a row were not finite, and the run is over."""
 
     step: int
     updates: int
+    rollbacks: int = 0
+    """How often the run had gone back to a checkpoint before."""
+
+
+class FaultFound(NamedTuple):
+    """What one rank found in its share of the batch of a step that was not finite."""
+
+    step: int
+    rank: int
+    where: str
+    keys: tuple[str, ...]
+    """Of the images at fault; of all of this rank where no single one is."""
 
 
 class StepsDone(NamedTuple):
@@ -46,4 +78,15 @@ class Note(NamedTuple):
     text: str
 
 
-Message = Note | CurvePoint | PanelReady | Resumed | Diverged | StepsDone
+Message = (
+    CheckpointWritten
+    | CurvePoint
+    | Diverged
+    | FaultFound
+    | Note
+    | PanelReady
+    | Resumed
+    | StepsDone
+    | SystemPoint
+    | TraceReady
+)

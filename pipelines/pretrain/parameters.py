@@ -6,7 +6,8 @@ from typing import Any
 from ce_model.network_config import NetworkConfig
 from ce_model.training.optimization import ADAPTIVE
 from pipelines.errors import redact
-from pipelines.pretrain.config import PretrainConfig, Recipe
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.recipe import Recipe
 
 NOT_PARAMETERS = ("store", "tracking_uri", "experiment", "summary")  # where, not what
 USED_BY = {

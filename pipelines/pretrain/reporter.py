@@ -8,18 +8,28 @@ from torch import Tensor
 
 from ce_model import training
 from ce_model.training import Networks, Optimizers
+from ce_model.training.fault import Fault
+from ce_model.training.loss_scale import HALVINGS
+from pipelines.data import stream
 from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import require_equal_parameters
-from pipelines.pretrain.divergence import DivergenceWatch
+from pipelines.pretrain.divergence import MAX_ROLLBACKS, DivergenceWatch
 from pipelines.pretrain.messages import (
+    CheckpointWritten,
     CurvePoint,
     Diverged,
+    FaultFound,
     Message,
+    Note,
     PanelReady,
     Resumed,
     StepsDone,
+    SystemPoint,
+    TraceReady,
 )
+from pipelines.pretrain.rollback import roll_back
 from pipelines.pretrain.saver import CheckpointSaver
+from pipelines.pretrain.system_metrics import SystemMetrics
 from pipelines.pretrain.task import Task
 from pipelines.pretrain.validator import Validator
 
@@ -34,15 +44,27 @@ class Reporter:
     """
 
     def __init__(
-        self, task: Task, mailbox: Any, rank: int, curves: Curves, validator: Validator
+        self,
+        task: Task,
+        mailbox: Any,
+        rank: int,
+        curves: Curves,
+        validator: Validator,
+        system: SystemMetrics | None = None,
     ) -> None:
-        """Nothing reported yet."""
+        """Nothing reported yet; one process of each node has `system`."""
+        self._system = system
         self.rank, self.curves = rank, curves
         self._task, self._mailbox, self._validator = task, mailbox, validator
-        self._divergence = DivergenceWatch(task.plan.steps)
+        searched = HALVINGS if task.precision == "fp16" else 0
+        self._divergence = DivergenceWatch(task.plan.steps, searched)
+        self._left_out: int | None = None  # updates in a row, when the run has diverged
         self._history: list[dict[str, Any]] = []
         self._untrained: dict[str, float] = {}
-        self._saver = CheckpointSaver(task.stage_uri, task.keep_checkpoints, task.keep_best)
+        self._saver = CheckpointSaver(
+            task.stage_uri, task.keep_checkpoints, task.keep_best,
+            lambda step: self._post(CheckpointWritten(step)),
+        )  # fmt: skip
         self._pause_s: float | None = None  # of the last checkpoint
         self._score: tuple[int, float] | None = None  # of the last validation, by step
         self._step, self._told_at = 0, -TELL_EVERY_S
@@ -61,6 +83,7 @@ class Reporter:
         self._history = list(state["history"])
         self._untrained = state["untrained"]
         self._step = state["step"]
+        self._divergence.resume(state.get("divergence", {}))
         self._post(Resumed(state["step"], self._history))
         self.curves.resume(state["totals"], restarted="continues" not in state)
 
@@ -83,11 +106,54 @@ class Reporter:
         if self._saver.last_write_s is not None:
             values["checkpoint/write_seconds"] = self._saver.last_write_s
             self._saver.last_write_s = None
+        values["rollbacks"] = float(self._divergence.rollbacks)
         self._record(step, values)
-        updates = self._divergence.diverged_after(skipped)
-        if updates is not None:
-            self._post(Diverged(step, updates))
-        return updates is None
+        if self._system is not None and (seen := self._system.take()):
+            self._mailbox.post.remote(SystemPoint(step, time.time(), seen))
+        self._left_out = self._divergence.diverged_after(skipped)
+        return self._left_out is None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the update of the last step that was logged was applied."""
+        return self._divergence.in_a_row == 0
+
+    def roll_back(self, step: int, networks: Networks, optimizers: Optimizers) -> bool:
+        """Go on from the last good weights; False where that is not possible, on all ranks alike.
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
+        reached = None
+        if self._divergence.may_roll_back():
+            self._saver.wait()
+            with self.curves.pause():
+                device = next(networks.generator.parameters()).device
+                reached = roll_back(self._task.stage_uri, networks, optimizers, self.rank, device)
+        updates = self._left_out or 0
+        if reached is None:
+            self._post(Diverged(step, updates, self._divergence.rollbacks))
+            return False
+        self._divergence.rolled_back()
+        self._post(Note(
+            f"warning: {updates} updates in a row up to step {step} were not finite; the weights "
+            f"are those of step {reached} again, and training goes on with the next batch "
+            f"(time {self._divergence.rollbacks} of at most {MAX_ROLLBACKS})"
+        ))  # fmt: skip
+        return True
+
+    def blame(self, step: int, fault: Fault | None) -> None:
+        """Tell what this rank found in the batch of a step, with the keys of the images."""
+        if fault is None:
+            return
+        share = self._task.plan.worker_batch
+        mine = stream.keys_of(self._task.plan, step)[self.rank * share :][:share]
+        keys = tuple(mine[at] for at in fault.images) or tuple(mine)
+        self._mailbox.post.remote(FaultFound(step, self.rank, fault.where, keys))
+
+    def traced(self, uri: str) -> None:
+        """Tell of a trace of some steps."""
+        self._post(TraceReady(uri))
 
     def settle(self, networks: Networks, optimizers: Optimizers) -> None:
         """Make the running statistics fit for evaluation, and equal on all ranks."""
@@ -127,6 +193,7 @@ class Reporter:
                 "totals": dict(self.curves.totals),
                 "score": self._score[1] if self._score is not None and scored else None,
                 "untrained": self._untrained,
+                "divergence": self._divergence.state(),
                 "network": asdict(recipe.network),  # to measure a checkpoint
                 "objective": asdict(recipe.objective),
                 "export": recipe.export,

@@ -16,15 +16,17 @@ from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.pretrain.collapse import collapse
-from pipelines.pretrain.config import PretrainConfig, Recipe, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.continuation import find_finished, start_from
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import fit_or_raise, scaling_config
 from pipelines.pretrain.initial import FILE, write_initial
 from pipelines.pretrain.key import find_initial_of, pretrain_key, stage_uri, stored_key
 from pipelines.pretrain.parameters import effective, given
+from pipelines.pretrain.recipe import Recipe, resolve_recipe
 from pipelines.pretrain.summary import (
     closing_table,
+    describe_divergence,
     describe_training,
     export_model,
     log_trained_model,
@@ -159,12 +161,13 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
         side=recipe.side,
         shorter=recipe.shorter,
         batch_size=config.batch_size,
-        num_workers=config.num_workers,
+        num_workers=config.workers.most,
         steps=config.steps,
         seed=config.seed,
         window_rows=config.window_rows,
         crop=recipe.crop,
         flip=config.flip,
+        colour=recipe.colour,
     )
     manifest.mask_spec(plan.strategy, plan.side)
     if not manifest.rows("val"):
@@ -178,6 +181,7 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
 def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) -> Task:
     return Task(
         plan=plan,
+        workers=config.workers,
         stage_uri=stage,
         recipe=recipe,
         precision=config.precision,
@@ -190,6 +194,8 @@ def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) 
         log_every=config.log_every,
         validate_every=config.validate_every or config.checkpoint_every,
         validation_images=config.validation_images,
+        profile_steps=config.profile_steps,
+        probe_images=config.probe_images,
     )
 
 
@@ -251,8 +257,9 @@ def _train(
         if found is None or found.step < task.plan.steps:
             with (
                 reserve(
-                    cpus=1 if resources.gpus else config.num_workers + 1,
-                    gpus=config.num_workers if resources.gpus else 0,
+                    # What a group may grow to is taken when it is free.
+                    cpus=1 if resources.gpus else config.workers.fewest + 1,
+                    gpus=config.workers.fewest if resources.gpus else 0,
                     tell=watch.note,
                 ) as (cpus, mailbox),
                 watch.stop.on_signals(),
@@ -266,11 +273,7 @@ def _train(
             console.print(f"stopped by {watch.stop.reason} with a checkpoint of step {reached}")
             raise KeyboardInterrupt
         if watch.diverged is not None:
-            raise UserError(
-                f"training diverged: up to step {watch.diverged.step}, "
-                f"{watch.diverged.updates} updates in a row were not finite, and none of them "
-                "was applied; lower --learning-rate or try --precision fp32"
-            )
+            raise UserError(describe_divergence(watch.diverged, watch.faults))
         if found is None or found.step < task.plan.steps:
             raise RuntimeError(f"training ended at {found and found.step} of {task.plan.steps}")
         watch.replay(found.state["history"])

@@ -11,6 +11,8 @@ import ray
 import torch
 import torch.distributed
 
+from pipelines.pretrain.stall import Phase, Sign
+
 RESERVE_S = 60.0  # of a time limit, at most a tenth of it, for the last checkpoint
 POLL_S = 0.5
 
@@ -62,16 +64,16 @@ def _restore(handlers: dict[signal.Signals, Any]) -> None:
 
 
 class StopWatch:
-    """On a training process: asks the mailbox from a thread whether the end was requested."""
+    """On a training process: sends signs of life from a thread, and hears when it is to end."""
 
-    def __init__(self, mailbox: Any, ranks: int, device: torch.device) -> None:
-        """Nothing requested yet."""
-        self._mailbox, self._ranks, self._device = mailbox, ranks, device
+    def __init__(self, mailbox: Any, sign: Sign, ranks: int, device: torch.device) -> None:
+        """Nothing requested yet; `sign` is the first one."""
+        self._mailbox, self._sign, self._ranks, self._device = mailbox, sign, ranks, device
         self._requested, self._ended = threading.Event(), threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Ask while the block runs."""
+        """Ask and tell while the block runs."""
         thread = threading.Thread(target=self._follow, daemon=True)
         thread.start()
         try:
@@ -79,6 +81,11 @@ class StopWatch:
         finally:
             self._ended.set()
             thread.join(timeout=10 * POLL_S)
+            self._mailbox.forget.remote(self._sign.rank, self._sign.pid)
+
+    def enter(self, phase: Phase) -> None:
+        """The process does something else now; so it moves."""
+        self._sign = self._sign._replace(phase=phase, done=self._sign.done + 1)
 
     def is_requested(self, *, at_point: bool) -> bool:
         """The same on all ranks; several ranks ask each other only at a point of the curves."""
@@ -93,8 +100,7 @@ class StopWatch:
     def _follow(self) -> None:
         while not self._ended.wait(POLL_S):
             try:
-                if ray.get(self._mailbox.is_stop_requested.remote()):
+                if ray.get(self._mailbox.sign.remote(self._sign)):
                     self._requested.set()
-                    return
             except ray.exceptions.RayError:
                 return  # the driver is gone, and this process goes with it

@@ -3,23 +3,24 @@
 import importlib.metadata
 import math
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from ce_model import training
 from ce_model.network_config import ALEXNET
-from ce_model.networks import ContextEncoder, NetworkConfig, input_side, predicts_images
+from ce_model.networks import NetworkConfig, input_side, predicts_images
 from pipelines import storage
 from pipelines.data.source_names import source_name
 from pipelines.models import checkpoint, files
-from pipelines.pretrain import worker
-from pipelines.pretrain.config import Export, PretrainConfig
+from pipelines.pretrain import probe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.driver import DriverWatch
+from pipelines.pretrain.messages import Diverged, FaultFound
+from pipelines.pretrain.recipe import Export
 from pipelines.pretrain.task import Task
 from pipelines.store_page.find import Curve, curve_of
 from pipelines.tracking import models, runs
@@ -48,13 +49,8 @@ def export_model(
     watch: DriverWatch,
 ) -> dict[str, Any]:
     """Write the model folder and put together what was measured."""
-    networks, optimizers = worker.build(task, device=torch.device("cpu"))
-    training.load_state_tensors(networks, optimizers, found.tensors())
     export = task.recipe.export
-    generator = networks.generator
-    if export == "ema":
-        assert optimizers.average is not None
-        generator = optimizers.average.module
+    generator = probe.exported(task, found).generator
     model_uri = storage.join(task.stage_uri, "model")
     last = {
         name: value for record in found.state["history"] for name, value in record["values"].items()
@@ -71,7 +67,6 @@ def export_model(
         "export": export,
         "validation": measured,
     }
-    assert isinstance(generator, ContextEncoder)
     digest = files.save_model(
         model_uri, generator, task.recipe.network, task.recipe.objective, info
     )
@@ -152,6 +147,30 @@ def log_trained_model(
             name=f"{summary['preset']}-{summary['strategy']}-{summary['steps']}-steps",
             description=describe_model(summary),
         )
+
+
+SHOWN_KEYS = 3
+
+
+def describe_divergence(diverged: Diverged, faults: Sequence[FaultFound]) -> str:
+    """Why a run could not go on: the steps, what was not finite first, in which images."""
+    again = ""
+    if diverged.rollbacks:
+        times = "once" if diverged.rollbacks == 1 else f"{diverged.rollbacks} times"
+        again = f", though the run had gone back to a good checkpoint {times}"
+    found = ""
+    for fault in faults:
+        shown = ", ".join(repr(key) for key in fault.keys[:SHOWN_KEYS])
+        more = f" and {len(fault.keys) - SHOWN_KEYS} more" if len(fault.keys) > SHOWN_KEYS else ""
+        found += (
+            f". In step {fault.step} (counted from 0), worker {fault.rank}, {fault.where} was not "
+            f"finite first, with the images {shown}{more}"
+        )
+    return (
+        f"training diverged: up to step {diverged.step}, {diverged.updates} updates in a row were "
+        f"not finite, and none of them was applied{again}{found}; lower --learning-rate, add "
+        "--clip-norm 1 or try --precision fp32"
+    )
 
 
 def describe_model(summary: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ import torch
 from ce_model import training
 from ce_model.training import Networks, WeightAverage
 from pipelines.pretrain import validation
-from pipelines.pretrain.config import Recipe
 from pipelines.pretrain.ddp import share_buffers
+from pipelines.pretrain.recipe import Recipe
 from pipelines.pretrain.validation import FixedImages
 
 

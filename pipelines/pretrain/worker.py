@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch.distributed
 
 from ce_model import training
 from ce_model.networks import build_discriminator
-from ce_model.training import Networks, Optimizers, Precision, cuda_graph
+from ce_model.training import Networks, Optimizers, TrainPrecision, cuda_graph
+from ce_model.training.fault import find_fault
 from pipelines import storage
 from pipelines.data import stream
 from pipelines.errors import UserError
@@ -23,8 +25,11 @@ from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import distribute
 from pipelines.pretrain.initial import read_initial
 from pipelines.pretrain.messages import Note
+from pipelines.pretrain.profile import StepProfiler
 from pipelines.pretrain.reporter import Reporter
+from pipelines.pretrain.stall import Sign
 from pipelines.pretrain.stop import StopWatch
+from pipelines.pretrain.system_metrics import SystemMetrics
 from pipelines.pretrain.task import Task
 from pipelines.pretrain.validator import Validator
 from pipelines.runtime import cluster, malloc, ray_internals
@@ -63,6 +68,7 @@ def train(settings: dict[str, Any]) -> None:
 def _train(task: Task, mailbox: Any) -> None:
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
+    task = task.for_workers(ranks)
     share = max(1, cluster.node_cpus() // context.get_local_world_size())
     torch.set_num_threads(task.threads or share)
     device = ray.train.torch.get_device()
@@ -71,6 +77,18 @@ def _train(task: Task, mailbox: Any) -> None:
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     dtype = resolve_precision(task.precision, device)
 
+    node_id = ray.get_runtime_context().get_node_id()
+    stop = StopWatch(mailbox, Sign(rank, node_id, os.getpid(), "other", 0), ranks, device)
+    with stop.running():
+        _train_until(task, mailbox, stop, device, dtype)
+
+
+def _train_until(
+    task: Task, mailbox: Any, stop: StopWatch, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Everything from the first batch on."""
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
     batches = stream.batches(ray.train.get_dataset_shard("train"), task.plan)
     first = next(batches, None)
     if first is None:
@@ -91,7 +109,10 @@ def _train(task: Task, mailbox: Any) -> None:
         )
     curves = Curves(device, ranks, task.plan.batch_size)
     validator = Validator(task.recipe, dtype, images, typical)
-    reporter = Reporter(task, mailbox, rank, curves, validator)
+    system = None
+    if context.get_local_rank() == 0:
+        system = SystemMetrics(f"node_{context.get_node_rank()}", device)
+    reporter = Reporter(task, mailbox, rank, curves, validator, system)
     if start == 0:
         reporter.begin(networks)
     else:
@@ -99,13 +120,14 @@ def _train(task: Task, mailbox: Any) -> None:
         training.load_state_tensors(networks, optimizers, found.tensors())
         reporter.resume(found.state)
     networks = distribute(networks, task)
+    if rank == 0:
+        for text in hints(task, networks, device):
+            mailbox.post.remote(Note(text))
     batches = itertools.chain([first], batches)
-    stop = StopWatch(mailbox, ranks, device)
-    with stop.running():
-        run_steps(task, networks, optimizers, batches, reporter, device, dtype, start, stop)
+    run_steps(task, networks, optimizers, batches, reporter, device, dtype, start, stop)
 
 
-def resolve_precision(requested: Precision, device: torch.device) -> torch.dtype:
+def resolve_precision(requested: TrainPrecision, device: torch.device) -> torch.dtype:
     """The precision of this worker; what its processor lacks is the user's to fix."""
     try:
         return training.resolve_precision(requested, device)
@@ -125,8 +147,9 @@ def build(task: Task, device: torch.device) -> tuple[Networks, Optimizers]:
         discriminator = build_discriminator(task.recipe.network, generator=weights).to(device)
     networks = Networks(generator, discriminator)
     return networks, training.make_optimizers(
-        networks, *task.recipe.learning_rates, task.recipe.optimization
-    )
+        networks, *task.recipe.learning_rates, task.recipe.optimization,
+        scaled=task.precision == "fp16",
+    )  # fmt: skip
 
 
 def warn_of_space(task: Task, networks: Networks, mailbox: Any) -> None:
@@ -154,6 +177,28 @@ def warn_of_others(own: int, mailbox: Any) -> None:
             "--threads-per-worker shares them out"
         )
         ray.get(mailbox.post.remote(Note(text)))
+
+
+def hints(task: Task, networks: Networks, device: torch.device) -> list[str]:
+    """What some settings come to here, one line each."""
+    found = []
+    parts = task.recipe.optimization.accumulate
+    norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    modules = [m for network in networks if network is not None for m in network.modules()]
+    if parts > 1 and any(isinstance(module, norms) for module in modules):
+        whole = task.plan.batch_size
+        found.append(
+            f"--accumulate {parts}: batch norm sees {whole // parts} images at a time, so the "
+            f"result is not quite that of a batch of {whole} in one"
+        )
+    if task.workers.is_elastic:
+        found.append(
+            f"{task.plan.num_workers} workers now, of {task.workers.fewest} to {task.workers.most}"
+        )
+    refused = cuda_graph.why_not_recorded(networks, device)
+    if task.compile and refused:
+        found.append(f"--compile: compiled, but not recorded as a CUDA graph: {refused}")
+    return found
 
 
 def read_fixed_images(
@@ -184,16 +229,21 @@ def run_steps(
         networks, optimizers, device,
         network=recipe.network, objective=recipe.objective, dtype=dtype,
     )  # fmt: skip
+    profiler = StepProfiler(task.profile_steps if reporter.rank == 0 else 0, device)
     reporter.curves.data_wait.begin()
     for step, (image, hidden) in enumerate(
         device_feed.feed(in_order(batches, start), device), start
     ):
         reporter.curves.data_wait.end()
+        stop.enter("step")
         seed_dropout(task.plan.seed, step, reporter.rank)
         rates = training.set_learning_rates(
             optimizers, recipe.learning_rates, recipe.optimization, step, task.plan.steps
         )
+        profiler.before_step()
         reporter.add(take(image, hidden))
+        if (uri := profiler.after_step(step + 1, task.stage_uri)) is not None:
+            reporter.traced(uri)
         done = step + 1
         at_point = done % task.log_every == 0
         stopping = stop.is_requested(at_point=at_point)
@@ -201,8 +251,19 @@ def run_steps(
         validating = last or done % task.validate_every == 0
         saving = last or stopping or done % task.checkpoint_every == 0
         # What resumes at a checkpoint knows of the steps before only what is in a point.
-        if (saving or at_point) and not reporter.log(done, rates):
-            break  # the same on all ranks: gradients are averaged, so all saw the fault
+        if (
+            (saving or at_point)
+            and not reporter.log(done, rates)
+            # The same on all ranks: gradients are averaged, so all saw the fault.
+            and not reporter.roll_back(done, networks, optimizers)
+        ):
+            seed_dropout(task.plan.seed, step, reporter.rank)
+            plain = take.plain if isinstance(take, cuda_graph.GraphedStep) else take
+            reporter.blame(step, find_fault(networks, plain, image, hidden))
+            break
+        stop.enter("other")
+        # One in the midst of updates left out would take the place of a good one.
+        saving = saving and (last or stopping or reporter.is_finite)
         if validating or saving:
             reporter.settle(networks, optimizers)
         if validating:
@@ -212,6 +273,7 @@ def run_steps(
         if stopping:
             break
         reporter.curves.data_wait.begin()
+        stop.enter("data")
     reporter.close()
 
 

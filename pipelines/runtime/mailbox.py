@@ -1,5 +1,6 @@
 """A mailbox from workers to the driver."""
 
+import time
 from typing import Any, NamedTuple
 
 import ray
@@ -22,14 +23,29 @@ class Mailbox:
         self._posted: list[object] = []
         self._failure: Failure | None = None
         self._stop_requested = False
+        self._signs: dict[int, tuple[Any, float, float]] = {}
+
+    def sign(self, sign: Any) -> bool:
+        """Take a sign of life (with `rank` and `pid`); whether the workers are to end."""
+        now = time.monotonic()
+        before = self._signs.get(sign.rank)
+        moved = before[2] if before is not None and before[0] == sign else now
+        self._signs[sign.rank] = (sign, now, moved)
+        return self._stop_requested
+
+    def signs(self) -> list[tuple[Any, float, float]]:
+        """The last of each rank, seconds since it came, and since it was another one."""
+        now = time.monotonic()
+        return [(sign, now - heard, now - moved) for sign, heard, moved in self._signs.values()]
+
+    def forget(self, rank: int, pid: int) -> None:
+        """A worker has ended; the next one of its rank stays."""
+        if rank in self._signs and self._signs[rank][0].pid == pid:
+            del self._signs[rank]
 
     def request_stop(self) -> None:
         """Ask the workers to save what they have and end."""
         self._stop_requested = True
-
-    def is_stop_requested(self) -> bool:
-        """Whether the workers are to end."""
-        return self._stop_requested
 
     def post(self, message: object) -> None:
         """Add a message."""

@@ -5,7 +5,7 @@ when it should; a start that a busy machine may take its time for; what Ray know
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -167,3 +167,21 @@ def without_idle_cleaner(callbacks: list[Any]) -> list[Any]:
         return callbacks
     cleaner = placement_group_callback.PlacementGroupCleanerCallback
     return [each for each in callbacks if not isinstance(each, cleaner)]
+
+
+def elastic_policy(scaling: Any, sizes: Sequence[int]) -> Any:
+    """The elastic policy of Ray Train, with group sizes that may be; rising.
+
+    On CPUs it leaves one for the tasks that read data: Ray's own policy fills every one with a
+    worker, and then no batch ever comes.
+    """
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    class Policy(ElasticScalingPolicy):  # type: ignore[misc]
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            room = super()._count_possible_workers(reserved_resources)
+            if not self.scaling_config.use_gpu:
+                room = min(room, int(ray.cluster_resources().get("CPU", 0)) - 1)
+            return max((size for size in sizes if size <= room), default=0)
+
+    return Policy(scaling)

@@ -7,7 +7,8 @@ from pipelines import storage
 from pipelines.data import manifest, sample_images
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.run import prepare_dataset
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.recipe import resolve_recipe
 from pipelines.pretrain.run import pretrain_model
 from pipelines.runtime import cluster
 from pipelines.tracking import client

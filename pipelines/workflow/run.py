@@ -24,7 +24,8 @@ from pipelines.models import resolve
 from pipelines.prepare.plan import listing
 from pipelines.prepare.sources.listing import pieces
 from pipelines.pretrain import key as learning
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.recipe import measured_in, resolve_recipe
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
 from pipelines.runtime import cluster
@@ -107,7 +108,7 @@ def graph_of(config: WorkflowConfig) -> list[Stage]:
             run=partial(train, config=training, measured=follows),
             settings=_trained_with(training),
             needs=("prepare",),
-            workers=config.pretrain.num_workers,
+            workers=config.pretrain.workers.most,
         ),
         *(
             Stage(
@@ -187,7 +188,7 @@ def _evaluation(config: WorkflowConfig, task: TaskName, *, data: str) -> Evaluat
         tasks=(task,),
         store=config.store,
         inpainting=_with_own_holes(config),
-        precision=config.pretrain.precision,
+        precision=measured_in(config.pretrain),
         tracking_uri=config.tracking_uri,
     )
 

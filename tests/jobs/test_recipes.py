@@ -11,8 +11,9 @@ from helpers import ROOT, write_pictures
 
 from pipelines.ablation.config import AblateConfig, arms
 from pipelines.cli import parse
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.key import settings_in_key
+from pipelines.pretrain.recipe import resolve_recipe
 
 RECIPES = ROOT / "configs" / "recipes"
 SMALLEST = {  # of a recipe: flags after its file

@@ -10,9 +10,10 @@ import torch
 
 from pipelines import storage
 from pipelines.models import checkpoint
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.continuation import Finished, find_finished, start_from
 from pipelines.pretrain.key import keys_of_all_versions, pretrain_key, stage_uri, stored_key
+from pipelines.pretrain.recipe import resolve_recipe
 from pipelines.pretrain.run import read_commit
 
 MANIFEST: Any = SimpleNamespace(mean_rgb=(1.0, 2.0, 3.0), fingerprint="0" * 64)

@@ -19,7 +19,8 @@ from pipelines.models import files, resolve
 from pipelines.models.fill import fill_photograph
 from pipelines.pretrain import device_feed, panel, validation, worker
 from pipelines.pretrain import run as run_module
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.recipe import resolve_recipe
 
 CPU = torch.device("cpu")
 

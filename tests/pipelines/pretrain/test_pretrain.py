@@ -35,11 +35,12 @@ from pipelines.data.manifest import default_masks, read_manifest
 from pipelines.errors import UserError
 from pipelines.models import checkpoint, files
 from pipelines.pretrain import ddp, worker
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import scaling_config
 from pipelines.pretrain.key import NOT_IN_KEY, pretrain_key
 from pipelines.pretrain.messages import CurvePoint, Diverged, PanelReady
+from pipelines.pretrain.recipe import resolve_recipe
 from pipelines.pretrain.run import pretrain_model
 from pipelines.pretrain.task import Task
 from pipelines.promotion import run_files
@@ -278,33 +279,6 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path)
     assert checkpoint.latest(str(tmp_path)) is None
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    unbroken: dict[str, Any], dataset_uri: str, tmp_path: Path
-) -> None:
-    stage = stage_of(make_config(Path(unbroken["checkpoint"]).parents[3]), dataset_uri)
-    copies = [stage / "checkpoints" / f"step-{step:08d}" for step in (16, 24)]
-    for copy in copies:
-        (tmp_path / "checkpoints" / copy.name).mkdir(parents=True)
-        for file in copy.iterdir():
-            (tmp_path / "checkpoints" / copy.name / file.name).write_bytes(file.read_bytes())
-    newest = tmp_path / "checkpoints" / copies[-1].name
-    found = checkpoint.latest(str(tmp_path))
-    assert found is not None and found.step == 24
-    damages = {
-        checkpoint.TENSORS: lambda data: data[:-1],
-        checkpoint.STATE: lambda data: data[: len(data) // 2],
-    }
-    for name, damage in damages.items():
-        whole = (newest / name).read_bytes()
-        (newest / name).write_bytes(damage(whole))
-        found = checkpoint.latest(str(tmp_path))
-        assert found is not None and found.step == 16
-        (newest / name).write_bytes(whole)
-    (newest / checkpoint.TENSORS).unlink()
-    found = checkpoint.latest(str(tmp_path))
-    assert found is not None and found.step == 16
-
-
 @pytest.mark.slow  # the recorder alone is in test_tracking.py
 def test_an_absent_tracking_server_costs_no_step_and_gets_all_later(
     dataset_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -527,6 +501,15 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
         ({"norm": "lrn"}, "network.norm is lrn"),
         ({"adversarial": 2.0}, "objective.adversarial is 2.0"),
         ({"batch_size": 2, "num_workers": 2}, "at least 2 images per worker"),
+        ({"batch_size": 8, "accumulate": 3}, "num_workers 1 x accumulate 3 = 3"),
+        ({"batch_size": 4, "accumulate": 4}, "4 for 1 workers in 4 parts; preset inpaint needs"),
+        ({"accumulate": 0}, "accumulate is 0; it must be 1 or more"),
+        ({"probe_every": 300}, "probe_every is 300; it must be a multiple of checkpoint_every"),
+        ({"log_to": ("tensorboard",)}, "log_to is .*; it must have mlflow"),
+        ({"num_workers": "4:1"}, "num_workers is 4:1; it must be 1 or more, or a range that rises"),
+        ({"num_workers": 0}, "num_workers is 0; it must be 1 or more"),
+        ({"num_workers": "2:5"}, "multiple of num_workers 5"),
+        ({"stall_timeout_s": 0.0}, "stall_timeout_s is 0.0; it must be a finite number above 0"),
         ({"learning_rate": np.nan}, "learning_rate is nan; it must be a finite number above 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a finite number above 0"),
         ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate is 0.0; it must be"),
@@ -645,9 +628,10 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
         "compile": True, "discriminator_learning_rate": 1.0, "precision": "fp32", "shorter": 0,
         "window_rows": 16, "validation_images": 9, "num_workers": 2, "threads_per_worker": 3,
         "checkpoint_every": 9, "keep_checkpoints": 9, "keep_best": 9, "log_every": 9,
-        "validate_every": 9,
+        "validate_every": 9, "profile_steps": 9, "probe_images": 9,
         "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.95), "schedule": "cosine",
-        "warmup_steps": 5, "clip_norm": 1.0, "ema": 0.9, "crop_area": (0.5, 1.0), "flip": False,
+        "accumulate": 2, "warmup_steps": 5, "clip_norm": 1.0, "ema": 0.9, "crop_area": (0.5, 1.0),
+        "flip": False, "colour_jitter": (0.4, 0.4, 0.4, 0.1), "grey": 0.2,
     }  # fmt: skip
     of_others: dict[str, dict[str, Any]] = {
         "momentum": {"optimizer": "sgd"},
@@ -663,6 +647,7 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
     }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures",
+                     "stall_timeout_s", "log_to", "probe_every",
                      "time_limit_s"}  # fmt: skip
     names = {field.name for field in fields(PretrainConfig)}
     assert of_inpaint.keys() | of_alexnet.keys() | of_others.keys() == names - of_the_driver
@@ -763,6 +748,8 @@ def test_features_has_the_recipe_of_masked_prediction() -> None:
         ({"preset": "features", "shorter": 144, "crop_area": (0.5, 1.0)}, "give one"),
         ({"crop_ratio": (1.0, 2.0)}, "it needs --crop-area"),
         ({"crop_area": (0.5, 1.5)}, "crop_area is"),
+        ({"colour_jitter": (0.4, 0.4, 0.4, 0.6)}, "hue is 0.6; it must be 0 to 0.5"),
+        ({"grey": 1.1}, "grey is 1.1; it must be 0 to 1"),
         ({"crop_area": (0.5, 1.0), "crop_ratio": (2.0, 1.0)}, "crop_ratio is"),
     ],
 )

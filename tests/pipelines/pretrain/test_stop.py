@@ -11,9 +11,11 @@ import pytest
 import ray
 import torch
 
+from pipelines.pretrain.stall import Sign
 from pipelines.pretrain.stop import StopRequest, StopWatch
 
 CPU = torch.device("cpu")
+SIGN = Sign(0, "node", 1, "other", 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -65,12 +67,15 @@ def test_a_time_limit_leaves_time_for_the_last_checkpoint(
 
 def mailbox(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(ray, "get", lambda answer: answer)
-    return SimpleNamespace(is_stop_requested=SimpleNamespace(remote=lambda: answers.pop(0)))
+    return SimpleNamespace(
+        sign=SimpleNamespace(remote=lambda sign: answers.pop(0)),
+        forget=SimpleNamespace(remote=lambda rank, pid: None),
+    )
 
 
 def test_a_worker_hears_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.pretrain.stop.POLL_S", 0.01)
-    watch = StopWatch(mailbox([False, True], monkeypatch), 1, CPU)
+    watch = StopWatch(mailbox([False, True], monkeypatch), SIGN, 1, CPU)
     with watch.running():
         deadline = time.monotonic() + 30
         while not watch.is_requested(at_point=False):
@@ -83,7 +88,7 @@ def test_several_ranks_stop_together_at_a_point_of_the_curves(
 ) -> None:
     other_rank = [0.0, 1.0]
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda flag: flag.add_(other_rank.pop(0)))
-    watch = StopWatch(None, 2, CPU)
+    watch = StopWatch(None, SIGN, 2, CPU)
     assert not watch.is_requested(at_point=False)  # asks nobody
     assert not watch.is_requested(at_point=True)
     assert watch.is_requested(at_point=True)

@@ -12,8 +12,8 @@ from pipelines.ablation.config import AblateConfig
 from pipelines.ablation.sweep import run_sweep
 from pipelines.errors import RefusedError, UserError
 from pipelines.evaluation.settings import InpaintingSettings
-from pipelines.pretrain import config as learning
 from pipelines.pretrain import key
+from pipelines.pretrain import recipe as learning
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.promotion.gates import Gates
 from pipelines.runtime.cluster import Resources

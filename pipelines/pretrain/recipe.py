@@ -1,0 +1,152 @@
+"""What a training comes to, every setting with its default filled in."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ce_model.choices import Precision
+from ce_model.masks import Strategy
+from ce_model.network_config import NetworkConfig, input_side
+from ce_model.training import (
+    LearningRates,
+    Objective,
+    Optimization,
+    default_learning_rates,
+    default_objective,
+    default_optimization,
+    default_shorter,
+    default_strategy,
+    discriminator_rate,
+)
+from pipelines.data.colour_jitter import ColourJitter
+from pipelines.data.stream_plan import CROP_RATIO, ResizedCrop
+
+if TYPE_CHECKING:
+    from pipelines.pretrain.config import PretrainConfig
+
+Export = Literal["raw", "ema"]
+PAPER_BATCH = 64  # images per step for which the learning rates were chosen
+Color = tuple[float, float, float]
+NO_COLOR: Color = (0.0, 0.0, 0.0)
+FEATURES_AREA = (0.35, 1.0)  # share of an image that a crop of preset features takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a config comes to, every default filled in: what the task, the run and the key hold."""
+
+    strategy: Strategy
+    """Where the holes are."""
+    network: NetworkConfig
+    objective: Objective
+    learning_rates: LearningRates
+    optimization: Optimization
+    export: Export
+    """Which weights the model has."""
+    shorter: int
+    """Shorter side before the crop, px; 0: as stored."""
+    crop: ResizedCrop | None
+    """Random crops that are resized; None: crops of the network's side."""
+    colour: ColourJitter | None = None
+    """Random changes of the colours."""
+
+    @property
+    def side(self) -> int:
+        """Side of the images the network reads, px."""
+        return input_side(self.network)
+
+
+def resolve_recipe(config: "PretrainConfig", mean_rgb: Color = NO_COLOR) -> Recipe:
+    """Every setting as it is used: what is given, else the preset's own.
+
+    Args:
+        config: the settings as given.
+        mean_rgb: mean colour of the dataset, 0 to 255; before there is one, black stands for it.
+    """
+    strategy = config.strategy or default_strategy(config.preset)
+    center = config.preset == "inpaint" and strategy == "central"
+    network = NetworkConfig(
+        preset=config.preset,
+        output="center" if center else "full",
+        norm=config.norm,
+        groups=config.groups,
+        encoder=config.encoder,
+        **_given(config, "dropout", "bottleneck", "target", "layers"),
+    )
+    usual = default_objective(network)
+    objective = replace(
+        usual,
+        fill=config.fill if isinstance(config.fill, tuple) else mean_rgb,
+        start=usual.start if config.fill is None else _start(config.fill),
+        **_given(config, "reconstruction", "adversarial", "feature_matching", "overlap",
+                 "ring_weight", "region"),
+    )  # fmt: skip
+    optimization = _optimization(config, default_optimization(network, config.steps))
+    crop = _crop(config)
+    # Where crops are resized, the centre crop is of the whole image.
+    shorter = default_shorter(network) if crop is None else input_side(network)
+    return Recipe(
+        strategy=strategy,
+        network=network,
+        objective=objective,
+        learning_rates=_learning_rates(config, network, strategy, objective.adversarial),
+        optimization=optimization,
+        export=config.export or ("ema" if optimization.ema else "raw"),
+        shorter=shorter if config.shorter is None else config.shorter,
+        crop=crop,
+        colour=_colour(config),
+    )
+
+
+def measured_in(config: "PretrainConfig") -> Precision:
+    """The arithmetic of measuring what was trained: fp16 is for training, with its scaled loss."""
+    return "auto" if config.precision == "fp16" else config.precision
+
+
+def _start(fill: Color | Literal["smooth", "colour"]) -> Literal["smooth", "colour"]:
+    return "smooth" if fill == "smooth" else "colour"
+
+
+def _crop(config: "PretrainConfig") -> ResizedCrop | None:
+    usual = FEATURES_AREA if config.preset == "features" and config.shorter is None else None
+    area = config.crop_area or usual
+    if area is None:
+        return None
+    return ResizedCrop(area=area, ratio=config.crop_ratio or CROP_RATIO)
+
+
+def _colour(config: "PretrainConfig") -> ColourJitter | None:
+    changes = config.colour_jitter or (0.0, 0.0, 0.0, 0.0)
+    names = ("brightness", "contrast", "saturation", "hue")
+    jitter = ColourJitter(**dict(zip(names, changes, strict=True)), grey=config.grey)
+    return None if jitter == ColourJitter() else jitter
+
+
+def _given(config: "PretrainConfig", *names: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def _learning_rates(
+    config: "PretrainConfig", network: NetworkConfig, strategy: Strategy, adversarial: float
+) -> LearningRates:
+    usual = default_learning_rates(network, strategy, adversarial)
+    factor = config.batch_size / PAPER_BATCH
+    factor = {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[config.scale_learning_rate]
+    generator, discriminator = usual.generator * factor, usual.discriminator * factor
+    if config.learning_rate is not None:
+        generator = config.learning_rate
+        discriminator = discriminator_rate(network, generator, adversarial)
+    if config.discriminator_learning_rate is not None:
+        discriminator = config.discriminator_learning_rate
+    return LearningRates(generator, discriminator)
+
+
+def _optimization(config: "PretrainConfig", usual: Optimization) -> Optimization:
+    given = _given(config, "optimizer", "weight_decay", "betas", "momentum", "schedule",
+                   "milestones", "warmup_steps", "clip_norm", "ema", "accumulate")  # fmt: skip
+    if given.get("schedule", usual.schedule) != "step":
+        given = {"milestones": (), **given}
+    elif not given.get("milestones", usual.milestones):
+        given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
+    usual = replace(usual, warmup_steps=min(usual.warmup_steps, config.steps // 10))
+    return replace(usual, **given)

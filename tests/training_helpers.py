@@ -1,0 +1,126 @@
+"""A training worker without a cluster: its task, its reporter, and its loop with deaths."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ce_model import training
+from ce_model.networks import NetworkConfig
+from ce_model.training import LearningRates, Networks, Objective, Optimization
+from pipelines.models import checkpoint
+from pipelines.pretrain import worker
+from pipelines.pretrain.curves import Curves
+from pipelines.pretrain.recipe import Recipe
+from pipelines.pretrain.reporter import Reporter
+from pipelines.pretrain.task import Task
+from pipelines.pretrain.validation import FixedImages
+from pipelines.pretrain.validator import Validator
+from pipelines.pretrain.workers import Workers
+
+ALEXNET = NetworkConfig(preset="alexnet", output="full")
+PIXELS = Objective(adversarial=0.0, overlap=0)
+
+
+def images(count: int, seed: int = 0) -> FixedImages:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (count, 227, 227, 3), generator=generator, dtype=torch.uint8)
+    hidden = torch.zeros(count, 227, 227, dtype=torch.bool)
+    hidden[:, 60:120, 60:120] = True
+    return FixedImages(image, hidden)
+
+
+def make_task(steps: int, **changes: Any) -> Task:
+    settings = {
+        "plan": SimpleNamespace(steps=steps, batch_size=2, worker_batch=2, seed=0),
+        "workers": Workers(1, 1),
+        "stage_uri": "",
+        "recipe": Recipe(
+            strategy="random_region",
+            network=ALEXNET,
+            objective=PIXELS,
+            learning_rates=LearningRates(1e-3, 1e-4),
+            optimization=Optimization(),
+            export="raw",
+            shorter=0,
+            crop=None,
+        ),
+        "precision": "fp32",
+        "compile": False,
+        "threads": 1,
+        "checkpoint_every": 10,
+        "keep_checkpoints": 1,
+        "keep_best": 0,
+        "has_initial": False,
+        "log_every": 1,
+        "validate_every": 10,
+        "validation_images": 2,
+        "profile_steps": 0,
+        "probe_images": 2,
+    }
+    return Task(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def make_reporter(
+    posted: list[Any],
+    steps: int = 100,
+    typical: FixedImages | None = None,
+    task: Task | None = None,
+) -> Reporter:
+    mailbox = SimpleNamespace(post=SimpleNamespace(remote=posted.append))
+    task = task or make_task(steps)
+    validator = Validator(task.recipe, torch.float32, images(2), typical)
+    curves = Curves(torch.device("cpu"), training.num_ranks(), task.plan.batch_size)
+    return Reporter(task, mailbox, 0, curves, validator)
+
+
+def never() -> Any:
+    return SimpleNamespace(is_requested=lambda *, at_point: False, enter=lambda phase: None)
+
+
+def go_on(
+    task: Task,
+    until: int,
+    stop: Any = None,
+    *,
+    layer: Callable[[], torch.nn.Module] = lambda: torch.nn.Dropout(0.5),
+    image_of: Callable[[int], torch.Tensor] = lambda step: images(2, seed=step).image,
+    posted: list[Any] | None = None,
+) -> dict[str, Any]:
+    """Train from the newest checkpoint to the death after a step; what the newest one then says.
+
+    Args:
+        task: what is trained.
+        until: number of the first step that is not taken.
+        stop: asked at each step whether to end; None never ends.
+        layer: what comes after a convolution.
+        image_of: the images of a step.
+        posted: gets the messages.
+    """
+    layers = torch.nn.Conv2d(3, 3, 3, padding=1), layer()
+    networks = Networks(torch.nn.Sequential(*layers), None)
+    optimizers = training.make_optimizers(networks, 1e-2, 0.0, task.recipe.optimization)
+    reporter = make_reporter([] if posted is None else posted, task=task)
+    found = checkpoint.latest(task.stage_uri)
+    if found is not None:
+        training.load_state_tensors(networks, optimizers, found.tensors())
+        reporter.resume(found.state)
+    start = found.step if found else 0
+    batches = (
+        {
+            "image": image_of(at).numpy(),
+            "mask": np.packbits(images(2).hidden.flatten(1).numpy(), axis=1),
+            "augment": np.zeros(2, np.uint8),
+            "step": np.full(2, at, np.int32),
+        }
+        for at in range(start, until)
+    )
+    device = torch.device("cpu")
+    worker.run_steps(
+        task, networks, optimizers, batches, reporter, device, torch.float32, start, stop or never()
+    )
+    newest = checkpoint.latest(task.stage_uri)
+    assert newest is not None
+    return newest.state
