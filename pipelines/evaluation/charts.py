@@ -70,7 +70,7 @@ def dots(groups: Sequence[Group]) -> Figure:
             )  # fmt: skip
         axes.set_yticks(places, [dot.name for dot in ordered], fontsize=9)
         axes.set_ylim(len(ordered) - 0.5, -0.5)
-        axes.margins(x=0.15)
+        axes.margins(x=0.22)  # room for the values
         axes.set_title(group.title, fontsize=10, loc="left")
         axes.set_xlabel(group.score, fontsize=9)
         axes.tick_params(axis="x", labelsize=9)

@@ -74,7 +74,9 @@ def test_promotion_refusal_and_rollback(home: Home, good: str, better: str, wors
     assert "`champion` is the version" in server.get_registered_model(name).description
     first_version = server.get_model_version(name, "1")
     assert first_version.description == "Of good."
-    assert server.get_logged_model(first_version.model_id).name == "good-small"
+    assert (
+        server.get_logged_model(first_version.source.removeprefix("models:/")).name == "good-small"
+    )
     again = ask(home, good, name)
     assert again.promoted and "already" in again.text
     assert len(registry.versions_of_run(home.uri, name, good)) == 1
@@ -137,7 +139,7 @@ def test_a_model_of_another_input_needs_a_name_of_its_own(home: Home, good: str)
     sha256 = save_model(str(folder), build_generator(network), network, Objective(), {"seed": 0})
     other = log_run(replace(home, folder=folder, sha256=sha256), "other", 0, 20.0)
     demanded = replace(GATES, min_seeds=1)
-    with pytest.raises(UserError, match=r"output center.* output full.* --name one-input-inpaint"):
+    with pytest.raises(UserError, match=r"output center.*output full.* --name one-input-inpaint"):
         ask(home, other, name, demanded)
     assert len(registry.versions_of_run(home.uri, name, other)) == 0
     assert ask(home, other, "one-input-full", demanded).promoted
