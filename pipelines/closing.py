@@ -153,7 +153,7 @@ def show_store_page(store: str) -> None:
     try:
         console.print(f"store: {write_store_page(store)}")
     except (OSError, UserError) as error:
-        console.print(f"warning: the page of the store was not written: {first_line(error)}")
+        console.print(f"warning: the page of the store is not as it should be: {first_line(error)}")
 
 
 def show_next(commands: list[Command]) -> None:

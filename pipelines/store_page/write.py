@@ -32,14 +32,13 @@ def write_store_page(store: str) -> str:
 
 def _link_by_name(home: str, contents: Contents) -> None:
     folder = storage.local_path(home) / BY_NAME
+    named = {link.name.rpartition("-")[2] for link in folder.glob("*")}
     for training in contents.trainings:
-        if not training.summary:
+        if not training.summary or training.key[:KEY_LETTERS] in named:
             continue
         words = name_of(training, contents).replace(" holes on ", " ").rpartition(",")[0]
         name = re.sub(r"[^\w.-]+", "-", words).strip("-")
         link = folder / f"{training.at:%Y-%m-%d}-{name}-{training.key[:KEY_LETTERS]}"
-        if any(link.parent.glob(f"*-{training.key[:KEY_LETTERS]}")):
-            continue
         folder.mkdir(exist_ok=True)
         with suppress(FileExistsError):  # another job was first
             link.symlink_to(os.path.join("..", "pretrain", training.key))

@@ -157,7 +157,7 @@ def test_a_page_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     closing.show_store_page(str(tmp_path / "file"))
-    assert re.fullmatch("warning: the page of the store was not written: .*\n",
+    assert re.fullmatch("warning: the page of the store is not as it should be: .*\n",
                         capsys.readouterr().err)  # fmt: skip
 
 
