@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run demo test test-slow test-gpu check format clean
+.PHONY: run demo cluster cluster-stop test test-slow test-gpu check format clean
 
 run: $(READY)  ## the main job on real images: sample photographs, joint loss, about 5 minutes
 	$(BIN)/python jobs/pretrain.py --config configs/quickstart.yaml
 
 demo: $(READY)  ## a page with a brush, on the model that `make run` trained
 	$(BIN)/python jobs/serve.py
+
+cluster: $(READY)  ## Ray head and MLflow on this machine; ARGS="--store s3://..." for other settings
+	@$(BIN)/python -m infra.local.cluster start $(ARGS)
+
+cluster-stop: $(READY)  ## ends exactly what `make cluster` has started
+	@$(BIN)/python -m infra.local.cluster stop $(ARGS)
 
 test: $(READY)  ## all tests but the slow ones
 	$(BIN)/python -m pytest -q

@@ -7,13 +7,17 @@ Both do less than the job: no shuffle, no masks, no search for equal images, no 
 written, no resume. Each runs in a process of its own; imports are not counted.
 """
 
+import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps
+
+from benchmarks.loader import streaming_base
 
 SIDE, QUALITY = 256, 90  # as prepare's defaults
 TIMEOUT_S = 3600.0
@@ -82,10 +86,6 @@ def _mapped(row: dict[str, str]) -> dict[str, bytes]:
 
 def streaming_writer(files: list[Path], folder: Path, cores: int) -> float:
     """Seconds of a process per core that writes MDS shards, and of joining their index."""
-    import json
-
-    from benchmarks.loader import streaming_base
-
     streaming_base()
     context = multiprocessing.get_context("fork")
     began = time.perf_counter()
@@ -111,9 +111,7 @@ def streaming_writer(files: list[Path], folder: Path, cores: int) -> float:
 
 
 def _write_mds(files: list[Path], folder: Path) -> None:
-    from benchmarks.loader import streaming_base
-
-    streaming = streaming_base()
+    streaming = sys.modules["streaming.base"]  # from before the fork
     columns = {"key": "str", "image": "bytes"}
     with streaming.MDSWriter(out=str(folder), columns=columns) as writer:
         for file in files:

@@ -54,7 +54,7 @@ def mlflow_server_command(folder: Path, backend: str, port: int) -> list[str]:
 
 
 def wait_until_serving(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400  # a busy machine takes minutes
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()

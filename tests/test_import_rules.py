@@ -45,7 +45,7 @@ FLOORS = (
     {"models"},
     {"prepare"},
     {"pretrain", "evaluation", "inpaint", "serve", "export", "embed", "promotion"},
-    {"workflow"},
+    {"workflow", "clean"},
     {"ablation"},
     {"api_settings", "api_images"},
     {"api", "closing"},

@@ -68,8 +68,7 @@ def _warnings(
     if contradictions:
         yield (
             f"{counted(contradictions, 'image')} left out whose bytes stand in another class, too: "
-            "see the quarantine for 'the same bytes in class'. Where an image was moved from one "
-            "class to another, prepare into another --output"
+            "see the quarantine for 'the same bytes in class', and remove one of each pair"
         )
 
 

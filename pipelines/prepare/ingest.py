@@ -119,7 +119,7 @@ def _ingest_unit(
             spills.add(group, image, hashed, number, kind)
         except Fault as fault:
             if fault.kind == "unidentified" and not _claims_to_be_image(member):
-                beside.others["file without a suffix that is no image"] += 1
+                beside.others["file with no suffix and no image in it"] += 1
                 continue
             aside = _set_aside(member, fault)
             if fault.kind == "duplicate":

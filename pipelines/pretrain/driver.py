@@ -16,6 +16,7 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.pretrain import panel
 from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.gauges import TrainingGauges
 from pipelines.pretrain.messages import (
     CheckpointWritten,
     CurvePoint,
@@ -101,6 +102,7 @@ class DriverWatch:
         """Follow nothing yet."""
         self._config, self._task, self._recorder = config, task, recorder
         self._progress = TrainingProgress(console, task.plan.steps)
+        self._gauges = TrainingGauges(task.stage_uri.rpartition("/")[2])
         self._ended = threading.Event()
         self.peak_memory_bytes = 0  # of this process and all below it: on one machine, everything
         self.diverged: Diverged | None = None
@@ -171,6 +173,7 @@ class DriverWatch:
             match message:
                 case CurvePoint(step, time_s, values):
                     self._add(values, step, time_s)
+                    self._gauges.record(step, values)
                     if "images_per_second" in values:
                         self._progress.record(step, values)
                 case CheckpointWritten(step):
@@ -185,6 +188,7 @@ class DriverWatch:
                     self._publish_panel(step, images)
                 case Resumed(step, history):
                     self._progress.note(f"resumed at step {step}")
+                    self._gauges.resumed()
                     self.replay(history)
                 case StepsDone(step):
                     self._progress.step(step)

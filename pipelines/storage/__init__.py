@@ -39,6 +39,7 @@ from pipelines.storage.objects import (
 )
 from pipelines.storage.ranges import RangeReader, open_input, open_range, read_range, sha256_of_uri
 from pipelines.storage.space import describe_full, free_bytes, naming_full
+from pipelines.storage.usage import Usage, usage
 
 __all__ = [
     "ATTEMPTS",
@@ -53,6 +54,7 @@ __all__ = [
     "SETTINGS",
     "NotJsonError",
     "RangeReader",
+    "Usage",
     "Value",
     "absolute",
     "arrow_filesystem",
@@ -90,5 +92,6 @@ __all__ = [
     "sha256_of_uri",
     "size",
     "staged_file",
+    "usage",
     "walk",
 ]

@@ -79,6 +79,19 @@ def acquire(uri: str, owner: str, *, lease_s: float, now: float) -> Claim:
     return claim
 
 
+def holder(uri: str, *, now: float) -> str | None:
+    """Who holds the lease and is alive; None where it is free."""
+    number = _newest(uri)
+    if not number:
+        return None
+    try:
+        claim = storage.read_json(_claim_uri(uri, number))
+    except FileNotFoundError:  # a newer claim has cleaned it up since
+        return "a faster process"
+    is_alive = claim["expires"] > now and not is_dead(claim["owner"])
+    return str(claim["owner"]) if is_alive else None
+
+
 def renew(claim: Claim, *, lease_s: float, now: float) -> None:
     """Hold a claim for longer.
 

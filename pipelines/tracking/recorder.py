@@ -154,7 +154,7 @@ class Recorder:
         self._closing.set()
         self._wake.set()
         self._thread.join(wait_s)
-        return self._outcome(self._thread.is_alive(), wait_s)
+        return self._outcome(self._thread.is_alive() or self._refusal is not None, wait_s)
 
     @property
     def _waiting(self) -> bool:
@@ -177,6 +177,8 @@ class Recorder:
                 self._delivered.clear()  # a request that failed may still have arrived
                 self._note_away()
                 if self._closing.wait(RETRY_WAIT_S):
+                    if self._refusal is not None:
+                        return
                     time.sleep(1.0)
                 self._wake.set()
                 continue

@@ -16,10 +16,11 @@ from pipelines.tracking import client
 
 def pretrain_on_source(config: PretrainConfig) -> dict[str, Any]:
     """Pretrain; raw images, or the sample images without a source, are prepared first."""
-    if config.source is not None and not manifest.is_dataset(config.source):
-        storage.require_folder(config.source, "source")
     uri = client.tracking_uri(config.tracking_uri, config.store)
-    client.require_access(uri)  # refused before hours of preparing
+    if config.source is None or not manifest.is_dataset(config.source):
+        if config.source is not None:
+            storage.require_folder(config.source, "source")
+        client.require_access(uri)  # refused before hours of preparing
     with cluster.connect_once():
         return pretrain_model(config, ensure_dataset(config))
 

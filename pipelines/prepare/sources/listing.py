@@ -55,8 +55,11 @@ def pieces(
         sources = archives
     with tempfile.TemporaryFile("w+", prefix="names-") as spool:
         names = Names(spool, found, rules)
-        for named in patterns.expand(sources):
-            names.add(named)
+        try:
+            for named in patterns.expand(sources):
+                names.add(named)
+        except UserError as error:
+            raise UserError(f"in the list '{shown}': {error}" if lists else str(error)) from None
         if not names.any:
             raise UserError(f"--source is '{shown}'; that folder is empty")
         yield from names.placed(shown)

@@ -187,7 +187,7 @@ def test_strays_are_told_and_cost_no_budget_among_images_alone(
     assert manifest.not_read == {
         ".csv": 1,
         "archive too short to be one": 1,
-        "file without a suffix that is no image": 1,
+        "file with no suffix and no image in it": 1,
     }
     assert (manifest.listed, manifest.quarantined) == (6, 0)
     assert "note:" not in capsys.readouterr().err

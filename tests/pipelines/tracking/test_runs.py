@@ -155,3 +155,9 @@ def test_a_login_is_asked_for_before_the_work(locked_uri: str, tmp_path: Path) -
     for ask in (require_access, lambda uri: Recorder(make_spec(uri, tmp_path, "k")).begin(20)):
         with pytest.raises(UserError, match=r"does not let this job in .*MLFLOW_TRACKING_USERNAME"):
             ask(uri)
+    one = Recorder(make_spec(uri, tmp_path, "k"))
+    one.metrics({"a": 1.0}, 1)
+    began = time.monotonic()
+    problem = one.finish("FAILED", wait_s=60).problem  # refused for good: nothing to wait for
+    assert problem is not None and "not authenticated" in problem
+    assert time.monotonic() - began < 30

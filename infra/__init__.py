@@ -1,0 +1,1 @@
+"""Starting and stopping what the jobs run on; no product logic."""

@@ -1,0 +1,1 @@
+"""Freeing a store of what nothing needs any more."""

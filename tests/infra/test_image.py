@@ -1,0 +1,51 @@
+"""The image: its lock pins by checksum, and its steps find what they copy."""
+
+import re
+import shlex
+
+import pytest
+from helpers import ROOT
+
+from infra.image import lock
+
+DOCKERFILE = (ROOT / "infra" / "image" / "Dockerfile").read_text()
+
+
+def package(name: str, version: str, **where: object) -> dict[str, object]:
+    return {"metadata": {"name": name, "version": version}, "download_info": where}
+
+
+def test_a_lock_names_every_package_with_its_checksum() -> None:
+    archive = {"hashes": {"sha256": "ab" * 32}}
+    report = {
+        "install": [
+            package("torch", "2.13.0+cpu", url="u", archive_info=archive),
+            package("Foo_Bar", "1", url="u", archive_info=archive),
+            package("context-encoder-pipeline", "0.1.0", url="file:///x", dir_info={}),
+        ]
+    }
+    found = lock.packages(report)
+    digest = f"--hash=sha256:{'ab' * 32}"
+    assert lock.lock(found).splitlines()[1:] == [f"foo-bar==1 {digest}", f"torch==2.13.0 {digest}"]
+    (_, torch) = lock.bill_of_materials(found)["components"]
+    assert torch["purl"] == "pkg:pypi/torch@2.13.0" and torch["hashes"][0]["content"] == "ab" * 32
+
+
+def test_a_package_without_a_checksum_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no sha256 is known of u"):
+        lock.packages({"install": [package("x", "1", url="u", archive_info={})]})
+
+
+def test_the_image_copies_what_there_is_and_all_that_jobs_import() -> None:
+    copied = [shlex.split(line)[:-1] for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.M)]
+    names = {name for words in copied for name in words}
+    for name in names - {"infra/image/${LOCK}.lock"}:
+        assert (ROOT / name).exists(), name
+    assert {"ce_model", "pipelines", "jobs", "configs", "pyproject.toml"} <= names
+
+
+def test_the_image_is_pinned_compiles_and_runs_as_nobody_special() -> None:
+    assert re.search(r"^FROM python:3\.11\.\d+-\S+$", DOCKERFILE, re.M)
+    assert "--require-hashes --only-binary :all:" in DOCKERFILE
+    assert "g++" in DOCKERFILE and re.search(r"^USER 1000$", DOCKERFILE, re.M)
+    assert "RAY_JOB_STOP_WAIT_TIME_S=60" in DOCKERFILE and "HEALTHCHECK" in DOCKERFILE
