@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import runpy
 import sys
 from pathlib import Path
 
@@ -22,7 +21,8 @@ def main() -> None:
         sys.stderr.write(f"error: there is no job '{name}'; {hint}Jobs: {', '.join(jobs)}\n")
         sys.exit(2)
     sys.argv = [f"python -m pipelines {name}", *sys.argv[2:]]
-    runpy.run_path(str(jobs[name]), run_name="__main__")
+    program = compile(jobs[name].read_text("utf-8"), str(jobs[name]), "exec")
+    exec(program, {"__name__": "__main__"})  # runpy would show the path of the file as the usage
 
 
 def _overview(jobs: dict[str, Path]) -> str:

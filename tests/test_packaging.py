@@ -42,6 +42,12 @@ def test_a_misspelt_job_is_answered_with_the_nearest(tmp_path: Path) -> None:
     assert "there is no job 'pretrian'; did you mean 'pretrain'?" in done.stderr
 
 
+def test_the_help_of_a_job_shows_the_command_that_was_given(tmp_path: Path) -> None:
+    done = run_pipelines("export", "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: python -m pipelines export ")
+
+
 def test_the_default_gates_do_not_depend_on_where_we_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
