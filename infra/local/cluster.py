@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.processes import (
+    ROOT,
     ClusterError,
     Running,
     Service,
@@ -31,7 +32,6 @@ from infra.local.processes import (
     write_record,
 )
 
-ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 START_S = 300.0  # on a busy machine
 STOP_WAIT_S = 60  # for a job to write its checkpoint; Ray's own default kills it after 3
@@ -48,7 +48,7 @@ def ray_head(args: argparse.Namespace, token_file: Path) -> Service:
         "--metrics-port": args.metrics_port,
     }
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+        sys.executable, "-m", "infra.local.start_ray", "start", "--head", "--block",
         "--disable-usage-stats",
         f"--port={args.ray_port}",
         f"--dashboard-host={HOST}",

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+ROOT = Path(__file__).parents[2]
 BEGAN_WITHIN_S = 0.5  # precision of the time at which a process began
 END_S, KILL_S = 30.0, 5.0
 LOG_LINES = 15
@@ -127,7 +128,7 @@ def launch(service: Service, log: Path) -> Running:
     with log.open("wb") as output:
         child = subprocess.Popen(
             service.command, env={**os.environ, **service.settings}, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
+            stdout=output, stderr=output, start_new_session=True, cwd=ROOT,
         )  # fmt: skip
     began = psutil.Process(child.pid).create_time()
     return Running(service.name, child.pid, began, list(service.command), service.digest)
