@@ -16,6 +16,7 @@ import argparse
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -84,8 +85,11 @@ def prepare_here(source: Path, uri: str, masks: tuple[manifest.MaskSpec, ...]) -
     write_held(work, HeldImages.none())
     shuffle = Shuffle(SEED, planned.num_buckets, 0.0, keep_splits=False)
     began = time.process_time()
+    task = partial(
+        ingest.ingest_unit, work=work, shuffle=shuffle, limits=LIMITS, labels=None, secrets={}
+    )
     for unit in range(planned.num_units):
-        ingest.ingest_unit({"unit": unit}, work=work, shuffle=shuffle, limits=LIMITS, labels=None)
+        task({"unit": unit})
     sums = fault_budget.add_up(work, planned)
     fault_budget.index_spills(work, planned, sums.rows)
     near, far = (sums.drawn_groups(is_near=is_near) for is_near in (True, False))

@@ -130,6 +130,7 @@ def _embed(
         max_pixels=config.max_pixels,
         threads=1,
         labels=found.labels,
+        secrets=found.secrets,
     )
     if todo:
         with cluster.connect() as resources:
@@ -176,7 +177,7 @@ def _store_units(found: Listed, work: str) -> int:
         return int(storage.read_json(planned)["units"])
     count = 0
     for unit in found.units():
-        storage.publish_json(worker.unit_uri(work, unit["unit"]), unit)
+        storage.publish_json(worker.unit_uri(work, unit["unit"]), sources.hide(unit))
         count += 1
     storage.publish_json(planned, {"units": count})
     return count

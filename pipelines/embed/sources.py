@@ -5,7 +5,7 @@ source is cut into units follows from its listing alone, so a rerun finds the sa
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -46,6 +46,8 @@ class Listed(NamedTuple):
     """What a person should know of splits and classes."""
     labels: Labels | None
     """The label list that was given."""
+    secrets: dict[str, str]
+    """Logins and signatures of the source; see `plan.Listing`."""
 
 
 class Encoded(NamedTuple):
@@ -72,7 +74,7 @@ def find(config: SourceConfig) -> Iterator[Listed]:
         _require_plain(config)
         manifest = read_manifest(uris[0])
         units = partial(_units_of_dataset, uris[0], manifest)
-        yield Listed(units, manifest.fingerprint, Counter(), Counter(), [], None)
+        yield Listed(units, manifest.fingerprint, Counter(), Counter(), [], None, {})
         return
     learned = Found.empty()
     labels = (
@@ -95,6 +97,7 @@ def find(config: SourceConfig) -> Iterator[Listed]:
             folders,
             learned.notes,
             labels,
+            found.secrets,
         )
 
 
@@ -120,6 +123,22 @@ def _units_of_dataset(uri: str, manifest: Manifest) -> Iterator[Unit]:
 def _units_of_listing(found: Listing) -> Iterator[Unit]:
     for unit, pieces in enumerate(plan.cut(found)):
         yield {"unit": unit, "pieces": [list(piece) for piece in pieces]}
+
+
+def hide(unit: Unit) -> Unit:
+    """As it is stored: without logins and signatures."""
+    return _with_pieces(unit, plan.hide)
+
+
+def reveal(unit: Unit, secrets: Mapping[str, str]) -> Unit:
+    """As it can be read, with those of `Listed.secrets`."""
+    return _with_pieces(unit, lambda piece: plan.reveal(piece, secrets))
+
+
+def _with_pieces(unit: Unit, change: Callable[[Piece], Piece]) -> Unit:
+    if "pieces" not in unit:
+        return unit
+    return {**unit, "pieces": [list(change(Piece(*values))) for values in unit["pieces"]]}
 
 
 def read(

@@ -42,6 +42,7 @@ class Task(NamedTuple):
     max_pixels: int
     threads: int
     labels: Labels | None
+    secrets: dict[str, str]
 
 
 class Embedder:
@@ -59,7 +60,8 @@ class Embedder:
         """Do a unit; returns what the progress display shows."""
         unit = int(row["unit"])
         with failing_as_user_error("embedding"):
-            return self._embed(storage.read_json(unit_uri(self._task.work, unit)), unit)
+            stored = storage.read_json(unit_uri(self._task.work, unit))
+            return self._embed(sources.reveal(stored, self._task.secrets), unit)
 
     def _embed(self, content: sources.Unit, unit: int) -> dict[str, int]:
         faults: list[dict[str, str]] = []

@@ -7,7 +7,7 @@ the retries) raises and fails the job.
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -67,7 +67,12 @@ def group_of(kind: int, split: str | None, *, is_near: bool) -> str:
 
 
 def ingest_unit(
-    row: dict[str, Any], work: str, shuffle: Shuffle, limits: Limits, labels: Labels | None
+    row: dict[str, Any],
+    work: str,
+    shuffle: Shuffle,
+    limits: Limits,
+    labels: Labels | None,
+    secrets: Mapping[str, str],
 ) -> dict[str, int]:
     """Ray task: do one unit; returns what the progress display shows.
 
@@ -77,9 +82,9 @@ def ingest_unit(
     untrusted.use_one_thread()
     unit = int(row["unit"])
     try:
-        return _ingest_unit(unit, work, shuffle, limits, labels, labels_first=False)
+        return _ingest_unit(unit, work, shuffle, limits, labels, secrets, labels_first=False)
     except LateLabels:
-        return _ingest_unit(unit, work, shuffle, limits, labels, labels_first=True)
+        return _ingest_unit(unit, work, shuffle, limits, labels, secrets, labels_first=True)
 
 
 def _ingest_unit(
@@ -88,6 +93,7 @@ def _ingest_unit(
     shuffle: Shuffle,
     limits: Limits,
     labels: Labels | None,
+    secrets: Mapping[str, str],
     *,
     labels_first: bool,
 ) -> dict[str, int]:
@@ -99,7 +105,7 @@ def _ingest_unit(
     beside = Beside.empty()
     bare_names: Counter[str] = Counter()
     size = 0
-    pieces = plan.read_unit(work, unit, keep_splits=shuffle.keep_splits)
+    pieces = plan.read_unit(work, unit, secrets, keep_splits=shuffle.keep_splits)
     for member in _members(pieces, beside, labels_first=labels_first):
         held_row = held.row_of(member)
         member = labelled(member, labels, bare_names)

@@ -55,6 +55,8 @@ class Job(NamedTuple):
     """Its images."""
     others: Counter[str]
     """What was listed and is not read."""
+    secrets: dict[str, str]
+    """Logins and signatures of the source; see `plan.Listing`."""
 
 
 def run_passes(job: Job) -> Manifest:
@@ -104,7 +106,12 @@ def _ingest(job: Job) -> SourceTotals:
     done = records.finished_units(job.work)
     units = [{"unit": unit} for unit in range(planned.num_units) if unit not in done]
     task = partial(
-        ingest.ingest_unit, work=job.work, shuffle=shuffle, limits=config.limits, labels=job.labels
+        ingest.ingest_unit,
+        work=job.work,
+        shuffle=shuffle,
+        limits=config.limits,
+        labels=job.labels,
+        secrets=job.secrets,
     )
     run_tasks("reading images", units, task)
     return fault_budget.add_up(job.work, planned)

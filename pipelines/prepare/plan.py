@@ -2,20 +2,22 @@
 
 The pieces pass through a local temporary file, never through memory: first their digest gives the
 key of the job, then units are cut and stored beside the work, where a rerun finds them again. How
-units are cut has no influence on the shards; it only sets how much a kill can cost.
+units are cut has no influence on the shards; it only sets how much a kill can cost. What is stored
+holds no password and no signature of a URL: the tasks get those from the job.
 """
 
 import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from pipelines import storage
 from pipelines.data.manifest import Manifest
+from pipelines.errors import UserError, redact
 from pipelines.prepare.sources.piece import UNKNOWN, Piece
 from pipelines.prepare.sources.placing import is_guess
 
@@ -44,6 +46,8 @@ class Listing:
     """Whether archives are in it whose folders are known only when they are read."""
     digest: str
     """sha256 of all keys and sizes in the source's order."""
+    secrets: dict[str, str]
+    """URI without its login or signature -> the whole, of those that have one."""
 
     def __iter__(self) -> Iterator[Piece]:
         """All pieces, from the file."""
@@ -57,8 +61,12 @@ def listing(pieces: Iterable[Piece]) -> Iterator[Listing]:
     """Run through all pieces once and keep them in a temporary file for the block."""
     digest = hashlib.sha256()
     counts: Counter[str] = Counter()
+    secrets: dict[str, str] = {}
     with tempfile.TemporaryFile("w+", prefix="listing-") as spool:
         for piece in pieces:
+            shown = redact(piece.uri)
+            if shown != piece.uri and secrets.setdefault(shown, piece.uri) != piece.uri:
+                raise UserError(f"'{shown}' is listed with two logins or signatures; keep one")
             spool.write(json.dumps(piece) + "\n")
             digest.update(json.dumps(_identity(piece), sort_keys=True).encode())
             counts["pieces"] += 1
@@ -76,6 +84,7 @@ def listing(pieces: Iterable[Piece]) -> Iterator[Listing]:
             has_classes=counts["classes"] > 0,
             has_guesses=counts["guesses"] > 0,
             digest=digest.hexdigest(),
+            secrets=secrets,
         )
 
 
@@ -84,6 +93,16 @@ def _identity(piece: Piece) -> dict[str, Any]:
     everything = piece._asdict()
     unseen = {"uri", "differs"} if piece.differs else {"uri", "differs", "layout", "folder"}
     return {name: value for name, value in everything.items() if name not in unseen}
+
+
+def hide(piece: Piece) -> Piece:
+    """As it is stored: without a login or a signature in its URI."""
+    return piece._replace(uri=redact(piece.uri))
+
+
+def reveal(piece: Piece, secrets: Mapping[str, str]) -> Piece:
+    """As it can be read, with those of `Listing.secrets`."""
+    return piece._replace(uri=secrets.get(piece.uri, piece.uri))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +146,7 @@ def make(found: Listing, work: str, folders: dict[str, int] | None = None) -> Pl
         return Plan(**storage.read_json(uri))
     num_units = 0
     for unit in cut(found):
-        text = "".join(json.dumps(piece) + "\n" for piece in unit)
+        text = "".join(json.dumps(hide(piece)) + "\n" for piece in unit)
         storage.publish(unit_uri(work, num_units), text.encode())
         num_units += 1
     plan = Plan(
@@ -178,8 +197,10 @@ def unit_uri(work: str, unit: int) -> str:
     return storage.join(work, "plan", f"{unit:06}.jsonl")
 
 
-def read_unit(work: str, unit: int, *, keep_splits: bool) -> list[Piece]:
+def read_unit(
+    work: str, unit: int, secrets: Mapping[str, str], *, keep_splits: bool
+) -> list[Piece]:
     """The pieces of a unit; without their splits where the source has train but no val."""
     lines = storage.read_bytes(unit_uri(work, unit)).splitlines()
-    pieces = [Piece(*json.loads(line)) for line in lines]
+    pieces = [reveal(Piece(*json.loads(line)), secrets) for line in lines]
     return pieces if keep_splits else [piece._replace(split=None) for piece in pieces]

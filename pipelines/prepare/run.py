@@ -68,7 +68,18 @@ def prepare_dataset(config: PrepareConfig) -> str:
         require_shared(flag, home)
         try:
             manifest = passes.run_passes(
-                Job(config, uri, work, key, planned, labels, old, held, learned.others)
+                Job(
+                    config,
+                    uri,
+                    work,
+                    key,
+                    planned,
+                    labels,
+                    old,
+                    held,
+                    learned.others,
+                    found.secrets,
+                )
             )
         except (UserError, FileNotFoundError):
             if _is_done(uri, key):  # and the other job has cleared up behind us
