@@ -9,6 +9,7 @@ import pytest
 from helpers import write_pictures
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster for this process alone, on loopback
+os.environ.setdefault("RAY_worker_niceness", "0")  # as the jobs do
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 CPUS = 4  # more than there may be: lets four workers and the data tasks start on a small machine

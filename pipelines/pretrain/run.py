@@ -80,9 +80,9 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     manifest = read_manifest(dataset_uri)
     recipe = resolve_recipe(config, manifest.mean_rgb)
     plan = _plan(config, recipe, dataset_uri, manifest)
+    uri = tracking_uri(config.tracking_uri, config.store)
     key = stored_key(config, manifest)
     stage = stage_uri(config.store, key)
-    uri = tracking_uri(config.tracking_uri, config.store)
     what = describe_training(
         config.preset, recipe.strategy, config.steps, config.batch_size, plan.rows
     )

@@ -14,6 +14,7 @@ from PIL import Image
 from ce_model.networks import build_generator
 from pipelines import api, cli
 from pipelines.api_settings import PrepareSettings, PretrainSettings, checked_settings
+from pipelines.data import images
 from pipelines.models import files
 from pipelines.prepare.config import PrepareConfig
 from pipelines.pretrain.config import PretrainConfig
@@ -41,10 +42,12 @@ def test_importing_it_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
 def test_settings_are_typed_as_the_fields_of_the_config(
     settings: Any, config: Any, own: set[str]
 ) -> None:
-    module = importlib.import_module(config.__module__)
+    names = {}
+    for base in config.__mro__[:-1]:
+        names |= vars(importlib.import_module(base.__module__))
     wanted = {name: kind for name, kind in get_type_hints(config).items() if name not in own}
     # On failure: write the fields of the config that changed into pipelines/api_settings.py.
-    assert get_type_hints(settings, localns=vars(module)) == wanted
+    assert get_type_hints(settings, localns=names) == wanted
 
 
 def test_settings_give_the_config_of_the_same_flags() -> None:
@@ -146,21 +149,21 @@ def test_filling_changes_the_pixels_under_the_masks_alone(model: api.Model) -> N
 
 
 def test_features_are_those_of_the_encoder_on_centre_squares(model: api.Model) -> None:
-    images = photographs()
-    squares = np.stack([images.square(p, 128, 128, 0.5, 0.5) for p in images])
+    photos = photographs()
+    squares = np.stack([images.square(photo, 128, 128, 0.5, 0.5) for photo in photos])
     x = torch.from_numpy(squares).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():
         expected = model._loaded.generator.encoder_features(x)
     for layer in ("e2", "e6"):
-        found = model.embed(images, layer=layer, batch_size=2)
+        found = model.embed(photos, layer=layer, batch_size=2)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[layer].flatten(1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(model.embed(images), model.embed(images, layer="e6"))
-    mean = model.embed(images, layer="e2", pool="mean")
+    np.testing.assert_array_equal(model.embed(photos), model.embed(photos, layer="e6"))
+    mean = model.embed(photos, layer="e2", pool="mean")
     np.testing.assert_allclose(mean, expected["e2"].mean((2, 3)), rtol=1e-4, atol=1e-5)
-    highest = model.embed(images, layer="e2", pool="max")
+    highest = model.embed(photos, layer="e2", pool="max")
     np.testing.assert_allclose(highest, expected["e2"].amax((2, 3)), rtol=1e-4, atol=1e-5)
-    length = np.linalg.norm(model.embed(images, normalize=True), axis=1)
+    length = np.linalg.norm(model.embed(photos, normalize=True), axis=1)
     np.testing.assert_allclose(length, 1, rtol=1e-5)
     assert model.embed([]).shape == (0, 8)
 

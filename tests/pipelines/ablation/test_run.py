@@ -12,12 +12,11 @@ from helpers import class_folders, noise_picture, write_pictures
 from rich.console import Console
 
 from pipelines import storage
-from pipelines.ablation import publish, sweep
+from pipelines.ablation import cells, publish, sweep
 from pipelines.ablation.cells import cell_stages, evaluation_config, measure, train
 from pipelines.ablation.config import AblateConfig, Arm, Cell
 from pipelines.ablation.sweep import better_half, run_sweep, sweep_key
 from pipelines.errors import UserError
-from pipelines.evaluation import config as measuring
 from pipelines.evaluation import encoders
 from pipelines.evaluation.settings import InpaintingSettings, ProbeSettings
 from pipelines.pretrain import key as learning
@@ -118,7 +117,7 @@ def test_what_changes_a_sweep_changes_its_key(
     write_pictures(tmp_path / "more" / "val", {"apple": 1, "pear": 1}, first=100)
     more = replace(usual, data=(str(tmp_path / "more"),))
     keys.append(sweep_key(more, dataset_uri))
-    for stage in (learning, measuring):
+    for stage in (learning, cells):
         monkeypatch.setattr(stage, "KEY_VERSION", stage.KEY_VERSION + 1)
         keys.append(sweep_key(usual, dataset_uri))
     assert len(set(keys)) == 4

@@ -23,6 +23,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.measure import perform
 from pipelines.evaluation.run import _gather, _publish, _table, cluster, evaluate_models, metrics_of
 from pipelines.evaluation.settings import (
+    SMALLEST_SIDE,
     FinetuneSettings,
     InpaintingSettings,
     ProbeSettings,
@@ -435,7 +436,7 @@ def test_a_probe_reads_images_at_the_side_and_with_the_statistics_it_is_told(
 
     monkeypatch.setattr(probes, "layer_features", spied)
     data = evaluated / "data"
-    rows = probe(data, ALEXNET, side=probes.SMALLEST_SIDE)
+    rows = probe(data, ALEXNET, side=SMALLEST_SIDE)
     assert [row["layer"] for row in rows][-1] == "pool5" and seen[0][0] == (67, 67)
     probe(data, ALEXNET, side=67, batch_norm="trained")
     # The positive half of a normal variable of variance 1 has a deviation of 0.58.
@@ -450,6 +451,6 @@ def test_the_encoder_of_unet_is_probed_layer_by_layer(evaluated: Path) -> None:
 
 def test_a_side_is_refused_where_nothing_would_be_left(evaluated: Path) -> None:
     with pytest.raises(ValueError, match=r"frozen\.side is 66 px; it must be 67 or more"):
-        ProbeSettings(side=probes.SMALLEST_SIDE - 1)
+        ProbeSettings(side=SMALLEST_SIDE - 1)
     with pytest.raises(UserError, match=r"knn at frozen\.side 128.*needs an encoder of preset ale"):
         probe(evaluated / "data", SMALL, side=128)

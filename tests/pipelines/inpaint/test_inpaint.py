@@ -177,7 +177,7 @@ def test_one_image_and_its_mask_are_filled_without_ray(full: str, tmp_path: Path
     assert (filled[hole == 0] == photo[hole == 0]).all()
     assert (filled[hole > 0] != photo[hole > 0]).any(axis=1).mean() > 0.9
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "photo.png" in page and page.count("data:image/jpeg") == 1
+    assert "photo.png" in page and page.count("data:image/jpeg") == 4
 
 
 def test_images_of_all_kinds_are_found_and_others_are_counted(

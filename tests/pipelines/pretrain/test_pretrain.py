@@ -356,7 +356,10 @@ def test_a_server_that_goes_away_between_model_and_summary_gets_no_second_model(
     uris = []
     for log, there in ((away, False), (log_bytes, True)):
         monkeypatch.setattr(runs, "log_bytes", log)
-        summary = {"tracking_run_id": run_id, "model": folder}
+        summary = {
+            "tracking_run_id": run_id, "model": folder, "preset": "inpaint", "strategy": "central",
+            "steps": 8, "batch_size": 16, "training_images": 150, "validation": {},
+        }  # fmt: skip
         assert (run_module._log_result(uri, summary, network) is None) == there
         uris.append(summary["model_uri"])
     server = client(uri)
@@ -382,7 +385,7 @@ def test_a_run_that_diverged_is_one_message_and_is_not_committed(
     monkeypatch.setattr(
         run_module,
         "Recorder",
-        lambda spec: SimpleNamespace(begin=lambda wait_s: None, finish=finish),
+        lambda spec, tell: SimpleNamespace(begin=lambda wait_s: None, finish=finish),
     )
     monkeypatch.setattr(run_module, "fit_or_raise", diverging)
     task: Any = SimpleNamespace(stage_uri=str(tmp_path), plan=SimpleNamespace(steps=STEPS))
@@ -643,6 +646,7 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
         "feature_matching": {"preset": "unet", "strategy": "central", "adversarial": 0.1},
         "crop_ratio": {"crop_area": (0.5, 1.0)},
         "target": {"preset": "features"},
+        "encoder": {"preset": "features"},
         "layers": {"preset": "features"},
     }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
@@ -654,7 +658,7 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
     for name, needed in of_others.items():
         value = {
             "momentum": 0.5, "milestones": (7,), "crop_ratio": (1.0, 1.0),
-            "target": "normalized", "layers": "dense",
+            "target": "normalized", "layers": "dense", "encoder": "resnet18",
             "feature_matching": 2.0, "export": "raw", "init": initial, "init_map": ("a=b",),
             "scale_learning_rate": "sqrt",
         }[name]  # fmt: skip

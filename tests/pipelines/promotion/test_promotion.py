@@ -426,7 +426,7 @@ def test_a_champion_whose_files_are_gone_has_not_measured_nothing(home: Home, be
 
 def test_scores_of_other_settings_are_not_compared(home: Home, good: str) -> None:
     assert ask(home, good, "settings").promoted
-    run_id = log_run(home, "other", 0, None)
+    run_id = log_run(home, "few images", 0, None)
     log_report(home, run_id, 19.0, home.sha256, images=7)
     refused = ask(home, run_id, "settings", replace(GATES, min_seeds=1))
     assert failed(refused) == [f"not worse than the champion on {PSNR}"]

@@ -209,7 +209,8 @@ def test_a_listing_of_many_pages_names_everything_once(
     assert len(s3.requests) > len(names) / 3
     assert storage.children(place("")) == sorted({name.partition("/")[0] for name in names})
     assert storage.children(place("nothing")) == []
-    assert storage.children("s3://no-such-bucket/x") == []
+    with pytest.raises(UserError, match="there is no bucket 'no-such-bucket'"):
+        storage.children("s3://no-such-bucket/x")
 
 
 def test_a_prefix_of_any_size_is_listed_without_holding_it(
