@@ -97,7 +97,7 @@ def export_model(
         "losses": {name: last[name] for name in last if name.startswith("loss/")},
         "export": export,
         "validation": measured,
-        "curve": _thinned(curve_of(found.state["history"])),
+        "curve": [list(point) for point in _thinned(curve_of(found.state["history"]))],
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "validation_raw": _validation(last, "raw"),
         "tracking_uri": spec.uri,
