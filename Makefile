@@ -19,7 +19,7 @@ cluster-stop: $(READY)  ## ends exactly what `make cluster` has started
 	@$(BIN)/python -m infra.local.cluster stop $(ARGS)
 
 test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY)  ## the tests that take minutes: kills, restarts, long runs
 	$(BIN)/python -m pytest -q -m slow
