@@ -244,7 +244,7 @@ def test_baselines_show_their_steps_while_they_train(
     evaluation.train({uri: requested})
     assert storage.exists(storage.join(uri, files.MODEL))
     said = out.getvalue()
-    shown = [int(step) for step in re.findall(r"training baselines \(1\), step (\d+)/25", said)]
+    shown = [int(step) for step in re.findall(r"baselines \(1\), step (\d+)/25", said)]
     assert shown == sorted(shown) and {10, 20, 25} & set(shown), said
     evaluation.train({uri: requested})  # it is there: nothing is trained and nothing is said
     assert out.getvalue() == said
