@@ -185,12 +185,15 @@ def test_the_logged_model_fills_holes_and_gives_features(
 
 
 def test_the_same_command_again_trains_nothing(
-    unbroken: dict[str, Any], store: Path, dataset_uri: str, tmp_path: Path
+    unbroken: dict[str, Any],
+    store: Path,
+    dataset_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(run_module, "fit_or_raise", lambda *_: pytest.fail("it trains"))
     config = make_config(store, summary=str(tmp_path / "summary.json"), log_every=7)
-    began = time.monotonic()
     assert pretrain_model(config, dataset_uri) == unbroken
-    assert time.monotonic() - began < 5
     assert storage.read_json(str(tmp_path / "summary.json")) == unbroken
 
 
