@@ -10,7 +10,8 @@ $ python -m benchmarks.mask_cost --images data/pretrain_A/train --resize-to 500 
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for a task of one core; before NumPy reads it
+if __name__ == "__main__":  # as Ray sets it for a task of one core; before NumPy reads it
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import tempfile
