@@ -104,6 +104,7 @@ def test_importing_everything_has_no_effect(tmp_path: Path) -> None:
     program = (
         "import os\n"
         "import cv2, mlflow, numpy, ray.train.torch, sklearn, skimage, torch, tyro\n"
+        "import torch._dynamo\n"  # its cache's place becomes a variable: torch's, not ours
         "state = torch.get_rng_state(), numpy.random.get_state()[1].copy()\n"
         "environment = dict(os.environ)\n"
         f"for name in {modules!r}:\n"
