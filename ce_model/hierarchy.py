@@ -65,6 +65,7 @@ class Backbone(nn.Module):
             cells = torch.zeros(1, FEATURES_SIDE // CELL_PX, FEATURES_SIDE // CELL_PX)
             with torch.no_grad():
                 self.visible_maps(x, cells.bool())  # finds what no layer tells beforehand
+        self.train()  # both looks left the body in evaluation mode
 
     def forward(self, x: Tensor) -> Tensor:
         """The coarsest map of whole images."""

@@ -41,7 +41,7 @@ class HiddenStates(nn.Module):
         super().__init__()
         self.model = model
         weights = list(model.parameters())
-        maps = self(torch.zeros(1, 3, FEATURES_SIDE, FEATURES_SIDE))
+        maps = self.eval()(torch.zeros(1, 3, FEATURES_SIDE, FEATURES_SIDE))
         if maps:
             total = torch.stack([found.sum() for found in maps]).sum()
             found = torch.autograd.grad(total, weights, allow_unused=True)

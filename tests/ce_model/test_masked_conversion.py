@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ce_model.hierarchy import Backbone, HierarchicalDecoder
 from ce_model.masked_conversion import MaskedBatchNorm2d, UnsuitedLayerError, convert, unconvert
+from ce_model.network_config import Layers
 from ce_model.networks import NetworkConfig, build_generator
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -35,6 +36,11 @@ def test_with_nothing_hidden_a_converted_network_is_the_plain_one(training: bool
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     for name, value in converted.state_dict().items():
         torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", ["masked", "dense"])
+def test_a_new_encoder_is_in_training_mode_whole(layers: Layers) -> None:
+    assert all(module.training for module in Backbone(small_body(), layers).modules())
 
 
 def test_no_map_depends_on_a_hidden_pixel_and_each_is_zero_there() -> None:
