@@ -52,7 +52,8 @@ def find_fault(
         if next(module.children(), None) is None:
             handles.append(module.register_forward_hook(_watch(name, len(image), seen)))
     try:
-        take(image, hidden)
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see new hooks
+            take(image, hidden)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ ALEXNET = NetworkConfig(preset="alexnet", output="full")
 PIXELS = Objective(adversarial=0.0, overlap=0)
 
 
-def look(spoil: Any) -> tuple[Fault | None, bool]:
+def look(spoil: Any, *, compiled: bool = False) -> tuple[Fault | None, bool]:
     """What is found after something was spoilt, and whether any weight has moved."""
     first, second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
     networks = Networks(nn.Sequential(first, second), None)
@@ -23,6 +23,12 @@ def look(spoil: Any) -> tuple[Fault | None, bool]:
     hidden = torch.zeros(3, 227, 227, dtype=torch.bool)
     hidden[:, 50:90, 50:90] = True
     spoil(first, second)
+    if compiled:
+        networks.generator.compile(backend="eager")
+        train_step(
+            networks, optimizers, image, hidden,
+            network=ALEXNET, objective=PIXELS, dtype=torch.float32,
+        )  # fmt: skip
     before = state_tensors(networks, optimizers)
 
     def take(image: torch.Tensor, hidden: torch.Tensor) -> Any:
@@ -33,7 +39,7 @@ def look(spoil: Any) -> tuple[Fault | None, bool]:
 
     found = find_fault(networks, take, image, hidden)
     after = state_tensors(networks, optimizers)
-    same = all(torch.equal(before[name], after[name], ) or before[name].isnan().any()
+    same = all(torch.equal(before[name], after[name]) or before[name].isnan().any()
                for name in before)  # fmt: skip
     return found, not same
 
@@ -46,6 +52,11 @@ def nan_weight(first: nn.Module, second: nn.Module) -> None:
 def nan_output(first: nn.Module, second: nn.Module) -> None:
     spoil = torch.tensor([1.0, torch.inf, 1.0]).view(3, 1, 1, 1)
     first.register_forward_hook(lambda module, inputs, output: output * spoil)
+
+
+def infinite_output(first: nn.Module, second: nn.Module) -> None:
+    with torch.no_grad():
+        first.weight.fill_(1e38)  # type: ignore[operator,union-attr]
 
 
 def nan_gradient(first: nn.Module, second: nn.Module) -> None:
@@ -62,6 +73,11 @@ def nan_gradient(first: nn.Module, second: nn.Module) -> None:
 )
 def test_the_first_place_is_named_and_nothing_moves(spoil: Any, expected: Fault) -> None:
     assert look(spoil) == (expected, False)
+
+
+def test_a_compiled_network_names_its_layer_too() -> None:
+    found = look(infinite_output, compiled=True)
+    assert found == (Fault("the output of layer generator.0", (0, 1, 2)), False)
 
 
 def test_where_all_is_finite_nothing_is_found() -> None:
