@@ -99,8 +99,8 @@ def measure(work: Work) -> dict[str, Any]:
     judge = None
     if objective.adversarial:
         judge = build_discriminator(network, generator=generator).to(device)
-    optimizers = training.make_optimizers(Networks(built, judge), 1e-3, 1e-4)
     networks = Networks(built, judge)
+    optimizers = training.make_optimizers(networks, 1e-3, 1e-4)
     if ranks > 1:
         for part in networks:
             if part is not None:
@@ -108,6 +108,8 @@ def measure(work: Work) -> dict[str, Any]:
         networks = Networks(
             _wrap(built, work.compress), None if judge is None else _wrap(judge, work.compress)
         )
+    if work.batch_size % ranks:
+        raise SystemExit(f"--batch-size is {work.batch_size}; it must be a multiple of {ranks}")
     share = work.batch_size // ranks
     side = input_side(network)
     drawn = np.random.default_rng(0).integers(0, 256, (work.batch_size, side, side, 3), np.uint8)

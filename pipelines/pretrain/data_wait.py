@@ -12,7 +12,7 @@ Mark = Any
 class DataWaitClock:
     """Gaps between a step and the next batch, by the clock of the device itself.
 
-    A GPU works asynchronously: while it waits for a batch, the GPU may still compute.
+    A GPU works asynchronously: while the process waits for a batch, the GPU may still compute.
     """
 
     def __init__(self, device: torch.device) -> None:

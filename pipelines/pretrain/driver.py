@@ -107,7 +107,7 @@ class DriverWatch:
         self.peak_memory_bytes = 0  # of this process and all below it: on one machine, everything
         self.diverged: Diverged | None = None
         self.faults: list[FaultFound] = []
-        self._probes = Probes(task, config.probe_every, self._add, self._progress.note)
+        self._probes = Probes(task, config.probe_every, self._add_probe, self._progress.note)
         self._events: EventFile | None = None
         if "tensorboard" in config.log_to:
             self._events = EventFile(storage.join(task.stage_uri, "tensorboard"))
@@ -143,6 +143,11 @@ class DriverWatch:
         self._recorder.metrics(values, step, time_s)
         if self._events is not None:
             self._events.scalars(values, step, time_s)
+
+    def _add_probe(self, values: dict[str, float], step: int, time_s: float) -> None:
+        self._recorder.metrics(values, step, time_s)
+        if self._events is not None:
+            self._events.scalars(values, step, time_s, in_history=False)
 
     def _publish_events(self, *, now: bool = False) -> None:
         if self._events is not None:
@@ -181,9 +186,7 @@ class DriverWatch:
                 case SystemPoint(step, time_s, values):
                     self._recorder.metrics(values, step, time_s)
                 case TraceReady(uri):
-                    self._progress.note(f"traced steps: {uri}")
-                    name = uri.rpartition("/")[2]
-                    self._recorder.artifact(f"profile/{name}", storage.read_bytes(uri))
+                    self._publish_trace(uri)
                 case PanelReady(step, images):
                     self._publish_panel(step, images)
                 case Resumed(step, history):
@@ -198,6 +201,13 @@ class DriverWatch:
                     self.diverged = message
                 case FaultFound():
                     self.faults.append(message)
+
+    def _publish_trace(self, uri: str) -> None:
+        self._progress.note(f"traced steps: {uri}")
+        try:
+            self._recorder.artifact(f"profile/{uri.rpartition('/')[2]}", storage.read_bytes(uri))
+        except (OSError, UserError) as error:
+            self._progress.note(f"warning: the trace is not in MLflow: {error}")
 
     def _publish_panel(self, step: int, images: dict[str, Any]) -> None:
         title = (

@@ -1,4 +1,4 @@
-"""Messages of rank 0 to the driver during training."""
+"""Messages of the training processes to the driver."""
 
 from typing import Any, NamedTuple
 

@@ -17,6 +17,7 @@ USED_BY = {
     "bottleneck": ("inpaint",),
     "target": ("features",),
     "layers": ("features",),
+    "encoder": ("features",),
 }
 
 

@@ -115,10 +115,11 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
             _begin_from(config, recipe, stage, console)
             spec = _run_spec(config, recipe, manifest, dataset_uri, key, uri, scaling)
             summary = _train(config, task, resources, spec, console)
+    summary = {**summary, "delivered": is_committed(stage)}
     if config.summary:
         storage.publish_json(config.summary, summary)
     closing_table(summary, console)
-    return {**summary, "delivered": is_committed(stage)}
+    return summary
 
 
 def _continue_finished(

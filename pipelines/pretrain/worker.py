@@ -20,7 +20,7 @@ from pipelines.data import stream
 from pipelines.errors import UserError
 from pipelines.models import checkpoint
 from pipelines.models.backbones import build_network
-from pipelines.pretrain import device_feed, validation
+from pipelines.pretrain import device_feed, profile, validation
 from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import distribute
 from pipelines.pretrain.initial import read_initial
@@ -194,6 +194,12 @@ def hints(task: Task, networks: Networks, device: torch.device) -> list[str]:
     if task.workers.is_elastic:
         found.append(
             f"{task.plan.num_workers} workers now, of {task.workers.fewest} to {task.workers.most}"
+        )
+    least = profile.AFTER + task.profile_steps
+    if task.profile_steps and task.plan.steps < least:
+        found.append(
+            f"--profile-steps {task.profile_steps}: there is no trace of a run of fewer than "
+            f"{least} steps, since the first {profile.AFTER} are not traced"
         )
     refused = cuda_graph.why_not_recorded(networks, device)
     if task.compile and refused:

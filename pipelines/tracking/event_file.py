@@ -23,35 +23,44 @@ class EventFile:
         """Nothing in it yet."""
         self._uri = storage.join(folder_uri, NAME)
         self._published_at = 0.0
-        self._points, self._images = bytearray(), bytearray()
+        self._history, self._others = bytearray(), bytearray()
+        self._is_changed = False
 
     def clear(self) -> None:
-        """Forget the curves, to be filled with the history of a run that resumes."""
-        self._points.clear()
+        """Forget the curves of the history, which is written again when a run resumes."""
+        self._history.clear()
 
-    def scalars(self, values: Mapping[str, float], step: int, time_s: float) -> None:
-        """Add one point per curve; what is not finite is left out, as in MLflow."""
+    def scalars(
+        self, values: Mapping[str, float], step: int, time_s: float, *, in_history: bool = True
+    ) -> None:
+        """Add one point per curve; what is not finite is left out, as in MLflow.
+
+        `in_history`: whether a run that resumes brings them again.
+        """
+        found = self._history if in_history else self._others
         for name, value in values.items():
             if math.isfinite(value):
-                data = _text(1, name) + _float(2, value)
-                self._points += record(event(time_s, step, data))
+                found += record(event(time_s, step, _text(1, name) + _float(2, value)))
+        self._is_changed = True
 
     def image(self, name: str, png: bytes, step: int) -> None:
         """Add an image."""
         width, height = struct.unpack(">II", png[16:24])  # of the PNG header
         image = _number(1, height) + _number(2, width) + _number(3, 4) + _bytes(4, png)
-        self._images += record(event(time.time(), step, _text(1, name) + _bytes(4, image)))
+        self._others += record(event(time.time(), step, _text(1, name) + _bytes(4, image)))
+        self._is_changed = True
 
     def publish(self, *, now: bool = False) -> None:
-        """Write the file, at most every 10 s unless it is to be now.
+        """Write the file where there is more, at most every 10 s unless it is to be now.
 
         Raises:
             OSError: the storage is away.
         """
-        if now or time.monotonic() - self._published_at > PUBLISH_S:
+        if self._is_changed and (now or time.monotonic() - self._published_at > PUBLISH_S):
             self._published_at = time.monotonic()
             begin = record(event(0.0, version="brain.Event:2"))
-            storage.publish(self._uri, begin + bytes(self._points + self._images))
+            storage.publish(self._uri, begin + bytes(self._history + self._others))
+            self._is_changed = False
 
 
 def event(time_s: float, step: int = 0, value: bytes = b"", version: str = "") -> bytes:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pipelines import cli
-from pipelines.pretrain.config import PretrainConfig, resolve_recipe
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.parameters import effective, given
+from pipelines.pretrain.recipe import resolve_recipe
 from pipelines.promotion.explain import reproduce
 from pipelines.tracking.registry import GIVEN_TAG, RunFacts
 
@@ -39,6 +40,7 @@ def test_what_a_preset_does_not_use_is_left_out() -> None:
     inpaint, unet, features, alexnet = map(shown, CONFIGS)
     assert inpaint["bottleneck"] == 4000 and "bottleneck" not in unet
     assert features["target"] == "hog" and "target" not in inpaint
+    assert features["encoder"] == "alexnet" and "encoder" not in unet
     assert features["crop_area"] == (0.5, 1.0) and "shorter" not in features
     assert "momentum" in alexnet and "betas" not in alexnet
     assert unet["fill"] == "smooth" and alexnet["fill"] == (1.0, 2.0, 3.0)

@@ -128,6 +128,8 @@ def test_what_parts_and_compiling_come_to_is_told() -> None:
     assert told(plain) == told(normed) == told(plain, recipe=parts) == []
     assert "batch norm sees 1 images at a time" in told(normed, recipe=parts)[0]
     assert "not recorded as a CUDA graph: CUDA graphs are for GPUs" in told(plain, compile=True)[0]
+    (short,) = told(plain, profile_steps=2)
+    assert "--profile-steps 2: there is no trace of a run of fewer than 12 steps" in short
 
 
 def test_the_last_step_is_measured_and_saved_whatever_the_periods(tmp_path: Path) -> None:

@@ -87,3 +87,25 @@ def test_a_resumed_run_writes_each_point_once(tmp_path: Path) -> None:
     events.publish(now=True)
     steps = [each[2][0] for each in records((tmp_path / NAME).read_bytes())]
     assert steps == [0, 1, 2, 3, 4]
+
+
+def test_what_no_history_brings_again_outlives_a_restart(tmp_path: Path) -> None:
+    events = EventFile(str(tmp_path))
+    events.scalars({"loss": 1.0}, 1, 0.0)
+    events.scalars({"probe/knn_accuracy": 0.5}, 1, 0.0, in_history=False)
+    events.clear()
+    events.scalars({"loss": 1.0}, 1, 0.0)
+    events.publish(now=True)
+    assert len(records((tmp_path / NAME).read_bytes())) == 3
+
+
+def test_a_file_without_news_is_not_written_again(tmp_path: Path) -> None:
+    events = EventFile(str(tmp_path))
+    events.scalars({"loss": 1.0}, 1, 0.0)
+    events.publish(now=True)
+    (tmp_path / NAME).unlink()
+    events.publish(now=True)
+    assert not (tmp_path / NAME).exists()
+    events.scalars({"loss": 1.0}, 2, 0.0)
+    events.publish(now=True)
+    assert (tmp_path / NAME).exists()
