@@ -17,7 +17,7 @@ from typing import Any
 
 import ray.train
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from benchmarks.rank_steps import Work, add_arguments, measure, work_of
 from benchmarks.scale import torchrun
@@ -67,7 +67,6 @@ def _ray_train(work: Work, ranks: int) -> float:
                 num_workers=ranks, resources_per_worker={"CPU": 0.5, "memory": 1}
             ),
             run_config=RunConfig(name="overhead", storage_path=folder),
-            torch_config=TorchConfig(),
         )
         metrics = trainer.fit().metrics
     assert metrics is not None

@@ -28,6 +28,7 @@ from ce_model.hierarchy import Backbone, HierarchicalDecoder
 from ce_model.layers import BilinearResize, ChannelwiseLinear, SpectralConv2d, ZeroConv2d
 
 # A network and its settings are imported together; the settings alone need no torch.
+from ce_model.network_config import ALEXNET as ALEXNET
 from ce_model.network_config import ALEXNET_SIDE as ALEXNET_SIDE
 from ce_model.network_config import BOTTLENECK as BOTTLENECK
 from ce_model.network_config import CENTER_SIDE as CENTER_SIDE
@@ -141,7 +142,7 @@ def build_generator(
     Raises:
         ValueError: such a config, and no backbone.
     """
-    if (backbone is None) != (config.encoder == "alexnet"):
+    if (backbone is None) != (config.encoder == ALEXNET):
         raise ValueError(
             f"network.encoder is {config.encoder}; alexnet is built here, any other one has to be "
             "given as a backbone"

@@ -1,10 +1,17 @@
-"""A training worker without a cluster: its task, its reporter, and its loop with deaths."""
+"""Training workers: one without a cluster, with its loop and deaths; one that gets a signal."""
 
-from collections.abc import Callable
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from ce_model import training
@@ -19,6 +26,7 @@ from pipelines.pretrain.task import Task
 from pipelines.pretrain.validation import FixedImages
 from pipelines.pretrain.validator import Validator
 from pipelines.pretrain.workers import Workers
+from pipelines.runtime.ray_internals import is_training_process
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
 PIXELS = Objective(adversarial=0.0, overlap=0)
@@ -74,6 +82,34 @@ def make_reporter(
     validator = Validator(task.recipe, torch.float32, images(2), typical)
     curves = Curves(torch.device("cpu"), training.num_ranks(), task.plan.batch_size)
     return Reporter(task, mailbox, 0, curves, validator)
+
+
+@contextmanager
+def signalling_a_worker(
+    stage: Path, at_step: int, number: signal.Signals, rank: int = -1
+) -> Iterator[list[float]]:
+    """Signal one training process of this cluster as soon as a checkpoint is there; says when."""
+    sent: list[float] = []
+    marker = stage / "checkpoints" / f"step-{at_step:08d}" / checkpoint.STATE
+
+    def send() -> None:
+        deadline = time.monotonic() + 240
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        workers = sorted(
+            process.pid
+            for process in psutil.Process().children(recursive=True)
+            if is_training_process(process.cmdline())
+        )
+        os.kill(workers[rank], number)
+        sent.append(time.monotonic())
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        thread.join()
 
 
 def never() -> Any:

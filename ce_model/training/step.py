@@ -157,7 +157,7 @@ def train_step(
         if not kept:
             with torch.no_grad():
                 shown = [_predict(networks.generator, part, dtype) for part in parts]
-            _restore(_statistics(Networks(networks.generator, None)), before)
+            _restore(statistics, before)
         metrics |= _discriminator_step(networks.discriminator, optimizers, parts, shown, dtype)
         skip = _not_finite(metrics["grad_norm/discriminator"])
 
@@ -295,8 +295,7 @@ def _statistics(networks: Networks) -> list[Tensor]:
 
 
 def _restore(tensors: list[Tensor], before: list[Tensor]) -> None:
-    """The first of `before` belong to the tensors, which may be fewer."""
-    for tensor, old in zip(tensors, before, strict=False):
+    for tensor, old in zip(tensors, before, strict=True):
         tensor.copy_(old)
 
 

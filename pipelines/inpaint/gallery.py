@@ -20,7 +20,6 @@ STYLE = """
 .strip figure { margin: 0; } .strip img { width: 100%; max-width: 320px; }
 """
 GREY = 128  # of the hole in the input
-GAP_PX = 6
 
 
 def write_gallery(

@@ -7,10 +7,9 @@ from ce_model.network_config import network_in_key
 from ce_model.training import Objective, Optimization
 from pipelines import storage
 from pipelines.data.manifest import Manifest
-from pipelines.pretrain import recipe as learning
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.initial import InitialWeights, find_initial
-from pipelines.pretrain.recipe import NO_COLOR, Color
+from pipelines.pretrain.recipe import NO_COLOR, Color, resolve_recipe
 from pipelines.tracking.client import tracking_uri
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
@@ -53,7 +52,7 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
     because the stream does not depend on it.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | LATER}
-    recipe = learning.resolve_recipe(config, mean_rgb)
+    recipe = resolve_recipe(config, mean_rgb)
     initial = find_initial_of(config)
     generator, discriminator = recipe.learning_rates
     return {
@@ -91,19 +90,23 @@ def find_initial_of(config: PretrainConfig) -> InitialWeights | None:
 
 def pretrain_key(config: PretrainConfig, manifest: Manifest) -> str:
     """Names the result: the settings that matter and the dataset."""
-    settings = settings_in_key(config, manifest.mean_rgb)
-    return storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **settings})
+    return _keys(config, manifest)[0]
 
 
 def keys_of_all_versions(config: PretrainConfig, manifest: Manifest) -> set[str]:
+    """All keys that this training may have in a store."""
+    return set(_keys(config, manifest))
+
+
+def _keys(config: PretrainConfig, manifest: Manifest) -> tuple[str, str]:
     """Today's key and that of before 2026-11-28, which held the number of validation images."""
-    return {pretrain_key(config, manifest), _earlier_key(config, manifest)}
-
-
-def _earlier_key(config: PretrainConfig, manifest: Manifest) -> str:
     settings = settings_in_key(config, manifest.mean_rgb)
     before = {**settings, "validation_images": config.validation_images}
-    return storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **before})
+    today, earlier = (
+        storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **each})
+        for each in (settings, before)
+    )
+    return today, earlier
 
 
 def stage_uri(store: str, key: str) -> str:
@@ -113,7 +116,7 @@ def stage_uri(store: str, key: str) -> str:
 
 def stored_key(config: PretrainConfig, manifest: Manifest) -> str:
     """The key under which the store has this training; today's where it has none."""
-    today, earlier = pretrain_key(config, manifest), _earlier_key(config, manifest)
+    today, earlier = _keys(config, manifest)
     if earlier != today:
         has_today, has_earlier = (
             storage.is_folder(stage_uri(config.store, key)) for key in (today, earlier)

@@ -17,11 +17,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.runtime.mailbox import Failure
+from pipelines.runtime.ray_internals import is_training_process
 
 Phase = Literal["step", "data", "other"]
 LOOK_S = 1.0  # between two looks at the signs of life
 ANSWER_S = 30.0  # for a task that ends a process
-PROCESS = "RayTrainWorker"  # in the command line of a training process
 
 
 class Sign(NamedTuple):
@@ -44,7 +44,7 @@ class StallWatch:
         timeout_s: float,
         mailbox: Any,
         tell: Callable[[str], None],
-        end: "Callable[[Sign], bool] | None" = None,
+        end: Callable[[Sign], bool] | None = None,
     ) -> None:
         """Watch nobody yet.
 
@@ -114,7 +114,7 @@ def end_process(sign: Sign) -> bool:
 
 def _kill(pid: int) -> bool:
     try:
-        if not any(PROCESS in part for part in psutil.Process(pid).cmdline()):
+        if not is_training_process(psutil.Process(pid).cmdline()):
             return False  # another process has this number now
         os.kill(pid, signal.SIGKILL)
     except (psutil.NoSuchProcess, ProcessLookupError):

@@ -92,12 +92,15 @@ def _has_raylet() -> bool:
     return False
 
 
+def is_training_process(command_line: Sequence[str] | None) -> bool:
+    """Whether a process is one of a training, by the title Ray gives it."""
+    return bool(command_line and command_line[0].startswith("ray::RayTrainWorker"))
+
+
 def count_training_processes() -> int:
-    """Training processes of all jobs and clusters on this machine, by the title Ray gives them."""
+    """Training processes of all jobs and clusters on this machine."""
     found = psutil.process_iter(["cmdline"])
-    return sum(
-        (each.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker") for each in found
-    )
+    return sum(is_training_process(each.info["cmdline"]) for each in found)
 
 
 def has_dashboard() -> bool:

@@ -1,6 +1,6 @@
 """What a store holds, read from the records that its jobs left; nothing is asked of MLflow."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -123,30 +123,30 @@ def _read_training(uri: str) -> Training | None:
         summary = commits.read_commit(uri) or {}
         at = _time(summary.get("ended_at"), commits.commit_uri(uri))
         noted = [(int(step), float(value)) for step, value in summary.get("curve", ())]
-        curve = noted or curve_of(_newest_state(uri).get("history", ()))
+        curve = noted or curve_of(_read_state(_newest_state(uri)).get("history", ()))
         return Training(key, uri, at, summary, None, str(summary["preset"]), curve, has_panel)
-    newest = next(_states(uri), None)
+    newest = _newest_state(uri)
     if newest is None:
         return None
     step = int(newest.rsplit("/", 2)[1].rpartition("-")[2])
-    state = _newest_state(uri)
+    state = _read_state(newest)
     preset = str(state.get("network", {}).get("preset", ""))
     curve = curve_of(state.get("history", ()))
     return Training(key, uri, storage.modified(newest), {}, step, preset, curve, has_panel)
 
 
-def _states(stage: str) -> Iterator[str]:
-    """Records of its checkpoints, the newest first."""
+def _newest_state(stage: str) -> str | None:
+    """The record of the newest checkpoint."""
     folder = storage.join(stage, "checkpoints")
     for name in reversed(storage.children(folder)):
         state = storage.join(folder, name, STATE)
         if name.startswith("step-") and storage.exists(state):
-            yield state
+            return state
+    return None
 
 
-def _newest_state(stage: str) -> dict[str, Any]:
-    """What the newest checkpoint remembers; nothing where that is too much for a page."""
-    state = next(_states(stage), None)
+def _read_state(state: str | None) -> dict[str, Any]:
+    """What a checkpoint remembers; nothing where that is too much for a page."""
     if state is None or storage.size(state) > MAX_STATE_BYTES:
         return {}
     found: dict[str, Any] = storage.read_json(state)

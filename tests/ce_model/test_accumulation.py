@@ -1,12 +1,10 @@
 """A batch that is taken in parts, and losses that are scaled for float16."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,16 +25,10 @@ from ce_model.training import (
 from ce_model.training.loss_scale import FIRST, LEAST, RISES_AFTER, LossScale
 from ce_model.training.step import by_parts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 UNET = NetworkConfig(preset="unet", output="full")
 CENTER = NetworkConfig(bottleneck=16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def batch(count: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -133,13 +125,6 @@ def test_a_batch_that_does_not_divide_into_the_parts_is_refused() -> None:
     networks, optimizers, settings = make(UNET, default_objective(UNET), accumulate=3)
     with pytest.raises(ValueError, match="the batch has 4 images; taken in 3 parts"):
         train_step(networks, optimizers, *batch(4, 32), **settings)
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

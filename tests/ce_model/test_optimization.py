@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +23,8 @@ from ce_model.training import (
     train_step,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NETWORK = NetworkConfig(output="full")  # for the side of its images alone
 SETTINGS: dict[str, Any] = {
     "network": NETWORK,
@@ -38,15 +39,6 @@ EVERYTHING = [
     Optimization(optimizer="sgd", momentum=0.0),
     Optimization(optimizer="lars", weight_decay=0.1),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for each other cost more than they gain."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def tiny(seed: int = 0) -> Networks:

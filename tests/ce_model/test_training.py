@@ -1,7 +1,6 @@
 """The training step: what it optimises, what it refuses to apply, what it can resume."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,11 @@ from ce_model.training import (
     train_step,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CENTER = NetworkConfig(bottleneck=32)
 FULL = NetworkConfig(output="full", bottleneck=32)
 ALEXNET = NetworkConfig(preset="alexnet", output="full", dropout=0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for each other cost more than they gain."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def _batch(network: NetworkConfig, batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -437,13 +429,6 @@ def test_a_bfloat16_step_convolves_in_bfloat16_and_keeps_weights_and_losses_in_f
     assert {value.dtype for value in [*metrics.values(), *state] if value.is_floating_point()} == {
         torch.float32
     }
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def _wrapped(networks: Networks) -> Networks:

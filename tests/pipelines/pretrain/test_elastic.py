@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from helpers import ROOT
 from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 
@@ -21,8 +22,6 @@ from pipelines.pretrain.fit import scaling_config
 from pipelines.pretrain.workers import Workers
 from pipelines.runtime import ray_internals
 from pipelines.runtime.cluster import Resources
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_a_range_is_read_and_its_sizes_divide_the_batch() -> None:

@@ -2,15 +2,11 @@
 
 import errno
 import io
-import os
 import resource
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +14,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -26,6 +21,7 @@ import torch.distributed
 import torch.multiprocessing
 from mlflow.exceptions import MlflowException
 from rich.console import Console
+from training_helpers import signalling_a_worker
 
 from ce_model.masks import Strategy
 from ce_model.networks import NetworkConfig, build_generator
@@ -95,32 +91,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(dataset_uri: str, store: Path) -> dict[str, Any]:
     return pretrain_model(make_config(store), dataset_uri)
-
-
-@contextmanager
-def killing_a_worker(stage: Path, at_step: int, rank: int) -> Iterator[list[int]]:
-    """SIGKILL one training process of this cluster as soon as a checkpoint is there."""
-    killed: list[int] = []
-    marker = stage / "checkpoints" / f"step-{at_step:08d}" / checkpoint.STATE
-
-    def kill() -> None:
-        deadline = time.monotonic() + 240
-        while not marker.exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        workers = sorted(
-            process.pid
-            for process in psutil.Process().children(recursive=True)
-            if "RayTrainWorker" in " ".join(process.cmdline())
-        )
-        os.kill(workers[rank], signal.SIGKILL)
-        killed.append(workers[rank])
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        thread.join()
 
 
 def stage_of(config: PretrainConfig, uri: str) -> Path:
@@ -201,7 +171,9 @@ def test_a_killed_worker_costs_nothing_but_time(
     unbroken: dict[str, Any], dataset_uri: str, tmp_path: Path
 ) -> None:
     config = make_config(tmp_path)
-    with killing_a_worker(stage_of(config, dataset_uri), at_step=EVERY, rank=0) as killed:
+    with signalling_a_worker(
+        stage_of(config, dataset_uri), EVERY, signal.SIGKILL, rank=0
+    ) as killed:
         summary = pretrain_model(config, dataset_uri)
     assert killed
     assert summary["restarts"] == 1

@@ -2,21 +2,17 @@
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import ray
+from training_helpers import signalling_a_worker
 
 from pipelines.data.manifest import read_manifest
 from pipelines.errors import UserError
-from pipelines.models import checkpoint
 from pipelines.pretrain import stall
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.key import pretrain_key
@@ -107,32 +103,6 @@ def test_only_a_training_process_is_killed() -> None:
     assert not stall._kill(2**22 + 1)  # above the largest number of a process
 
 
-@contextmanager
-def freezing_a_worker(stage: Path, at_step: int) -> Iterator[list[float]]:
-    """SIGSTOP the training process of the highest number as soon as a checkpoint is there."""
-    frozen: list[float] = []
-    marker = stage / "checkpoints" / f"step-{at_step:08d}" / checkpoint.STATE
-
-    def freeze() -> None:
-        deadline = time.monotonic() + 240
-        while not marker.exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        workers = [
-            process.pid
-            for process in psutil.Process().children(recursive=True)
-            if stall.PROCESS in " ".join(process.cmdline())
-        ]
-        os.kill(max(workers), signal.SIGSTOP)
-        frozen.append(time.monotonic())
-
-    thread = threading.Thread(target=freeze)
-    thread.start()
-    try:
-        yield frozen
-    finally:
-        thread.join()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("max_failures", [1, 0])
 def test_a_frozen_rank_of_two_is_restarted_or_fails_with_one_message(
@@ -144,7 +114,7 @@ def test_a_frozen_rank_of_two_is_restarted_or_fails_with_one_message(
         adversarial=0.0, stall_timeout_s=8, max_failures=max_failures,
     )  # fmt: skip
     stage = tmp_path / "pretrain" / pretrain_key(config, read_manifest(dataset_uri))[:16]
-    with freezing_a_worker(stage, at_step=4) as frozen:
+    with signalling_a_worker(stage, 4, signal.SIGSTOP) as frozen:
         if max_failures:
             assert pretrain_model(config, dataset_uri)["restarts"] == 1
         else:
