@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -55,10 +56,11 @@ def seconds_of(peer: Callable[[list[Path], Path, int], float], *arguments: objec
         raise RuntimeError(f"{peer.__name__} died; its message stands above") from None
     finally:
         process.join(10)
+        process.kill()
 
 
-def _run(answer: object, peer: Callable[..., float], arguments: tuple[object, ...]) -> None:
-    answer.send(peer(*arguments))  # type: ignore[attr-defined]
+def _run(answer: Connection, peer: Callable[..., float], arguments: tuple[object, ...]) -> None:
+    answer.send(peer(*arguments))
 
 
 def datasets_map(files: list[Path], folder: Path, cores: int) -> float:

@@ -8,9 +8,12 @@ manifest names and nothing else.
     train/*.parquet            key, label, image, sha256, mask_<strategy>_<side> ...
     val/*.parquet
     train/*.masks-*.parquet    sidecars: mask columns that were added later
-    quarantine-<job>.parquet   images that a job quarantined, with the reason (when there are any)
+    train/*.labels-*.parquet   sidecars: labels that were corrected later
+    quarantine-<job>.parquet   images that a job quarantined, with the reason (when there are any);
+                               -<job>-<n> of its n-th run on the dataset
     card.html  card.json       what a person wants to know, with a contact sheet
-    revisions/*.json           manifests of later additions; manifest.json is the newest
+    revisions/*.json           once there is an addition: the first manifest and those of all
+                               additions; manifest.json is the newest
 
 `image` is a JPEG (RGB, upright, shorter side at most `stored_side` px) on uncompressed pages;
 `sha256` (nullable) is that of the bytes in the source, so that a row can be traced to its file.
@@ -216,23 +219,38 @@ def read_manifest(uri: str, revision: int | None = None) -> Manifest:
         UserError: there is none, or this version cannot read it.
     """
     manifest = find_manifest(uri)
-    if manifest is not None and revision not in (None, manifest.revision):
-        return _earlier(uri, revision or 0)
     if manifest is None:
         raise UserError(
             f"'{uri}' is not a prepared dataset: it has no {MANIFEST} of one. Make one with "
             "python jobs/prepare.py --source IMAGES --output DATASET"
         )
-    return manifest
+    if revision in (None, manifest.revision):
+        return manifest
+    return manifest_from_json(storage.read_json(_earlier_uri(uri, revision or 0)), uri)
 
 
-def _earlier(uri: str, revision: int) -> Manifest:
-    names = storage.children(storage.join(uri, "revisions"))
+def _earlier_uri(uri: str, revision: int) -> str:
+    names = _revisions(uri)
     name = f"{revision:06}.json"
     if name not in names:
         held = ", ".join(str(int(each.removesuffix(".json"))) for each in names)
         raise UserError(f"'{uri}' has no revision {revision}; it has {held or 'one'}")
-    return manifest_from_json(storage.read_json(storage.join(uri, "revisions", name)), uri)
+    return storage.join(uri, "revisions", name)
+
+
+def _revisions(uri: str) -> list[str]:
+    """Names of the files of all revisions, rising; a kill may leave others beside them."""
+    names = storage.children(storage.join(uri, "revisions"))
+    return [name for name in names if name.endswith(".json")]
+
+
+def read_raw(uri: str, revision: int) -> dict[str, Any]:
+    """What the file of a revision says, unchecked."""
+    newest: dict[str, Any] = storage.read_json(storage.join(uri, MANIFEST))
+    if newest.get("revision", 0) == revision:
+        return newest
+    earlier: dict[str, Any] = storage.read_json(_earlier_uri(uri, revision))
+    return earlier
 
 
 def manifest_from_json(raw: dict[str, Any], uri: str) -> Manifest:
@@ -317,7 +335,7 @@ def replace_manifest(uri: str, manifest: Manifest) -> None:
 def _keep_first_revision(uri: str) -> None:
     """Before the first addition manifest.json is the only copy of what was committed."""
     first = storage.join(uri, "revisions", f"{0:06}.json")
-    if not storage.exists(first) and not storage.children(storage.join(uri, "revisions")):
+    if not storage.exists(first) and not _revisions(uri):
         with suppress(FileExistsError):
             content = storage.read_json(storage.join(uri, MANIFEST))
             storage.publish_json(first, content, exclusive=True)
@@ -327,7 +345,7 @@ def _place_newest_revision(uri: str) -> None:
     """Copy it to manifest.json; again while others make more, or a slow job would undo theirs."""
     revisions = storage.join(uri, "revisions")
     placed = None
-    while (newest := storage.children(revisions)[-1]) != placed:
+    while (newest := _revisions(uri)[-1]) != placed:
         content = storage.read_json(storage.join(revisions, newest))
         storage.publish_json(storage.join(uri, MANIFEST), content)
         placed = newest

@@ -20,8 +20,11 @@ def source_name(source: str) -> str:
     if SAMPLES.search(source.rstrip("/")):
         return "sample photographs"
     parts = [part for part in redact(source).rstrip("/").split("/") if part]
+    if not parts:  # the root of a disk
+        return "unnamed images"
     name = parts[-1]
     if name in SPLITS and len(parts) > 1 and not parts[-2].endswith(":"):
         name = f"{parts[-2]}/{name}"
-    name = re.sub(r"(\.(tar|tgz|zip|parquet|csv|txt|jsonl?))?(\.(gz|xz|bz2|zst))?$", "", name)
+    stem = re.sub(r"(\.(tar|tgz|zip|parquet|csv|txt|jsonl?))?(\.(gz|xz|bz2|zst))?$", "", name)
+    name = stem or name  # a file may be called `.tar`
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."

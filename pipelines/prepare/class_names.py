@@ -6,14 +6,23 @@ from collections.abc import Iterable
 
 def same_classes(old: tuple[str, ...], stored: Iterable[str]) -> dict[str, str]:
     """Spelling -> class; two spellings of one text, as macOS and Linux write it, are one class."""
-    by_text = {unicodedata.normalize("NFC", name): name for name in reversed(old)}
+    by_text = {_text(name): name for name in reversed(old)}
     found = {}
     for name in sorted(name for name in stored if name):
-        text = unicodedata.normalize("NFC", name)
+        text = _text(name)
         if text in stored:
             by_text.setdefault(text, text)
         found[name] = name if name in old else by_text.setdefault(text, name)
     return found
+
+
+def is_same(one: str | None, other: str) -> bool:
+    """Whether two names are one class."""
+    return one is not None and (one == other or _text(one) == _text(other))
+
+
+def _text(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def merge_classes(old: tuple[str, ...], listed: Iterable[str]) -> tuple[str, ...]:

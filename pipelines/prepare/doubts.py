@@ -7,12 +7,14 @@ dataset that is added to may hold images with a class that they have lost, or in
 
 from collections import Counter
 
+from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.fault_budget import SourceTotals
 from pipelines.prepare.plan import Plan
 from pipelines.prepare.progress import console, counted
 from pipelines.prepare.source_config import SourceConfig
+from pipelines.prepare.sources import patterns
 from pipelines.prepare.sources.layout import Layout, Place, place
 from pipelines.prepare.sources.survey import survey
 
@@ -25,7 +27,7 @@ def check(config: PrepareConfig, planned: Plan, totals: SourceTotals, uri: str) 
     """
     check_folders(config, Counter(planned.folders), totals.folders)
     check_names(config, totals.bare_names)
-    _check_classes(totals, uri)
+    _check_held(totals, uri)
 
 
 def check_folders(config: SourceConfig, listed: Counter[str], streamed: Counter[str]) -> None:
@@ -42,7 +44,8 @@ def check_folders(config: SourceConfig, listed: Counter[str], streamed: Counter[
     if not streamed:
         return
     together = listed + streamed
-    surveyed = survey(config.shown_source, together, config.rules)
+    roots = patterns.roots(tuple(map(storage.absolute, config.sources)))
+    surveyed = survey(config.shown_source, together, config.rules, roots)
     guess = Layout(rules=config.rules, guessed=True, splits=surveyed.layout.splits)
     other = "parent" if config.rules.class_from == "first" else "parent or first"
     for folder in streamed:
@@ -81,7 +84,8 @@ def check_names(config: SourceConfig, bare_names: Counter[str]) -> None:
             )
 
 
-def _check_classes(totals: SourceTotals, uri: str) -> None:
+def _check_held(totals: SourceTotals, uri: str) -> None:
+    """Refuse a class that is lost; tell of another split."""
     if "class" in totals.conflicts:
         count, first = totals.conflicts["class"]
         raise UserError(

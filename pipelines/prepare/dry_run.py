@@ -18,7 +18,8 @@ from pipelines.prepare.plan import Listing
 from pipelines.prepare.progress import console, counted
 from pipelines.prepare.shards import mask_cell, num_shards
 from pipelines.prepare.sources import tars
-from pipelines.prepare.sources.labels import AmbiguousLabel, Labels
+from pipelines.prepare.sources.labelled import labelled
+from pipelines.prepare.sources.labels import Labels
 from pipelines.prepare.sources.piece import Piece
 from pipelines.prepare.sources.readers import Member, members
 from pipelines.runtime.progress import duration
@@ -31,14 +32,15 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     """Print what the job would do, from a sample spread over the source."""
     untrusted.use_one_thread()
     faults: Counter[str] = Counter()
-    seen = _Seen(config, labels)
+    seen = _Seen(config.validation_share)
     read_bytes = stored_bytes = pictures = 0
     ends = [time.perf_counter()]
     for piece, member in islice(_spread(found), SAMPLE_PICTURES):
         pictures += 1
         size = len(member.data or b"")
         read_bytes += tars.BLOCK + tars.padded_size(size) if piece.kind == "tar" else size
-        seen.add(member.key, member.split, member.class_name)
+        member = labelled(member, labels, Counter())
+        seen.add(member)
         try:
             if member.data is None:
                 raise member.fault or AssertionError
@@ -63,10 +65,10 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     table.add_row("images", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
     table.add_row("sampled", counted(pictures, "image"))
     if is_files:  # all are known by name
-        seen = _Seen(config, labels)
+        seen = _Seen(config.validation_share)
         for piece in found:
             split = piece.split if found.has_validation else None
-            seen.add(piece.key, split, piece.class_name)
+            seen.add(labelled(Member(piece.key, None, split, piece.class_name), labels, Counter()))
     by_class = seen.by_class()
     names = tuple(sorted({*by_class["train"], *by_class["val"]} - {class_facts.NO_CLASS}))
     classes = class_facts.facts(by_class, names)
@@ -97,21 +99,16 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
 class _Seen:
     """Images by class: those in a split, and how many others, of which validation is drawn."""
 
-    def __init__(self, config: PrepareConfig, labels: Labels | None) -> None:
-        self._share, self._labels = config.validation_share, labels
+    def __init__(self, validation_share: float) -> None:
+        self._share = validation_share
         self._own: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
         self._free: Counter[str] = Counter()
 
-    def add(self, key: str, split: str | None, class_name: str | None) -> None:
-        try:
-            listed = self._labels.of(key, split) if self._labels else None
-            split = (self._labels.split_of(key) if self._labels else None) or split
-        except AmbiguousLabel:  # the job quarantines it
+    def add(self, member: Member) -> None:
+        if member.split == "test" or (member.fault and member.fault.kind == "missing_label"):
             return
-        if split == "test":
-            return
-        counts = self._own[split] if split else self._free
-        counts[listed or class_name or class_facts.NO_CLASS] += 1
+        counts = self._own[member.split] if member.split else self._free
+        counts[member.class_name or class_facts.NO_CLASS] += 1
 
     def by_class(self) -> dict[str, Counter[str]]:
         drawn = Counter({name: draw.wanted(n, self._share) for name, n in self._free.items()})

@@ -160,8 +160,11 @@ def over_budget(config: PrepareConfig, totals: SourceTotals, *, adding: bool) ->
             f"{counted(broken, 'archive')} broken, such as {totals.first['broken_archive']}; "
             f"--max-broken-archives allows {config.max_broken_archives}"
         )
+    # A folder `train` in an archive is OPEN where the listing knows of none for validation.
+    is_open = (group_of(OPEN, None, is_near=is_near) for is_near in (True, False))
+    of_split = {"train": ("train", *is_open), "val": ("val",)}
     for split, count in totals.unlabelled.items():
-        groups = (split,) if split else totals.rows
+        groups = of_split.get(split, tuple(totals.rows))
         if not any(totals.rows[group] for group in groups) and not adding:
             whose = f"of {split}" if split else "of the source"
             over.append(f"the label list names none of the {counted(count, 'image')} {whose}")
@@ -186,8 +189,8 @@ def check_budget(
     write_quarantine(report, quarantined_rows(work, units))
     _forget_unreadable(work, units)
     kinds = ", ".join(f"{count} {kind}" for kind, count in totals.faults.most_common())
-    for kind, _ in totals.faults.most_common(1):
-        kinds += f"; the first {kind} is {totals.first[kind]}"
+    worst = next(kind for kind, _ in totals.faults.most_common() if kind != "duplicate")
+    kinds += f"; the first {worst} is {totals.first[worst]}"
     raise UserError(
         "the error budget is exceeded: "
         + "; ".join(over[:6])

@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.prepare import digests, draw, plan
 from pipelines.prepare.digests import FREE, OPEN, OWN
 from pipelines.prepare.held import HeldImages, read_held
-from pipelines.prepare.normalise import Fault, Limits, normalise
+from pipelines.prepare.normalise import Fault, Limits, Stored, normalise
 from pipelines.prepare.records import QuarantinedRow, UnitRecord, record_uri
 from pipelines.prepare.relabel import Seen
 from pipelines.prepare.sources.labelled import labelled
@@ -114,11 +114,14 @@ def _ingest_unit(
             continue
         kind = shuffle.kind(member)
         if held_row is not None:
-            seen.add(held_row, member, has_split=kind == OWN)
+            # What the list means by an image of two entries is unknown, whatever its place says.
+            known = member if member.fault is None else member._replace(class_name=None)
+            seen.add(held_row, known, has_split=kind == OWN)
             continue
         number = numbers.setdefault(member.class_name or "", len(numbers))
         try:
-            image = _row(member, shuffle, limits, held)
+            member, stored = _stored(member, limits)
+            image = _row(member, stored, shuffle, held)
             hashed = draw.of_key(shuffle.seed, member.key)
             is_near = draw.near(hashed, shuffle.validation_share)
             group = group_of(kind, member.split, is_near=is_near)
@@ -185,13 +188,13 @@ def _members(pieces: Sequence[Piece], beside: Beside, *, labels_first: bool) -> 
             yield ahead.popleft().result()
 
 
-def _row(member: Member, shuffle: Shuffle, limits: Limits, held: HeldImages) -> Row:
+def _stored(member: Member, limits: Limits) -> tuple[Member, Stored]:
+    """An image as it is stored, and as it is in the source, read again where that helps."""
     if member.data is None:
         assert member.fault is not None
         raise member.fault
-    data = member.data
     try:
-        stored = normalise(data, member.key, limits)
+        return member, normalise(member.data, member.key, limits)
     except Fault:
         # Bytes that changed on their way are bad luck: only what reads the same twice is bad data.
         if member.uri is None or storage.is_local(member.uri):
@@ -199,8 +202,12 @@ def _row(member: Member, shuffle: Shuffle, limits: Limits, held: HeldImages) -> 
         data = storage.read_bytes(member.uri)
         if data == member.data:
             raise
-        stored = normalise(data, member.key, limits)
-    sha256 = hashlib.sha256(data).hexdigest()
+        return member._replace(data=data), normalise(data, member.key, limits)
+
+
+def _row(member: Member, stored: Stored, shuffle: Shuffle, held: HeldImages) -> Row:
+    assert member.data is not None
+    sha256 = hashlib.sha256(member.data).hexdigest()
     if held.row_of_key(member.key) is not None:
         raise Fault("duplicate_key", "the dataset holds another image with this key")
     twin = held.row_of_content(sha256)

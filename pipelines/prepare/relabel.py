@@ -10,7 +10,6 @@ An image keeps its split and its key, which its masks follow from. One that has 
 refused: more likely a flag was forgotten than a class.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -25,6 +24,7 @@ from pipelines import storage
 from pipelines.data import shards
 from pipelines.data.manifest import Manifest, ShardFile, Sidecar
 from pipelines.prepare import digests
+from pipelines.prepare.class_names import is_same
 from pipelines.prepare.held import HeldImages
 from pipelines.prepare.records import Conflict, QuarantinedRow
 from pipelines.prepare.sources.member import Member
@@ -50,12 +50,9 @@ class Seen:
     def add(self, row: int, member: Member, *, has_split: bool) -> None:
         """An image that is held under its name."""
         before, now = self._held.class_of(row), member.class_name
-        number = SAME
         if before is not None and now is None:
             self._conflict("class", member.key, before, NO_CLASS)
-        elif now is not None and not _equal(before, now):
-            number = self._numbers.setdefault(now, len(self._numbers))
-        self._seen.append((row, number, False))
+        self._seen.append((row, SAME if now is None else self._number(row, now), False))
         self._check_split(row, member, has_split=has_split)
 
     def add_twin(self, member: Member, aside: QuarantinedRow, *, has_split: bool) -> None:
@@ -63,12 +60,14 @@ class Seen:
         assert aside.sha256 is not None
         row = self._held.row_of_content(aside.sha256)
         assert row is not None
-        if member.class_name is not None and not _equal(
-            self._held.class_of(row), member.class_name
-        ):
-            number = self._numbers.setdefault(member.class_name, len(self._numbers))
-            self._seen.append((row, number, True))
+        if member.class_name is not None:
+            self._seen.append((row, self._number(row, member.class_name), True))
         self._check_split(row, member, has_split=has_split)
+
+    def _number(self, row: int, name: str) -> int:
+        if is_same(self._held.class_of(row), name):
+            return SAME
+        return self._numbers.setdefault(name, len(self._numbers))
 
     def _check_split(self, row: int, member: Member, *, has_split: bool) -> None:
         before = self._held.split_of(row)
@@ -85,13 +84,6 @@ class Seen:
             array = np.array(self._seen, SEEN)
             storage.publish(_seen_uri(work, unit), array.tobytes())
             storage.publish_json(f"{_seen_uri(work, unit)}-classes", list(self._numbers))
-
-
-def _equal(one: str | None, other: str) -> bool:
-    """Whether two classes are one: macOS and Linux spell the same text in two ways."""
-    return one is not None and (
-        one == other or unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
-    )
 
 
 def _seen_uri(work: str, unit: int) -> str:
@@ -128,7 +120,7 @@ def find_changes(work: str, num_units: int, held: HeldImages, *, same_source: bo
         return Changes(np.empty(0, np.int64), (), frozenset())
     is_seen = np.zeros(len(held.keys), bool)
     found: dict[int, str] = {}
-    twins: dict[int, set[str]] = {}
+    twins: dict[int, set[str | None]] = {}
     for unit in range(num_units):
         uri = _seen_uri(work, unit)
         if not storage.exists(uri):
@@ -136,26 +128,25 @@ def find_changes(work: str, num_units: int, held: HeldImages, *, same_source: bo
         seen = np.frombuffer(storage.read_bytes(uri), SEEN)
         names = storage.read_json(f"{uri}-classes")
         is_seen[seen["row"][~seen["is_twin"]]] = True
-        for row, number, is_twin in seen[seen["class"] != SAME].tolist():
+        for row, number, is_twin in seen[(seen["class"] != SAME) | seen["is_twin"]].tolist():
             if is_twin:
-                twins.setdefault(row, set()).add(names[number])
+                twins.setdefault(row, set()).add(None if number == SAME else names[number])
             else:
                 found[row] = names[number]
     moved = set()
     if same_source or 2 * np.count_nonzero(is_seen) >= len(is_seen):
         for row, classes in twins.items():
-            if not is_seen[row] and len(classes) == 1:
-                found[row] = classes.pop()
-                moved.add(row)
+            if is_seen[row] or len(classes) > 1 or (name := classes.pop()) is None:
+                continue
+            found[row] = name
+            moved.add(row)
     rows = sorted(found)
     return Changes(np.array(rows, np.int64), tuple(found[row] for row in rows), frozenset(moved))
 
 
 def is_moved(row: QuarantinedRow, held: HeldImages, changes: Changes) -> bool:
     """Whether an image was left out because it is one of the dataset under a new name."""
-    return bool(changes.moved and row.sha256) and held.row_of_content(row.sha256 or "") in (
-        changes.moved
-    )
+    return row.sha256 is not None and held.row_of_content(row.sha256) in changes.moved
 
 
 class Relabelling(NamedTuple):

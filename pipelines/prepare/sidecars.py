@@ -95,7 +95,8 @@ def _refuse_ignored(config: PrepareConfig, old: Manifest, uri: str) -> None:
     Raises:
         UserError: one is neither the default nor what the dataset has.
     """
-    for name in ("seed", "stored_side", "labels", "class_list", "train", "val", "class_from"):
+    ignored = ("labels", "class_list", "label_base", "train", "val", "class_from")
+    for name in ("seed", "stored_side", *ignored):
         requested, held = getattr(config, name), getattr(old, name, None)
         if requested not in (getattr(PrepareConfig, name), held):
             flag = "--" + name.replace("_", "-")

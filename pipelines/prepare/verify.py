@@ -17,6 +17,7 @@ from pipelines.data.manifest import (
     Sidecar,
     manifest_from_json,
     read_manifest,
+    read_raw,
 )
 from pipelines.errors import UserError
 from pipelines.prepare import card
@@ -63,7 +64,7 @@ def verify(uri: str, manifest: Manifest) -> None:
         UserError: with each file that is damaged, and how.
     """
     files = [file for split in manifest.splits.values() for file in split]
-    problems = list(_manifest_problems(uri))
+    problems = list(_manifest_problems(uri, manifest.revision))
     with ThreadPoolExecutor(READS_AHEAD) as threads, progress("verifying", len(files)) as advance:
         found = threads.map(lambda file: list(_problems(uri, manifest, file)), files)
         for file, wrong in zip(files, found, strict=True):
@@ -78,9 +79,9 @@ def verify(uri: str, manifest: Manifest) -> None:
     plain_console(stderr=False).print(f"verified: {len(files)} shards are as they were committed")
 
 
-def _manifest_problems(uri: str) -> Iterator[str]:
+def _manifest_problems(uri: str, revision: int) -> Iterator[str]:
     """Whether the manifest still has the fingerprint that was written into it."""
-    raw = storage.read_json(storage.join(uri, MANIFEST))
+    raw = read_raw(uri, revision)
     written, found = raw["fingerprint"], manifest_from_json(raw, uri).fingerprint
     if found != written:
         yield f"{MANIFEST}: its fingerprint is {found[:16]}..., it says {written[:16]}..."

@@ -149,8 +149,15 @@ def read_labels(
                 f"--labels is '{uri}'; line {row.line} gives '{name}' the label '{label}', an "
                 f"earlier one '{by_name[name]}'. Keep one of them"
             )
-    splits = {_plain(row.name): row.split for row in rows if row.split is not None}
-    return Labels(by_name, (), dict(splits))
+    splits: dict[str, str] = {}
+    for row in rows:
+        name = _plain(row.name)
+        if row.split is not None and splits.setdefault(name, row.split) != row.split:
+            raise UserError(
+                f"--labels is '{uri}'; line {row.line} gives '{name}' the split '{row.split}', an "
+                f"earlier one '{splits[name]}'. Keep one of them"
+            )
+    return Labels(by_name, (), splits)
 
 
 def _plain(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.prepare.sources.globs import glob_regex
+from pipelines.prepare.sources.placing import printable
 
 GROUP = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -56,6 +57,11 @@ def expand(sources: tuple[str, ...]) -> Iterator[Named]:
             yield from _of_glob(source, prefix)
         else:
             raise UserError(f"--source is '{source}'; there is no such file or folder")
+
+
+def roots(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders among several sources, as the tree of all names has them (see `survey`)."""
+    return tuple(printable(n.path) for n in expand(sources) if n.is_folder and n.path)
 
 
 def _is_there(source: str) -> bool:

@@ -1,5 +1,6 @@
 """Classes as they come out: told in every table, never stale, never in silence."""
 
+import gzip
 import shutil
 import tarfile
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dataset_helpers import prepare_config, prepared, quarantine_of, rows_of
-from helpers import jpeg
+from helpers import jpeg, tar_of
 
 from pipelines.data.manifest import read_manifest
 from pipelines.errors import UserError
@@ -137,6 +138,31 @@ def test_a_list_that_names_only_validation_is_one_message(serially: None, tmp_pa
         prepared(tmp_path / "p", tmp_path / "d", labels=str(tmp_path / "truth.txt"))
 
 
+def test_a_list_that_leaves_out_one_image_of_train_in_an_archive_passes(
+    serially: None, tmp_path: Path
+) -> None:
+    files = {f"{split}/{n}.jpg": jpeg(n) for n, split in enumerate(["train"] * 4 + ["val"] * 2)}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    labels = tmp_path / "l.csv"
+    labels.write_text("".join(f"{name},cat\n" for name in list(files)[1:]))
+    manifest = prepared(tmp_path / "a.tar", tmp_path / "d", labels=str(labels))
+    assert (manifest.rows("train"), manifest.rows("val")) == (3, 2)
+    assert manifest.quarantine == {"missing_label": 1}
+    labels.write_text("val/4.jpg,cat\nval/5.jpg,cat\n")
+    with pytest.raises(UserError, match="label list names none of the 4 images of train"):
+        prepared(tmp_path / "a.tar", tmp_path / "e", labels=str(labels))
+
+
+def test_the_fault_that_is_told_first_is_no_duplicate(serially: None, tmp_path: Path) -> None:
+    source = write_classes(tmp_path / "p", cat=3)
+    prepared(source, tmp_path / "d")
+    for number in range(3):
+        shutil.copy(source / "cat" / "0.jpg", source / "cat" / f"copy{number}.jpg")
+    put(source / "cat" / "bad.jpg", b"text")
+    with pytest.raises(UserError, match=r"3 duplicate.*the first unidentified is 'cat/bad\.jpg'"):
+        prepared(source, tmp_path / "d", max_bad_images=0)
+
+
 def test_composed_and_decomposed_names_are_one_class(serially: None, tmp_path: Path) -> None:
     for number, (split, name) in enumerate((("train", "caf\u00e9"), ("val", "cafe\u0301"))):
         put(tmp_path / "p" / split / name / "1.jpg", jpeg(number))
@@ -244,6 +270,18 @@ def test_several_sources_hold_classes_or_are_classes(serially: None, tmp_path: P
     for number, name in enumerate(("cats/0.jpg", "dogs/0.jpg")):
         put(tmp_path / name, jpeg(number))
     assert classes("cats", "dogs") == ("cats", "dogs")
+
+
+def test_several_sources_may_hold_streamed_archives_in_their_classes(
+    serially: None, tmp_path: Path
+) -> None:
+    places = ("a/cat", "a/dog", "b/cat", "b/owl")
+    for number, place in enumerate(places):
+        put(tmp_path / place / "s.tar.gz", gzip.compress(tar_of({"0.jpg": jpeg(number)})))
+    config = prepare_config("several", tmp_path / "d")
+    sources = (str(tmp_path / "a"), str(tmp_path / "b"))
+    found = read_manifest(prepare_dataset(replace(config, source=sources)))
+    assert found.classes == ("cat", "dog", "owl") and found.written == 4
 
 
 def test_hive_folders_of_images_name_split_and_class(serially: None, tmp_path: Path) -> None:

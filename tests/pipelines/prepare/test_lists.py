@@ -85,6 +85,12 @@ def test_what_cannot_be_told_apart_is_refused_with_its_line(
         rows(tmp_path, text)
 
 
+def test_two_splits_of_one_name_are_refused_as_two_labels_are(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("file,label,split\n0.jpg,a,train\n./0.jpg,a,val\n")
+    with pytest.raises(UserError, match=r"line 3 gives '0.jpg' the split 'val', an earlier one"):
+        read_labels(str(tmp_path / "a.csv"), None)
+
+
 def test_a_column_gives_splits_and_one_of_no_known_name_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("file,split,p,q\n0.jpg,train,1,2\n1.jpg,Validation,1,2\n")
     notes: list[str] = []

@@ -506,6 +506,24 @@ def test_another_picture_of_a_known_name_is_told_and_a_repaired_one_comes_in(
     assert (again.written, again.quarantined) == (21, 2)
 
 
+def test_bytes_that_changed_on_their_way_may_be_those_of_a_known_picture(
+    serially: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read_file = "memory://changed", gather_module.read_file
+    for number in range(3):
+        storage.publish(f"{source}/cat/{number}.jpg", jpeg(number))
+    prepared(source, tmp_path / "d")
+    storage.publish(f"{source}/cat/twin.jpg", jpeg(1))
+
+    def changed(piece: Any) -> Any:
+        member = read_file(piece)
+        return member._replace(data=b"changed") if "twin" in member.key else member
+
+    monkeypatch.setattr(gather_module, "read_file", changed)
+    manifest = prepared(source, tmp_path / "d")
+    assert (manifest.written, manifest.duplicates, manifest.quarantined) == (3, 1, 0)
+
+
 def test_a_picture_that_validation_does_not_keep_stays_in_train(
     serially: None, tmp_path: Path
 ) -> None:
@@ -836,6 +854,22 @@ def test_a_dry_run_predicts_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_counts_no_image_that_the_label_list_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(tmp_path / "p", {"": 6})
+    (tmp_path / "l.csv").write_text("".join(f"000{n}.jpg,{'ab'[n % 2]}\n" for n in range(4)))
+    (tmp_path / "a.tar").write_bytes(
+        tar_of({path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()})
+    )
+    for source in ("p", "a.tar"):
+        config = prepare_config(tmp_path / source, tmp_path / "d", validation_share=0.0)
+        prepare_dataset(replace(config, labels=str(tmp_path / "l.csv"), dry_run=True))
+        shown = " ".join(capsys.readouterr().err.split())
+        assert "train │ 4 images" in shown and "without one" not in shown
+        assert "bad among them │ 2 missing_label" in shown or source == "p"
+
+
 def test_a_dry_run_predicts_what_the_job_makes_of_an_archive_of_small_pictures(
     serially: None,
     tmp_path: Path,
@@ -893,6 +927,32 @@ def test_verification_names_every_bad_file_of_a_shard_and_an_altered_manifest(
         inspect_dataset(InspectConfig(dataset=uri, verify=True))
 
 
+def test_verification_is_of_the_revision_that_is_asked_for(
+    serially: None, pictures: Path, tmp_path: Path
+) -> None:
+    uri = tmp_path / "d"
+    prepared(pictures, uri)
+    prepared(uri, uri, sides=(96,))
+    for place, revision in ((uri / "revisions" / "000000.json", 0), (uri / MANIFEST, 1)):
+        whole = place.read_bytes()
+        storage.publish_json(str(place), {**json.loads(whole), "seed": 7})
+        inspect_dataset(InspectConfig(dataset=str(uri), revision=1 - revision, verify=True))
+        with pytest.raises(UserError, match=r"1 of its files(?s:.*)its fingerprint is"):
+            inspect_dataset(InspectConfig(dataset=str(uri), revision=revision, verify=True))
+        place.write_bytes(whole)
+
+
+def test_what_a_kill_leaves_among_the_revisions_is_none(tmp_path: Path) -> None:
+    uri, old = str(tmp_path / "d"), empty_manifest()
+    write_manifest(uri, old)
+    (tmp_path / "d" / "revisions").mkdir()
+    (tmp_path / "d" / "revisions" / ".000000.json.0.tmp").write_bytes(b"{")
+    replace_manifest(uri, replace(old, revision=1))
+    assert read_manifest(uri, 0) == old
+    with pytest.raises(UserError, match="has no revision 2; it has 0, 1"):
+        read_manifest(uri, 2)
+
+
 def test_a_dataset_whose_manifest_was_cut_is_not_taken_for_a_folder_of_parquet_files(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
@@ -906,7 +966,9 @@ def test_a_dataset_whose_manifest_was_cut_is_not_taken_for_a_folder_of_parquet_f
     assert not (tmp_path / "e").exists()
 
 
-@pytest.mark.parametrize("requested", [{"seed": 9}, {"stored_side": 64}, {"labels": "labels.csv"}])
+@pytest.mark.parametrize(
+    "requested", [{"seed": 9}, {"stored_side": 64}, {"labels": "labels.csv"}, {"label_base": 1}]
+)
 def test_masks_are_not_added_with_settings_that_would_be_ignored(
     serially: None, pictures: Path, tmp_path: Path, requested: dict[str, Any]
 ) -> None:

@@ -135,6 +135,34 @@ def test_a_copy_in_another_class_or_another_source_moves_nothing(
     assert classes_of(uri, found)["cat/0.jpg"] == "cat"
 
 
+def test_a_new_name_in_its_class_is_stronger_than_a_copy_in_another(
+    serially: None, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "p", "cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "dog/4.jpg")
+    uri = tmp_path / "d"
+    prepared(source, uri)
+    shutil.copy(source / "cat" / "1.jpg", source / "dog" / "1.jpg")
+    (source / "cat" / "1.jpg").rename(source / "cat" / "01.jpg")
+    found = prepared(source, uri)
+    assert classes_of(uri, found)["cat/1.jpg"] == "cat"
+    assert (found.relabelled, found.contradictions, found.duplicates) == (0, 1, 2)
+
+
+def test_an_entry_of_two_meanings_gives_a_held_image_no_class(
+    serially: None, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "p", "cat/0.jpg", "cat/1.jpg", "dog/2.jpg")
+    labels = tmp_path / "l.csv"
+    labels.write_text("a/cat/1.jpg,owl\n")
+    uri = tmp_path / "d"
+    old = prepared(source, uri, labels=str(labels))
+    assert classes_of(uri, old)["cat/1.jpg"] == "owl"
+    labels.write_text("a/cat/1.jpg,owl\nb/cat/1.jpg,elk\n")
+    with pytest.raises(UserError, match=r"1 image of this source with a class.*1.jpg': 'owl'"):
+        prepared(source, uri, labels=str(labels))
+    assert read_manifest(str(uri)) == old
+
+
 def test_an_image_in_another_split_now_keeps_its_own_and_is_told(
     serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

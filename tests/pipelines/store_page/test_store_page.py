@@ -113,6 +113,8 @@ def test_an_empty_store_has_a_page(tmp_path: Path) -> None:
         ("/x/images.v2.zip", "images.v2"),
         ("store/samples-1/pictures", "sample photographs"),
         ("", "unnamed images"),
+        ("/", "unnamed images"),
+        ("/x/.tar", ".tar"),
         ("https://user:secret@host/set.tar", "set"),
     ],
 )
