@@ -68,20 +68,16 @@ def after_pretrain(config: "PretrainConfig", summary: Mapping[str, Any]) -> None
 
 def after_evaluate(config: "EvaluateConfig", report: Mapping[str, Any]) -> None:
     """How to promote the first model that has a run."""
-    from pipelines.tracking.client import tracking_uri
-
     show_store_page(config.store)
     runs = [model["run_id"] for model in report["models"] if model["run_id"]]
     promote = [command("promote", run=run, **_store(config)) for run in runs[:1]]
-    show_next([*promote, *mlflow_ui(tracking_uri(config.tracking_uri, config.store))])
+    show_next([*promote, *_database(config)])
 
 
 def after_ablate(config: "AblateConfig", found: Mapping[str, Any]) -> None:
     """How to use the model of the best arm; nothing after a scheduled start, which nobody reads."""
     if "cells" not in found:
         return
-    from pipelines.tracking.client import tracking_uri
-
     show_store_page(config.store)
     arms = [arm["arm"] for arm in found["comparisons"].get(found["metric"], {}).get("arms", ())]
     best = [
@@ -96,7 +92,7 @@ def after_ablate(config: "AblateConfig", found: Mapping[str, Any]) -> None:
             use.append(command("serve", model=stage, **_store(config)))
         if cell["tracking_run_id"]:
             use.append(command("promote", run=cell["tracking_run_id"], **_store(config)))
-    show_next([*use, *mlflow_ui(tracking_uri(config.tracking_uri, config.store))])
+    show_next([*use, *_database(config)])
 
 
 def after_workflow(config: "WorkflowConfig", found: Mapping[str, Any]) -> None:
@@ -104,8 +100,6 @@ def after_workflow(config: "WorkflowConfig", found: Mapping[str, Any]) -> None:
     results = found["results"]
     if not results:
         return
-    from pipelines.tracking.client import tracking_uri
-
     show_store_page(config.store)
     where = _store(config)
     use: list[Command] = []
@@ -113,7 +107,7 @@ def after_workflow(config: "WorkflowConfig", found: Mapping[str, Any]) -> None:
         use = _champion(config.name, where, fills=config.pretrain.preset != "features")
     elif "pretrain" in results and config.pretrain.preset != "features":
         use = [command("serve", model=shown(_stage(results["pretrain"]["model"])), **where)]
-    show_next([*use, *mlflow_ui(tracking_uri(config.tracking_uri, config.store))])
+    show_next([*use, *_database(config)])
 
 
 def after_promote(config: "PromoteConfig", *, fills: bool | None) -> None:
@@ -194,6 +188,13 @@ def mlflow_ui(tracking_uri: str) -> list[Command]:
     if not tracking_uri.startswith(SQLITE):
         return []
     return [[_program("mlflow"), "ui", "--backend-store-uri", tracking_uri]]
+
+
+def _database(config: Any) -> list[Command]:
+    """How to look at where a job recorded its runs."""
+    from pipelines.tracking.client import tracking_uri
+
+    return mlflow_ui(tracking_uri(config.tracking_uri, config.store))
 
 
 def shown(uri: str) -> str:

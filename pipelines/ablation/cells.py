@@ -15,6 +15,7 @@ from pipelines.models.resolve import ModelRef
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.key import pretrain_key, stage_uri
 from pipelines.pretrain.recipe import measured_in, resolve_recipe
+from pipelines.pretrain.run import pretrain_model
 from pipelines.tracking.scores import scores_of
 from pipelines.workflow import graph, stages
 from pipelines.workflow.graph import Stage, StageOutcome
@@ -103,7 +104,7 @@ def evaluation_config(config: AblateConfig, cell: Cell, data: str) -> EvaluateCo
 
 def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> dict[str, Any]:
     """Stage: pretrain one cell; the summary, final when it is committed, and the curve."""
-    summary = stages.train(config, data)
+    summary = pretrain_model(config, data)
     found = checkpoint.latest(stage_uri(config.store, summary["key"]))
     history = found.state["history"] if found else []
     name = curve_of(config.preset)

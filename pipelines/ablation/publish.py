@@ -12,6 +12,7 @@ from pipelines.ablation.config import AblateConfig
 from pipelines.errors import UserError, first_line
 from pipelines.tracking import registry, runs
 from pipelines.tracking.client import client, tracking_uri
+from pipelines.tracking.models import DESCRIPTION_TAG
 from pipelines.tracking.reports import Report
 
 
@@ -83,7 +84,7 @@ def _log(config: AblateConfig, found: dict[str, Any], uri: str, written: Report)
                 run_id = cell["tracking_run_id"]
                 if run_id and not _put_below(uri, run_id, child):
                     missing.append(f"{name}, {cell['steps']} steps")
-        for tag in ("verdict", "mlflow.note.content"):  # a column of the list, and the description
+        for tag in ("verdict", DESCRIPTION_TAG):  # a column of the list, and the description
             server.set_tag(parent, tag, found["verdict"])
         written.log(server, parent)
     return missing

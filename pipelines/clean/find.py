@@ -18,6 +18,7 @@ from pipelines.storage import commits
 from pipelines.tracking.references import References
 
 DAY_S = 86400.0
+LEASE = "lease"  # of a training, as in pretrain.run, which needs torch
 WORK = "_work"  # of a dataset, while it is prepared
 
 
@@ -90,7 +91,7 @@ def left_trainings(store: Store) -> Iterator[Spare]:
             continue
         found = storage.usage(stage)
         if store.is_old(found):
-            lease = storage.join(stage, "lease")
+            lease = storage.join(stage, LEASE)
             yield Spare("training", stage, f"not finished, {store.days(found)}", found, lease=lease)
 
 

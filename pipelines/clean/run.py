@@ -123,5 +123,5 @@ def _remove_dataset(
 
 def _training(store: Store) -> str | None:
     """Who holds a training of this store."""
-    held = (lease.holder(storage.join(s, "lease"), now=time.time()) for s in store.trainings())
+    held = (lease.holder(storage.join(s, find.LEASE), now=time.time()) for s in store.trainings())
     return next(filter(None, held), None)

@@ -12,12 +12,11 @@ from pipelines.evaluation import charts, paper_results
 from pipelines.evaluation.catalogue import TASKS
 from pipelines.evaluation.charts import Dot, Group
 from pipelines.evaluation.tasks.inpainting import METRICS
+from pipelines.tracking.scores import NOT_A_SCORE, better
 
 PERCENT = {"accuracy", "mAP", "mAP 11_points", "mAP all_points", "L1", "L2", "mIoU"}
 PERCENT |= {"pixel accuracy", "precision at 1", "precision at 5"}
 MAIN_SCORES = ("accuracy", "mAP", "mAP all_points", "mIoU")
-LOWER_IS_BETTER = ("L1", "L2")
-NO_SCORE = ("pictures", "images")  # counts beside the scores
 FEW = 50  # images, with which a score may be off by several per cent of its value
 REGIONS = {"hole": "in the hole", "rim": "in the rim of the hole", "whole": "in the whole image"}
 STRIPS = {"context": "input, the hole in grey", "picture": "target"}
@@ -147,8 +146,8 @@ def _section(
         parts.append(html_page.chart("by layer", charts.lines(_most_labels(rows))))
     elif groups := groups_of(section):
         parts.append(html_page.chart("all rows, the best on top", charts.dots(groups)))
-    parts += _absent(section, models)
     if task == "inpainting":
+        parts += _absent(section, models)
         parts += _by_holes(section, figures)
     else:
         parts += [html_page.image(title, data) for title, data in figures.items()]
@@ -195,13 +194,13 @@ def _how_many(section: dict[str, Any]) -> Iterator[str]:
 
 
 def _absent(section: dict[str, Any], models: list[dict[str, Any]]) -> Iterator[str]:
-    """Why a model has no row here, or none for some kind of hole."""
+    """Why a model fills no hole here, or none of some kind."""
     rows = section["rows"]
-    kinds = _distinct(row["holes"] for row in rows if "holes" in row)
+    kinds = _distinct(row["holes"] for row in rows)
     for model in _distinct((model["name"], model["kind"]) for model in models):
         name, kind = model
         own = [row for row in rows if row["model"] == name]
-        if not own and section["task"] == "inpainting":
+        if not own:
             why = "it was never trained to fill holes" if kind.startswith("random") else "no result"
             yield f"<p class='note'>{html_page.text(name)} has no row: {why}.</p>"
         lacking = [each for each in kinds if each not in [row["holes"] for row in own]]
@@ -218,12 +217,13 @@ def groups_of(section: dict[str, Any]) -> list[Group]:
     task = TASKS[section["task"]]
     rows = [row for row in section["rows"] if row.get("region", "hole") == "hole"]
     rows = [row for row in rows if row.get("hidden", "any") == "any"]
+    names = (*task.tables, *((task.across,) if task.across else ()))
     groups = []
-    for kind in _distinct(tuple(row.get(name, "") for name in task.tables) for row in rows):
-        chosen = [r for r in rows if tuple(r.get(n, "") for n in task.tables) == kind]
+    for kind in _distinct(tuple(row.get(name, "") for name in names) for row in rows):
+        chosen = [r for r in rows if tuple(r.get(n, "") for n in names) == kind]
         score = next((n for n in ("PSNR", *MAIN_SCORES) if _is_score(chosen, n)), None)
         score = score or next((n for row in chosen for n in row if _is_score(chosen, n)), "")
-        scale = 100 if score in PERCENT or score == "accuracy" else 1
+        scale = 100 if score in PERCENT else 1
         found = [
             Dot(_row_name(row), scale * row[score]["mean"], scale * (row[score]["std"] or 0))
             for row in chosen
@@ -231,7 +231,7 @@ def groups_of(section: dict[str, Any]) -> list[Group]:
         ]
         if found:
             unit = "dB" if score == "PSNR" else "%" if scale == 100 else ""
-            title = _caption(task.tables, kind)
+            title = _caption(names, kind)
             groups.append(Group(title, f"{score}, {unit}".rstrip(", "), found))
     return groups
 
@@ -322,9 +322,9 @@ def _filled(
         found = [row[column - 1] for row in scores]
         means = [score["mean"] for score in found if score and score["mean"] is not None]
         shown = {row[column] for row in cells} - {"n/a"}
-        if metric in NO_SCORE or len(shown) < 2:
+        if metric in NOT_A_SCORE or len(shown) < 2:
             continue
-        top = min(means) if metric in LOWER_IS_BETTER else max(means)
+        top = min(means) if better(metric) == "lower" else max(means)
         best |= {(at, column) for at, score in enumerate(found) if score and score["mean"] == top}
     return Grid(caption, ["row", *heads], cells, frozenset(best))
 

@@ -83,7 +83,8 @@ class ProbeSettings:
     """Statistics of batch norm: of 256 training images of the data, whole and unlabelled, or as
     training left them (images with holes; mean 0 and variance 1 for the random rows)."""
     side: int | None = None
-    """Side to which the images are brought, px; None: that of the network. alexnet only."""
+    """Side to which the images are brought, px; None: that of the network. Not for preset
+    inpaint."""
 
     def __post_init__(self) -> None:
         """Refuse empty probes."""

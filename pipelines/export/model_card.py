@@ -46,7 +46,7 @@ def model_card(description: dict[str, Any], info: dict[str, Any]) -> str:
         introduction = f"{network.encoder}, pretrained to predict hidden cells of an image."
     width = " x ".join(map(str, description["output"][1:]))
     return f"""---
-{"library_name: transformers" if of_backbone else "library_name: pytorch"}
+library_name: {"transformers" if of_backbone else "pytorch"}
 tags: [feature-extraction, self-supervised-learning, inpainting, context-encoder, pytorch]
 ---
 

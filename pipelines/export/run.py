@@ -142,13 +142,14 @@ def load_encoder(uri: str) -> nn.Sequential | Backbone:
     """
     try:
         description = storage.read_json(storage.join(uri, DESCRIPTION))
-        of_backbone = BACKBONE_WEIGHTS in dict(description).get("files", ())
+        is_object = isinstance(description, dict)
+        of_backbone = is_object and BACKBONE_WEIGHTS in (description.get("files") or ())
         weights = BACKBONE_WEIGHTS if of_backbone else WEIGHTS
         data = storage.read_bytes(storage.join(uri, weights))
     except FileNotFoundError:
         raise UserError(
-            f"'{uri}' is not an exported encoder: it must hold {DESCRIPTION} and {WEIGHTS}, as "
-            "jobs/export.py writes them"
+            f"'{uri}' is not an exported encoder: it must hold {DESCRIPTION} and {WEIGHTS}, or "
+            f"{BACKBONE_WEIGHTS} of a backbone, as jobs/export.py writes them"
         ) from None
     except storage.NotJsonError:
         description = None

@@ -23,15 +23,10 @@ from pipelines.pretrain.messages import Diverged, FaultFound
 from pipelines.pretrain.recipe import Export
 from pipelines.pretrain.task import Task
 from pipelines.store_page.find import Curve, curve_of
+from pipelines.store_page.page import WITHOUT
 from pipelines.tracking import models, runs
 
 CURVE_POINTS = 100
-WITHOUT = {
-    "psnr_visible_mean": "mean colour of the image",
-    "psnr_mean_fill": "mean colour of the dataset",
-    "psnr_telea": "Telea",
-    "psnr_untrained": "untrained network",
-}
 VALIDATION = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean",
               "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam",
               "target_error", "target_error_mean")  # fmt: skip

@@ -27,6 +27,7 @@ ALARM = "alarm."  # prefix of the tags that a training run gives itself
 BOUNDS = ("min", "max")
 LINKED = "configs/gates.yaml"  # in a checkout, a link to the gates.yaml beside this file
 STRATEGY = "{strategy}"  # in the name of a score: the holes that the model was trained with
+RING = r"(?: in a ring of \d+ px)?"  # as `HoleSet.name` of the evaluation has it
 ROUNDING = 1e-9  # of a difference of scores: 0.30 - 0.35 is a little more than 0.05 below 0
 
 Demand = TypeVar("Demand")
@@ -37,7 +38,7 @@ class Gates:
     """What is demanded.
 
     In names of scores `*` stands for anything but a slash, `{strategy}` for the holes that the
-    model was trained with.
+    model was trained with, in a ring of any width.
     """
 
     required: tuple[str, ...] = ()
@@ -241,9 +242,11 @@ def quality(model: Candidate, champion: Candidate | None, gates: Gates) -> list[
 
 def expand(name: str, model: Candidate) -> list[str]:
     """The scores that a name in a gates file means; the name itself where none was measured."""
-    name = name.replace(STRATEGY, model.strategy or "*")
-    pattern = "[^/]*".join(map(re.escape, name.split("*")))
-    return sorted(score for score in model.scores if re.fullmatch(pattern, score)) or [name]
+    own = re.escape(model.strategy) + RING if model.strategy else "[^/]*"
+    parts = ("[^/]*".join(map(re.escape, part.split("*"))) for part in name.split(STRATEGY))
+    pattern = own.join(parts)
+    found = sorted(score for score in model.scores if re.fullmatch(pattern, score))
+    return found or [name.replace(STRATEGY, model.strategy or "*")]
 
 
 def _expanded(named: Mapping[str, Demand], model: Candidate) -> Iterator[tuple[str, Demand]]:

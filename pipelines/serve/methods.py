@@ -1,6 +1,7 @@
 """What a filling is compared with: methods without training."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -11,20 +12,14 @@ from pipelines.models import fill
 
 CONTEXT_PX = 32  # around the box of all holes
 
+Method = Callable[[ImageArray, Hole], ImageArray]
 
-def smooth_start(image: ImageArray, hidden: Hole) -> ImageArray:
-    """The surroundings continued smoothly, from which the preset unet starts."""
+
+def _near(method: Method, image: ImageArray, hidden: Hole) -> ImageArray:
+    """What a method makes of the holes and what is near them; nothing else is changed."""
     filled = image.copy()
     part = _around(hidden)
-    filled[part] = fill.smooth_start(image[part], hidden[part])
-    return filled
-
-
-def telea(image: ImageArray, hidden: Hole) -> ImageArray:
-    """Telea's method, near the holes alone."""
-    filled = image.copy()
-    part = _around(hidden)
-    found = classical_fill.telea(image[part], hidden[part])
+    found = method(image[part], hidden[part])
     filled[part][hidden[part]] = found[hidden[part]]
     return filled
 
@@ -38,9 +33,9 @@ def _around(hidden: Hole) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-METHODS: dict[str, Callable[[ImageArray, Hole], ImageArray]] = {
-    "telea": telea,
-    "smooth": smooth_start,
+METHODS: dict[str, Method] = {
+    "telea": partial(_near, classical_fill.telea),
+    "smooth": partial(_near, fill.smooth_start),  # from which the preset unet starts
     "mean-colour": classical_fill.mean_colour,
 }
 TITLES = {

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from pipelines import storage
@@ -13,6 +14,7 @@ from pipelines.storage import commits
 READS_AT_ONCE = 16  # in a bucket each is a request
 STATE = "state.json"  # as in models.checkpoint, which needs torch
 MAX_STATE_BYTES = 4 << 20  # of a checkpoint's curves, for trainings that left no summary of theirs
+SHOWN = ("preset", "strategy", "steps", "dataset", "dataset_fingerprint", "validation")
 
 Found = TypeVar("Found")
 Curve = list[tuple[int, float]]
@@ -121,6 +123,7 @@ def _read_training(uri: str) -> Training | None:
     has_panel = "panel.png" in names
     if commits.COMMIT in names:
         summary = commits.read_commit(uri) or {}
+        itemgetter(*SHOWN)(summary)
         at = _time(summary.get("ended_at"), commits.commit_uri(uri))
         noted = [(int(step), float(value)) for step, value in summary.get("curve", ())]
         curve = noted or curve_of(_read_state(_newest_state(uri)).get("history", ()))
@@ -162,7 +165,7 @@ def curve_of(history: Sequence[dict[str, Any]]) -> Curve:
     return []
 
 
-def _read_dataset(uri: str) -> tuple[str, Prepared] | None:
+def _read_dataset(uri: str) -> tuple[str, Prepared]:
     place = storage.join(uri, MANIFEST)
     manifest = storage.read_json(place)
     return str(manifest["fingerprint"]), Prepared(
@@ -175,7 +178,7 @@ def _read_dataset(uri: str) -> tuple[str, Prepared] | None:
     )
 
 
-def _read_evaluation(uri: str) -> Measured | None:
+def _read_evaluation(uri: str) -> Measured:
     place = storage.join(uri, "report.json")
     report = storage.read_json(place)
     models = ", ".join(model["name"] for model in report["models"])
@@ -184,7 +187,7 @@ def _read_evaluation(uri: str) -> Measured | None:
     return Measured(storage.join(uri, "report.html"), at, models or "classical methods", sections)
 
 
-def _read_sweep(uri: str) -> Measured | None:
+def _read_sweep(uri: str) -> Measured:
     place = storage.join(uri, "ablation.json")
     report = storage.read_json(place)
     arms = ", ".join(report["arms"])

@@ -10,13 +10,13 @@ from pipelines.html_page import Link
 from pipelines.store_page.find import Contents, Curve, Measured, Training
 
 CARDS = 30  # the others are lines of a table
-METHODS = {
-    "psnr_hole": "this model",
-    "psnr_telea": "Telea",
+WITHOUT = {  # what a training measures beside its model, as pages and tables call it
     "psnr_visible_mean": "mean colour of the image",
     "psnr_mean_fill": "mean colour of the dataset",
+    "psnr_telea": "Telea",
     "psnr_untrained": "untrained network",
 }
+METHODS = {"psnr_hole": "this model", **WITHOUT}
 KEY_LETTERS = 8
 WIDTH, HEIGHT, EDGE = 320, 130, 8  # of a curve, units of its drawing
 STYLE = """
@@ -42,8 +42,8 @@ def page(contents: Contents, store: str) -> str:
         cards = [_card(each, contents, store) for each in contents.trainings[:CARDS]]
         parts.append(f"<h2>Trainings</h2><div class='runs'>{''.join(cards)}</div>")
     if older := contents.trainings[CARDS:]:
-        rows = [
-            [name_of(each, contents), _date(each.at), _result(each), _short(each.key)]
+        rows: list[list[str | Link]] = [
+            [_folder(each, contents, store), _date(each.at), _result(each), _short(each.key)]
             for each in older
         ]
         parts.append(html_page.table("earlier ones", ["training", "ended", "", "key"], rows))
@@ -102,12 +102,17 @@ def _card(training: Training, contents: Contents, store: str) -> str:
     return f"<section class='run'>{''.join(parts)}</section>"
 
 
+def _folder(training: Training, contents: Contents, store: str) -> Link:
+    return Link(name_of(training, contents), href(f"{training.uri}/", store))
+
+
 def _links(training: Training, contents: Contents, store: str) -> str:
     found = [Link(f"folder {_short(training.key)}", href(f"{training.uri}/", store))]
     if training.summary:
         dataset = contents.datasets.get(training.summary["dataset_fingerprint"])
         home = dataset.uri if dataset else str(training.summary["dataset"])
-        found.append(Link("dataset", href(storage.join(home, "card.html"), store)))
+        if dataset is None or dataset.has_card:
+            found.append(Link("dataset", href(storage.join(home, "card.html"), store)))
     return ", ".join(map(html_page.link, found))
 
 

@@ -21,7 +21,7 @@ from pipelines.tracking.client import client, global_server, require_there
 
 WEIGHTS_TAG = "weights_sha256"
 DESCRIPTION_TAG = "mlflow.note.content"  # where MLflow's pages look for one
-NOT_IN_NAME = r"[/:.%\"'\s]+"
+NOT_IN_LOGGED_NAME = r"[/:.%\"'\s]+"
 
 
 SERVED_MODEL = Path(__file__).parents[1] / "models" / "pyfunc.py"
@@ -70,7 +70,7 @@ def log_model(
     packages = Path(__file__).parents[2]
     with global_server(uri), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
-            name=re.sub(NOT_IN_NAME, "-", name),
+            name=re.sub(NOT_IN_LOGGED_NAME, "-", name),
             python_model=str(SERVED_MODEL),
             artifacts={"model": folder.as_uri()},
             code_paths=[str(packages / "ce_model"), str(packages / "pipelines")],

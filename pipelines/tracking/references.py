@@ -1,6 +1,9 @@
 """What the runs and registered models of a tracking server still refer to."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from pipelines.tracking.client import client, is_there
 from pipelines.tracking.runs import KEY_TAG
@@ -29,19 +32,20 @@ def references(uri: str) -> References:
         return References(frozenset(), frozenset())
     server = client(uri)
     keys, datasets = {}, set()
-    experiments = [each.experiment_id for each in server.search_experiments()]
-    token: str | None = ""
-    while token is not None:
-        runs = server.search_runs(experiments, max_results=PAGE, page_token=token or None)
-        for run in runs:
-            keys[run.info.run_id] = run.data.tags.get(KEY_TAG, "")
-            datasets.add(run.data.tags.get("dataset_fingerprint", ""))
-            inputs = run.inputs.dataset_inputs if run.inputs else []
-            datasets |= {str(each.dataset.name) for each in inputs}
-        token = runs.token or None
-    registered, token = set(), ""
-    while token is not None:
-        versions = server.search_model_versions(max_results=PAGE, page_token=token or None)
-        registered |= {keys.get(version.run_id, "") for version in versions}
-        token = versions.token or None
+    experiments = [each.experiment_id for each in _all(server.search_experiments)]
+    for run in _all(partial(server.search_runs, experiments)):
+        keys[run.info.run_id] = run.data.tags.get(KEY_TAG, "")
+        datasets.add(run.data.tags.get("dataset_fingerprint", ""))
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        datasets |= {str(each.dataset.name) for each in inputs}
+    registered = {keys.get(version.run_id, "") for version in _all(server.search_model_versions)}
     return References(frozenset(datasets - {""}), frozenset(registered - {""}))
+
+
+def _all(search: Callable[..., Any]) -> Iterator[Any]:
+    """What a search of MLflow finds, page by page."""
+    found = search(max_results=PAGE)
+    yield from found
+    while found.token:
+        found = search(max_results=PAGE, page_token=found.token)
+        yield from found

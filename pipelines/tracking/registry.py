@@ -27,6 +27,7 @@ MAX_TAG = 5000  # characters of a tag's value
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an alias
 THERE = "RESOURCE_ALREADY_EXISTS"
 AWAY = "INTERNAL_ERROR"
+BUSY = "TEMPORARILY_UNAVAILABLE"  # its database fails, or is locked
 DESCRIPTION = (
     "Context encoders of one kind of input. The alias `champion` is the version that every gate of "
     "jobs/promote.py let pass, `previous` the one before it, `candidate` the one refused last."
@@ -63,7 +64,7 @@ def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
     """Ask the server; one that is away or refuses is the user's to fix.
 
     Raises:
-        UserError: nobody answers there, or the server refuses.
+        UserError: nobody answers there, its database fails, or the server refuses.
         MlflowException: what was asked for is not there, or is there already.
     """
     try:
@@ -73,6 +74,11 @@ def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
         reason = first_line(error)[:300]
         if error.error_code in (*ABSENT, THERE):
             raise
+        if error.error_code == BUSY:
+            raise UserError(
+                f"tracking_uri is '{uri}', whose database fails now ({reason}); nothing was changed "
+                "by this request. Another program may be writing to it: try again when that is done"
+            ) from None
         if error.error_code != AWAY:
             raise UserError(
                 f"tracking_uri is '{uri}', which refuses ({error.error_code}: {reason}); nothing "

@@ -26,6 +26,7 @@ from pipelines.prepare.sources.listing import pieces
 from pipelines.pretrain import key as learning
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.recipe import measured_in, resolve_recipe
+from pipelines.pretrain.run import pretrain_model
 from pipelines.promotion import gates as promotion_gates
 from pipelines.promotion import run as promotion
 from pipelines.runtime import cluster
@@ -170,7 +171,7 @@ def train(
     subject = resolve.untrained_ref("model", "random", resolve_recipe(config).network)
     for requested in (replace(each, data=(data,)) for each in measured):
         plan.require_measurable([subject], requested, plan.layouts_of(requested))
-    return stages.train(config, data)
+    return pretrain_model(config, data)
 
 
 def evaluate(

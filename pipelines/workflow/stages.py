@@ -1,4 +1,4 @@
-"""Training and evaluation as stages of a graph, for the workflow and for sweeps.
+"""Evaluation as a stage of a graph, for the workflow and for sweeps.
 
 A stage's result says in `delivered` whether MLflow has all of it: until then it is not final, and
 the next run of the graph looks at it again.
@@ -9,14 +9,7 @@ from typing import Any
 
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.run import evaluate_models
-from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.run import pretrain_model
 from pipelines.workflow import graph
-
-
-def train(config: PretrainConfig, data: str) -> dict[str, Any]:
-    """Pretrain on a dataset; the summary, final when the training is committed."""
-    return pretrain_model(config, data)
 
 
 def evaluate(config: EvaluateConfig, name: str, summary: dict[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def test_chosen_regions_hold_a_quarter_of_objects_with_their_classes() -> None:
     torch.testing.assert_close(moved, truth[match[objects]], atol=1e-3, rtol=0)
 
 
-def test_a_image_without_objects_gives_background_only() -> None:
+def test_an_image_without_objects_gives_background_only() -> None:
     proposals = torch.tensor([[0.0, 0, 9, 9], [5.0, 5, 20, 20]])
     empty = torch.zeros(0, 4)
     targets = choose_regions(proposals, empty, torch.zeros(0, dtype=torch.long), 8, seeded())

@@ -187,7 +187,7 @@ def test_cells_that_are_compared_are_measured_in_one_precision(
 def test_what_mlflow_lacks_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = {"key": "k" * 64, "tracking_run_id": None, "model": "folder", "weights_sha256": "s",
                "delivered": False}  # fmt: skip
-    monkeypatch.setattr(workflow_stages, "pretrain_model", lambda config, uri: summary)
+    monkeypatch.setattr(cells, "pretrain_model", lambda config, uri: summary)
     training = PretrainConfig(store=str(tmp_path))
     late = train({}, config=training, data="d")
     assert not graph.is_delivered(late)

@@ -190,6 +190,23 @@ def test_the_server_says_what_it_refers_to(tmp_path: Path) -> None:
     assert references(uri).datasets == frozenset()
 
 
+def test_no_page_of_the_answers_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for name in ("one", "two", "three"):
+        tags = {"dataset_fingerprint": name}
+        spec = RunSpec(uri=uri, store=str(tmp_path), experiment=name, key=name, name=name, tags=tags)
+        ensure_run(spec)
+    search = MlflowClient.search_experiments
+    monkeypatch.setattr(  # as with more experiments than a page holds
+        MlflowClient,
+        "search_experiments",
+        lambda self, **asked: search(self, **{**asked, "max_results": 1}),
+    )
+    assert references(uri).datasets == {"one", "two", "three"}
+
+
 def test_without_an_answer_nothing_is_removed(tmp_path: Path) -> None:
     training(tmp_path, "left", commit=None)
     before = contents(tmp_path)

@@ -317,6 +317,10 @@ def test_the_largest_share_of_the_labels_counts_in_whatever_order_they_are_given
         assert "100%" in grid.caption and grid.cells == [["a", "50.0%"]]
         (axes,) = charts.lines(rows[1:2]).axes
         assert axes.lines[0].get_ydata().tolist() == [50]
+    else:  # a chart for each share
+        groups = report.groups_of(section)
+        assert [group.title for group in groups] == [f"labels {name} (30)" for name in shares]
+        assert [[dot.value for dot in group.dots] for group in groups] == [[20], [50], [10]]
 
 
 def test_probes_with_few_labels_keep_their_shares_apart() -> None:

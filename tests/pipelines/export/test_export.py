@@ -216,7 +216,7 @@ def test_the_loader_refuses_altered_weights(
         load_encoder(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"files": {}}'])
+@pytest.mark.parametrize("content", ["", "[]", "null", "5", '"text"', '{"files": {}}'])
 def test_the_loader_refuses_a_cut_description(
     small: tuple[torch.nn.Module, Path], tmp_path: Path, content: str
 ) -> None:
@@ -230,6 +230,9 @@ def test_what_is_no_export_and_what_is_one_already_are_refused(
     small: tuple[torch.nn.Module, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="is not an exported encoder"):
+        load_encoder(str(tmp_path))
+    (tmp_path / "encoder.json").write_text('{"files": {"model.safetensors": "0"}, "network": {}}')
+    with pytest.raises(UserError, match=r"model\.safetensors of a backbone"):
         load_encoder(str(tmp_path))
     with pytest.raises(UserError, match="holds an export already"):
         export_encoder(ExportConfig(model="any", output=str(small[1])))

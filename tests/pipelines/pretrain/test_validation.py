@@ -53,7 +53,7 @@ def test_a_filling_that_is_not_finite_shows_in_the_means() -> None:
     assert math.isnan(measured["psnr_hole"]) and math.isfinite(measured["psnr_mean_fill"])
 
 
-def test_a_image_without_a_hidden_pixel_is_left_out() -> None:
+def test_an_image_without_a_hidden_pixel_is_left_out() -> None:
     some = images(3)
     hidden = some.hidden.clone()
     hidden[2] = False

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.promotion.gates import Candidate, Gates, Verdict, quality, read_gates
+from pipelines.promotion.gates import Candidate, Gates, Verdict, expand, quality, read_gates
 from pipelines.tracking import scores
 
 PSNR = "inpainting/central/hole/128/PSNR"
@@ -140,6 +140,7 @@ def test_the_default_gates_look_at_the_holes_a_model_was_trained_with(
     """Models of random holes and of other sides can pass, and none that trails Telea's method."""
     name, error = named(f"{side}/PSNR", strategy), named(f"{side}/L1", strategy)
     others = {named("128/PSNR", "random_block"): {"m": 9.0},  # measured, too
+              named(f"{side}/PSNR", "random_region_shapes"): {"m": 9.0},
               named(f"0% to 10%/{side}/PSNR", strategy): {"m": 9.0}}  # fmt: skip
     model = candidate(
         "m", {}, strategy=strategy, measured={name: "equal", error: "equal"},
@@ -155,11 +156,18 @@ def test_the_default_gates_look_at_the_holes_a_model_was_trained_with(
     assert [each.gate for each in refused] == [f"better than Telea on {name}"]
 
 
+def test_holes_in_a_ring_are_those_of_their_strategy() -> None:
+    ring = named("128/PSNR", "central in a ring of 7 px")
+    model = candidate("m", {}, strategy="central", scores={ring: {"m": 15.0}})
+    assert expand("inpainting/{strategy}/hole/*/PSNR", model) == [ring]
+    assert expand("inpainting/{strategy}/hole/*/PSNR", replace(model, strategy="")) == [ring]
+
+
 def test_a_name_that_nothing_was_measured_of_fails_by_itself() -> None:
     found = quality(candidate("m", {"m": 15.0}, strategy="free_form"), None, read_gates(None))
     refused = [each for each in found if not each.passed]
     assert {each.gate.rpartition(" ")[2] for each in refused} == {
-        "inpainting/free_form*/hole/*/PSNR"
+        "inpainting/free_form/hole/*/PSNR"
     }
 
 

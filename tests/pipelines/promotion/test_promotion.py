@@ -493,7 +493,7 @@ def test_a_deleted_run_is_refused_and_a_champion_that_is_gone_can_be_replaced(
     server.delete_run(old)
 
     end = promote_job(monkeypatch, "--run", old, *common)
-    *_, said = capsys.readouterr().err.splitlines()
+    _, said = capsys.readouterr().err.splitlines()
     assert end is not None and end.code == 4
     assert "was deleted" in said and f"mlflow runs restore --run-id {old}" in said
     server.restore_run(old)
@@ -506,7 +506,7 @@ def test_a_deleted_run_is_refused_and_a_champion_that_is_gone_can_be_replaced(
     )
     capsys.readouterr()
     end = promote_job(monkeypatch, "--run", new, *common)
-    *_, said = capsys.readouterr().err.splitlines()
+    _, said = capsys.readouterr().err.splitlines()
     assert end is not None and end.code == 4
     assert f"whose champion, version 1, was trained by run '{old}'" in said
     assert "--replace-missing-champion" in said

@@ -369,7 +369,7 @@ def test_a_name_that_looks_like_a_pattern_removes_nothing_else(s3: FaultyServer)
     assert storage.children(place("ds1/_work")) == ["a"]
 
 
-def test_a_image_that_is_bad_only_on_its_way_is_not_set_aside(
+def test_an_image_that_is_bad_only_on_its_way_is_not_set_aside(
     s3: FaultyServer,
     serially: None,
     tmp_path: Path,

@@ -1,5 +1,6 @@
 """The page of a store names what is in it, newest first, and every link leads somewhere."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,34 @@ def test_a_damaged_record_is_told_and_the_others_are_shown(tmp_path: Path) -> No
     page = Path(write_store_page(str(tmp_path))).read_text()
     assert "What could not be read" in page and "cut or altered" in page
     assert "inpaint, central holes" in page
+
+
+@pytest.mark.parametrize("lacking", ["strategy", "steps", "dataset_fingerprint", "validation"])
+def test_a_record_that_lacks_something_is_told(lacking: str, tmp_path: Path) -> None:
+    full_store(str(tmp_path))
+    record = tmp_path / "pretrain" / ("k" * 16) / "commit.json"
+    summary = storage.read_json(str(record))
+    del summary[lacking]
+    record.write_text(json.dumps(summary))
+    page = Path(write_store_page(str(tmp_path))).read_text()
+    assert "What could not be read" in page and f"KeyError: &#x27;{lacking}&#x27;" in page
+    assert "inpaint, central holes" in page
+
+
+def test_a_dataset_without_a_card_is_not_linked(tmp_path: Path) -> None:
+    full_store(str(tmp_path))
+    (tmp_path / "prepare" / "d1" / "card.html").unlink()
+    assert "card.html" not in Path(write_store_page(str(tmp_path))).read_text()
+
+
+def test_trainings_without_a_card_of_their_own_are_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_store(str(tmp_path))
+    monkeypatch.setattr("pipelines.store_page.page.CARDS", 1)
+    page = Path(write_store_page(str(tmp_path))).read_text()
+    for key in "kmn":
+        assert f"<a href='pretrain/{key * 16}/'>" in page
 
 
 def test_an_empty_store_has_a_page(tmp_path: Path) -> None:

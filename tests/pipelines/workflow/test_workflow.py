@@ -126,7 +126,7 @@ def test_what_cannot_be_measured_is_refused_before_the_training(
         trained.append(uri)
         return {"key": "k" * 64}
 
-    monkeypatch.setattr(stages, "pretrain_model", train)
+    monkeypatch.setattr(run, "pretrain_model", train)
 
     def pretrained(**options: object) -> None:
         chain = {stage.name: stage for stage in graph_of(config(tmp_path / "flat", **options))}

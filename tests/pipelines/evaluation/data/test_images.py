@@ -87,7 +87,7 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     assert read_images(str(folder), "train", 0).fingerprint != before
 
 
-def test_a_image_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
     with pytest.raises(UserError, match=r"image 'broken.jpg' cannot be used"):
         read_images(str(tmp_path), "val", 0).squares(8)

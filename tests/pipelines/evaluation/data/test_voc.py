@@ -79,7 +79,7 @@ def test_an_annotation_without_its_image_is_refused(tmp_path: Path) -> None:
         voc.read_annotated(str(tmp_path), "train", CLASSES)
 
 
-def test_a_image_without_its_annotation_is_refused(tmp_path: Path) -> None:
+def test_an_image_without_its_annotation_is_refused(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path)
     (folder / "Annotations" / "b.xml").unlink()
     with pytest.raises(UserError, match=r"'Annotations/b.xml' is missing"):
@@ -157,6 +157,6 @@ def test_proposals_are_stored_once_and_read_back(tmp_path: Path) -> None:
     assert distance.min() <= 4  # the block is among the regions
 
 
-def test_a_image_without_structure_has_itself_as_region() -> None:
+def test_an_image_without_structure_has_itself_as_region() -> None:
     flat = np.full((10, 12, 3), 9, np.uint8)  # smaller than any region
     assert proposals.search(flat).tolist() == [[0, 0, 11, 9]]

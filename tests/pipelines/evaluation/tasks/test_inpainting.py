@@ -37,7 +37,7 @@ def test_a_fill_keeps_the_visible_and_never_looks_under_the_hole(name: str) -> N
 
 
 @pytest.mark.parametrize("name", classical.FILLS)
-def test_a_fill_restores_a_image_of_one_colour(name: str) -> None:
+def test_a_fill_restores_an_image_of_one_colour(name: str) -> None:
     image, hole = np.full((64, 64, 3), (200, 90, 30), np.uint8), central(64)
     filled = classical.FILLS[name](image, hole)
     assert np.abs(filled.astype(int) - image).max() <= 3
