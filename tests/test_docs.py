@@ -19,6 +19,7 @@ PAGES = [
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if LOG not in page.parents),
 ]
 OF_THE_PARSER = {"config", "help"}
+BEGINNINGS = ("    ", "$ ", "python ", ".venv/bin/python ")  # of a line that is a command
 
 
 def name_of(path: Path) -> str:
@@ -47,7 +48,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """The words of every command that runs one of our jobs, continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", text)
     for line in joined.splitlines():
-        if line.startswith(("    ", "$ ")) and re.search(r"\bjobs/\w+\.py", line):
+        if line.startswith(BEGINNINGS) and re.search(r"\bjobs/\w+\.py", line):
             quoted = line.partition(" #")[0].replace("$(git rev-parse HEAD)", "COMMIT")
             words = shlex.split(quoted)
             start = next(i for i, word in enumerate(words) if re.search(r"jobs/\w+\.py$", word))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = "server,export"  # what MLflow's server and exports need
+EXTRAS = "server,export,backbones"  # MLflow's server, exports, encoders other than alexnet
 BUILD = "setuptools"  # with which the image installs this project itself
 
 

@@ -31,6 +31,7 @@ from infra.local.processes import (
     wait_until_serving,
     write_record,
 )
+from pipelines import storage
 
 HOST = "127.0.0.1"
 START_S = 300.0  # on a busy machine
@@ -84,10 +85,9 @@ def ray_head(args: argparse.Namespace, token_file: Path) -> Service:
 
 def mlflow_server(args: argparse.Namespace) -> Service:
     """The tracking server; artifacts go through it."""
-    store = args.store if "://" in args.store else str(Path(args.store).expanduser().absolute())
-    home = args.state if "://" in store else Path(store)
+    home = args.state if "://" in args.store else Path(args.store)
     database = args.database or f"sqlite:///{home / 'mlflow.db'}"
-    artifacts = args.artifacts or f"{store.rstrip('/')}/mlartifacts"
+    artifacts = args.artifacts or f"{args.store.rstrip('/')}/mlartifacts"
     if database.startswith("sqlite:///"):
         Path(database.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     command = [
@@ -171,7 +171,6 @@ def require_same(service: Service, before: Running, token: str, log: Path) -> No
 
 def how_to_submit(args: argparse.Namespace, token_file: Path) -> str:
     """What the user needs next: addresses and a line to paste."""
-    store = args.store if "://" in args.store else Path(args.store).expanduser().absolute()
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -184,22 +183,22 @@ def how_to_submit(args: argparse.Namespace, token_file: Path) -> str:
     return "\n".join(
         [
             f"dashboard {dashboard_uri(args)} (with the token in {token_file}), "
-            f"MLflow {mlflow_uri(args)}, store {store}",
+            f"MLflow {mlflow_uri(args)}, store {args.store}",
             f"A submission uploads {size}: what .rayignore leaves of {ROOT}.",
             "",
             f"cd {ROOT}",
             f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token_file} "
-            f"{sys.executable.removesuffix('/python')}/ray job submit "
+            f"{Path(sys.executable).parent / 'ray'} job submit "
             f"--address {dashboard_uri(args)} --working-dir . \\",
             f"  --runtime-env-json '{environment}' \\",
-            f"  -- python jobs/pretrain.py --config configs/quickstart.yaml --store {store}",
+            f"  -- python jobs/pretrain.py --config configs/quickstart.yaml --store {args.store}",
         ]
     )
 
 
 def upload_bytes() -> int:
     """What `ray job submit --working-dir` would upload of this checkout."""
-    lines = [*(ROOT / ".rayignore").read_text().splitlines()]
+    lines = (ROOT / ".rayignore").read_text().splitlines()
     tops = [line[2:] for line in lines if line.startswith("!/") and not line.endswith("**")]
     files = (f for top in tops for path in ROOT.glob(top) for f in (path, *path.rglob("*")))
     return sum(f.stat().st_size for f in files if f.is_file() and "__pycache__" not in f.parts)
@@ -239,8 +238,11 @@ def stop_jobs(head: Running, token: str) -> None:
         for job in active:
             if job not in asked:
                 print(f"stopping job {job}; the same command resumes it")
-                _ask(f"{url}{job}/stop", token, method="POST")
                 asked.add(job)
+                try:
+                    _ask(f"{url}{job}/stop", token, method="POST")
+                except (OSError, ValueError) as error:
+                    print(f"job {job} cannot be asked to stop ({error}); it ends with Ray")
         time.sleep(1)
     print(f"jobs that did not stop in {STOP_WAIT_S} s are killed: {', '.join(active)}")
 
@@ -269,6 +271,7 @@ def main() -> None:
         parser.add_argument(f"--{name}-port", type=int, default=port)
     args = parser.parse_args()
     args.state = args.state.expanduser().absolute()
+    args.store = storage.absolute(args.store)
     try:
         start_cluster(args) if args.action == "start" else stop_cluster(args)
     except ClusterError as error:

@@ -48,7 +48,7 @@ def require_encoder(name: str) -> None:
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
             f"encoder is '{name}', which needs transformers; install it with python -m pip install "
-            "'transformers>=5', or take encoder alexnet"
+            "'transformers>=5.24,<6', or take encoder alexnet"
         )
     if name not in KNOWN:
         with quiet_transformers() as transformers:

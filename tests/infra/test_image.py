@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 
 import pytest
 from helpers import ROOT
@@ -34,6 +35,12 @@ def test_a_lock_names_every_package_with_its_checksum() -> None:
 def test_a_package_without_a_checksum_is_refused() -> None:
     with pytest.raises(SystemExit, match="no sha256 is known of u"):
         lock.packages({"install": [package("x", "1", url="u", archive_info={})]})
+
+
+def test_the_lock_has_all_that_jobs_may_ask_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = set(project["optional-dependencies"]) - {"dev", "bench"}
+    assert set(lock.EXTRAS.split(",")) == wanted
 
 
 def test_the_image_copies_what_there_is_and_all_that_jobs_import() -> None:

@@ -239,6 +239,7 @@ def test_the_settings_are_those_of_the_jobs() -> None:
     from pipelines.evaluation.config import EvaluateConfig
     from pipelines.prepare.config import PrepareConfig
     from pipelines.pretrain.config import PretrainConfig
+    from pipelines.pretrain.recipe import resolve_recipe
 
     kinds = {
         "prepare": (prepare, PrepareConfig), "pretrain": (pretrain, PretrainConfig),
@@ -247,14 +248,27 @@ def test_the_settings_are_those_of_the_jobs() -> None:
     entries = {e for _, d in documents() for e in values(d, "entrypoint")}
     entries |= {" ".join(c) for _, d in documents() for c in values(d, "command") if "submit" in c}
     for stage in ("volume", "bucket"):
+        parsed: dict[str, Any] = {}
         for name, (job, config) in kinds.items():
             path = KUBERNETES / "settings" / stage / f"{name}.yaml"
-            parse(config, ["--config", str(path)])
+            parsed[name] = parse(config, ["--config", str(path)])
             assert any(
                 f"jobs/{job.__name__.rpartition('.')[2]}.py --config" in entry
                 and f"/settings/{name}.yaml" in entry
                 for entry in entries
             )
+        made, wanted = parsed["prepare"].masks, resolve_recipe(parsed["pretrain"])
+        assert (wanted.strategy, wanted.side) in {(spec.strategy, spec.side) for spec in made}
+
+
+def test_one_job_is_chosen_by_a_command_that_can_choose() -> None:
+    """`kubectl replace` has no selector, `kubectl apply` has."""
+    places = [*KUBERNETES.rglob("jobs/kustomization.yaml"), ROOT / "docs" / "deploy.md"]
+    commands = [re.sub(r"&&\n[# ]*", "&& ", place.read_text()) for place in places]
+    assert len(places) == 6
+    for text in commands:
+        (line,) = re.findall(r"kubectl .*-l context-encoder/job=pretrain", text)
+        assert re.match(r"kubectl delete rayjob pretrain .* && kubectl apply -k ", line)
 
 
 def test_the_object_store_fits_into_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`make cluster`: starts, takes a job, refuses strangers, is found again, ends without a trace."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 
 import mlflow
@@ -95,6 +97,39 @@ def test_what_commands_write_is_not_uploaded(tmp_path: Path) -> None:
                  "jobs/prepare.py", "configs/quickstart.yaml", "own.yaml"):  # fmt: skip
         assert not any(ignore(tmp_path / name) for ignore in ignored), name
     assert 100_000 < cluster.upload_bytes() < 10_000_000
+
+
+def test_the_line_to_paste_names_the_ray_beside_whatever_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/env/bin/python3.12")
+    args = argparse.Namespace(store="s3://bucket/store", dashboard_port=1, mlflow_port=2)
+    assert " /env/bin/ray job submit " in cluster.how_to_submit(args, tmp_path / "token")
+
+
+def test_a_job_that_cannot_be_stopped_keeps_no_server_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor the other jobs from their checkpoints."""
+    jobs = [{"submission_id": name, "status": "RUNNING"} for name in ("one", "two")]
+    listed, asked = iter([jobs, []]), []
+
+    def ask(url: str, token: str, method: str = "GET") -> object:
+        if method == "GET":
+            return next(listed)
+        asked.append(url.split("/")[-2])
+        raise urllib.error.HTTPError(url, 500, "no agent", Message(), None)
+
+    monkeypatch.setattr(cluster, "_ask", ask)
+    cluster.stop_jobs(processes.Running("Ray", 1, 0.0, ["--dashboard-port=1"], ""), "token")
+    assert asked == ["one", "two"]
+    assert "job one cannot be asked to stop (HTTP Error 500: no agent)" in capsys.readouterr().out
+
+
+def test_ray_may_drain_before_it_is_killed() -> None:
+    from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+
+    assert processes.END_S > RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:

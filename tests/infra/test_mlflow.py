@@ -5,9 +5,9 @@ import json
 import os
 import pwd
 import re
-import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,29 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT, free_port, wait_until_serving
+from helpers import ROOT, free_port, postgres_folder, process, wait_until_serving
 
 PLATFORM = ROOT / "infra" / "kubernetes" / "platform"
 PASSWORD = "long enough for anybody"
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
+POSTGRES = postgres_folder()
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def process(command: list[str], folder: Path, **environment: str) -> Iterator[subprocess.Popen]:
-    """A server that is ended with all it has started."""
-    with (folder / "log").open("ab") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **environment}, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        yield server
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
 
 
 @contextmanager
@@ -62,13 +46,13 @@ def postgres(folder: Path) -> Iterator[dict[str, str]]:
     command = [*alone, str(POSTGRES / "postgres"), "-D", str(data), "-p", port]
     command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
     here = {"PGHOST": "127.0.0.1", "PGPORT": port}
-    with process(command, folder) as server:
+    with process(command, folder / "log") as server:
         admin = {**os.environ, **here, "PGUSER": "postgres", "PGPASSWORD": PASSWORD}
         for _ in range(120):
             if not subprocess.run([POSTGRES / "pg_isready", "-q"], env=admin).returncode:
                 break
             assert server.poll() is None, (folder / "log").read_text()
-            signal.sigtimedwait([], 0.5)
+            time.sleep(0.5)
         admin["MLFLOW_PASSWORD"] = PASSWORD + " 2"
         subprocess.run(["sh", PLATFORM / "databases.sh"], env=admin, check=True, timeout=60)
         yield {**here, "PGUSER": "mlflow", "PGPASSWORD": PASSWORD + " 2"}
@@ -112,7 +96,7 @@ def tracking_server(folder: Path, database: dict[str, str]) -> Iterator[str]:
     words = here([*server["command"], *server["args"]], port)
     words = [w.replace("localhost:", f"127.0.0.1:{port},localhost:", 1) for w in words]
     words = ["--workers=1" if w.startswith("--workers") else w for w in words]
-    with process(words, folder, **environment) as started:
+    with process(words, folder / "log", **environment) as started:
         wait_until_serving(f"{uri}/health", started, folder / "log")
         yield uri
 
@@ -126,7 +110,7 @@ def ask(uri: str, login: str | None = None, body: object = None) -> Any:
         return json.load(answer)
 
 
-@pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="PostgreSQL 15 is not installed")
+@pytest.mark.skipif(POSTGRES is None, reason="PostgreSQL is not installed")
 @pytest.mark.skipif(os.getuid() != 0, reason="the database runs as another user")
 @pytest.mark.timeout(900)
 def test_logins_postgres_backup_and_restore(tmp_path: Path) -> None:

@@ -41,3 +41,10 @@ def test_the_service_has_a_home_that_it_can_write() -> None:
     (home,) = re.findall(r"^Environment=HOME=(.*)$", SWEEP, re.MULTILINE)
     (writable,) = re.findall(r"^ReadWritePaths=(.*)$", SWEEP, re.MULTILINE)
     assert home in writable.split()
+
+
+def test_the_head_can_make_its_token() -> None:
+    unit = (INFRA / "systemd" / "context-encoder-head.service").read_text()
+    (token,) = re.findall(r"RAY_AUTH_TOKEN_PATH:-(.*)}", (INFRA / "hosts" / "head.sh").read_text())
+    (writable,) = re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE)
+    assert f"-{token.rpartition('/')[0]}" in writable.split()

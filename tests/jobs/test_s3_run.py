@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from helpers import (
     end_orphans,
     free_port,
     mlflow_server_command,
+    process,
     wait_until_serving,
     write_pictures,
 )
@@ -33,19 +33,11 @@ EVALUATION = "tasks: [inpainting]\ninpainting: {strategies: [central], images: 4
 
 
 @contextmanager
-def server(command: list[str], url: str, folder: Path, **more: str) -> Iterator[None]:
+def server(command: list[str], url: str, folder: Path) -> Iterator[None]:
     log = folder / f"{command[2]}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **more}, cwd=folder,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_until_serving(url, process, log)
+    with process(command, log) as started:
+        wait_until_serving(url, started, log)
         yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 def job(name: str, *flags: str, env: dict[str, str]) -> subprocess.Popen[str]:

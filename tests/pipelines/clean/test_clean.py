@@ -134,7 +134,6 @@ def test_a_training_that_begins_meanwhile_keeps_its_dataset(
         place = str(tmp_path / "pretrain" / "new" / "lease")
         lease.acquire(place, lease.new_owner(), lease_s=60, now=time.time())
 
-    monkeypatch.setattr(cleaning.time, "sleep", begin)
     remove = cleaning._remove_dataset
     monkeypatch.setattr(
         cleaning, "_remove_dataset", lambda spare, store: remove(spare, store, begin)

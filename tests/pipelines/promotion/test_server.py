@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import free_port, mlflow_server_command, wait_until_serving
+from helpers import (
+    free_port,
+    mlflow_server_command,
+    postgres_folder,
+    process,
+    wait_until_serving,
+)
 from promotion_helpers import aliases, ask, log_run, make_home
 
 from pipelines.promotion.explain import explain
@@ -21,31 +27,15 @@ from pipelines.promotion.run import roll_back
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def postgres_folder() -> Path | None:
-    """Where `postgres` and `initdb` are: on the path, or where Debian puts them."""
-    found = shutil.which("postgres")
-    if found:
-        return Path(found).resolve().parent
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
-
-
 @contextmanager
 def mlflow_server(folder: Path, backend: str) -> Iterator[str]:
     """A tracking server of this test alone; ended by its id."""
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    command = mlflow_server_command(folder, backend, port)
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            wait_until_serving(f"{uri}/health", process, folder / "server.log")
-            yield uri
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+    log = folder / "server.log"
+    with process(mlflow_server_command(folder, backend, port), log) as started:
+        wait_until_serving(f"{uri}/health", started, log)
+        yield uri
 
 
 def walk_through(uri: str, folder: Path) -> None:
@@ -84,7 +74,7 @@ def postgres(folder: Path) -> Iterator[str]:
     data = home / "data"
     usual = {"check": True, "user": user, "cwd": home, "capture_output": True}
     subprocess.run([programs / "initdb", "-D", data, "-U", "mlflow", "--auth=trust", "-N"], **usual)  # type: ignore[call-overload]
-    process = subprocess.Popen(
+    database = subprocess.Popen(
         [programs / "postgres", "-D", data, "-p", str(port), "-k", home, "-h", "127.0.0.1"],
         user=user, cwd=home, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -92,12 +82,12 @@ def postgres(folder: Path) -> Iterator[str]:
         ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
         deadline = time.monotonic() + 60
         while subprocess.run(ready, capture_output=True).returncode:
-            assert time.monotonic() < deadline and process.poll() is None
+            assert time.monotonic() < deadline and database.poll() is None
             time.sleep(0.3)
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        database.send_signal(signal.SIGINT)
+        database.wait(60)
         shutil.rmtree(home)
 
 
