@@ -76,8 +76,9 @@ def _asking(uri: str, action: Callable[[Any], Value]) -> Value:
             raise
         if error.error_code == BUSY:
             raise UserError(
-                f"tracking_uri is '{uri}', whose database fails now ({reason}); nothing was changed "
-                "by this request. Another program may be writing to it: try again when that is done"
+                f"tracking_uri is '{uri}', whose database fails now ({reason}); nothing was "
+                "changed by this request. Another program may be writing to it: try again when "
+                "that is done"
             ) from None
         if error.error_code != AWAY:
             raise UserError(

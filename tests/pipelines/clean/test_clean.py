@@ -195,8 +195,9 @@ def test_no_page_of_the_answers_is_left_out(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for name in ("one", "two", "three"):
         tags = {"dataset_fingerprint": name}
-        spec = RunSpec(uri=uri, store=str(tmp_path), experiment=name, key=name, name=name, tags=tags)
-        ensure_run(spec)
+        ensure_run(
+            RunSpec(uri=uri, store=str(tmp_path), experiment=name, key=name, name=name, tags=tags)
+        )
     search = MlflowClient.search_experiments
     monkeypatch.setattr(  # as with more experiments than a page holds
         MlflowClient,
