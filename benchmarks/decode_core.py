@@ -31,7 +31,7 @@ TARGET_OF_BARE, TARGET_OF_PILLOW = 0.85, 2.0
 
 def ours(data: bytes) -> bytes:
     """What `prepare` does."""
-    return normalise(data, "picture.jpg", LIMITS).jpeg
+    return normalise(data, "image.jpg", LIMITS).jpeg
 
 
 def bare(data: bytes) -> bytes:

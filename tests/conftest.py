@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from helpers import write_pictures
+from helpers import write_images
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster for this process alone, on loopback
 os.environ.setdefault("RAY_worker_niceness", "0")  # as the jobs do
@@ -42,8 +42,8 @@ def dataset_uri(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     from pipelines.prepare.run import prepare_dataset
 
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder / "train", {"apple": 70, "pear": 80})
-    write_pictures(folder / "val", {"apple": 10, "pear": 10}, first=1000)
+    write_images(folder / "train", {"apple": 70, "pear": 80})
+    write_images(folder / "val", {"apple": 10, "pear": 10}, first=1000)
     return prepare_dataset(
         PrepareConfig(
             source=str(folder),

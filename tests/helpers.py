@@ -92,19 +92,19 @@ def wait_until_serving(url: str, server: subprocess.Popen[bytes], log: Path) -> 
             time.sleep(0.5)
 
 
-def draw_picture(number: int, height: int, width: int) -> np.ndarray:
+def draw_image(number: int, height: int, width: int) -> np.ndarray:
     """A smooth, coloured image that no other number gives: uint8 (H, W, 3) RGB."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def write_pictures(folder: Path, classes: dict[str, int], first: int = 0) -> None:
+def write_images(folder: Path, classes: dict[str, int], first: int = 0) -> None:
     """Class folders with that many JPEG images each."""
     for name, count in classes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for _ in range(count):
-            image = draw_picture(first, 150 + first % 7, 160 + first % 11)
+            image = draw_image(first, 150 + first % 7, 160 + first % 11)
             path = str(folder / name / f"{first:04d}.jpg")
             assert cv2.imwrite(path, image[..., ::-1])
             first += 1

@@ -232,7 +232,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         exported = torch.onnx.export(
-            program, dynamo=True, input_names=["picture"], output_names=["features"], verbose=False
+            program, dynamo=True, input_names=["image"], output_names=["features"], verbose=False
         )
     except ImportError as error:
         raise _no_onnx(error) from None
@@ -246,7 +246,7 @@ def _run_onnx(path: Path, x: Tensor) -> Any:
     except ImportError as error:
         raise _no_onnx(error) from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {"picture": x.numpy()})[0]
+    return session.run(None, {"image": x.numpy()})[0]
 
 
 def _no_onnx(error: ImportError) -> UserError:

@@ -67,8 +67,8 @@ def _row(output: str, name: str, source: Source, holes: HoleSource, overlap: int
     return heading + f"<div class='strip'>{''.join(starmap(_figure, parts.items()))}</div>"
 
 
-def _figure(title: str, picture: ImageArray) -> str:
-    return html_page.image(title, images.encode(_small(picture), QUALITY), kind="jpeg")
+def _figure(title: str, image: ImageArray) -> str:
+    return html_page.image(title, images.encode(_small(image), QUALITY), kind="jpeg")
 
 
 def _small(image: ImageArray) -> ImageArray:

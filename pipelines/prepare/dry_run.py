@@ -25,7 +25,7 @@ from pipelines.prepare.sources.readers import Member, members
 from pipelines.runtime.progress import duration
 
 SAMPLE_PIECES = 16
-SAMPLE_PICTURES = 64
+SAMPLE_IMAGES = 64
 
 
 def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
@@ -33,10 +33,10 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     untrusted.use_one_thread()
     faults: Counter[str] = Counter()
     seen = _Seen(config.validation_share)
-    read_bytes = stored_bytes = pictures = 0
+    read_bytes = stored_bytes = images = 0
     ends = [time.perf_counter()]
-    for piece, member in islice(_spread(found), SAMPLE_PICTURES):
-        pictures += 1
+    for piece, member in islice(_spread(found), SAMPLE_IMAGES):
+        images += 1
         size = len(member.data or b"")
         read_bytes += tars.BLOCK + tars.padded_size(size) if piece.kind == "tar" else size
         member = labelled(member, labels, Counter())
@@ -50,20 +50,20 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
         except Fault as fault:
             faults[fault.kind] += 1
         ends.append(time.perf_counter())
-    if not pictures:
+    if not images:
         raise UserError(f"source is '{config.shown_source}'; there is no image in what was sampled")
     # The first ones load libraries and fill caches, which a long job does once.
     seconds = float(np.median(np.diff(ends)))
-    good = max(pictures - faults.total(), 1)
+    good = max(images - faults.total(), 1)
     is_files = found.files == found.pieces
-    expected = found.pieces if is_files else round(found.bytes * pictures / max(read_bytes, 1))
+    expected = found.pieces if is_files else round(found.bytes * images / max(read_bytes, 1))
     mask_bytes = sum(spec.bytes_per_mask * spec.variants for spec in config.masks)
     cores = psutil.cpu_count(logical=False) or 1
     console.print(f"would prepare {config.shown_source}", soft_wrap=True)
     table = Table(show_header=False)
     about = "" if is_files else "about "
     table.add_row("images", f"{about}{expected:,} in {found.bytes / 1e6:,.1f} MB")
-    table.add_row("sampled", counted(pictures, "image"))
+    table.add_row("sampled", counted(images, "image"))
     if is_files:  # all are known by name
         seen = _Seen(config.validation_share)
         for piece in found:
@@ -118,9 +118,9 @@ class _Seen:
 
 def _spread(found: Listing) -> Iterator[tuple[Piece, Member]]:
     """A few images of each of a few pieces; of single files one each."""
-    wanted = SAMPLE_PICTURES if found.files == found.pieces else SAMPLE_PIECES
+    wanted = SAMPLE_IMAGES if found.files == found.pieces else SAMPLE_PIECES
     step = max(found.pieces // wanted, 1)
-    each = -(-SAMPLE_PICTURES // min(found.pieces, wanted))
+    each = -(-SAMPLE_IMAGES // min(found.pieces, wanted))
     for piece in islice(found, 0, None, step):
         for member in islice(members(piece), each):
             yield piece, member

@@ -167,7 +167,7 @@ def _check_number(faults: int, unit: int, member: Member) -> None:
     if faults > MAX_FAULTS:
         raise UserError(
             f"source holds more than {MAX_FAULTS} bad images in one archive, up to "
-            f"'{member.key}' (unit {unit}): {member.fault or 'not pictures'}; leave it out"
+            f"'{member.key}' (unit {unit}): {member.fault or 'not images'}; leave it out"
         )
 
 

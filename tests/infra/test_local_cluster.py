@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from helpers import ROOT, free_port, write_pictures
+from helpers import ROOT, free_port, write_images
 
 from infra.local import cluster, processes
 from pipelines.pretrain.gauges import GAUGES, PREFIX
@@ -148,8 +148,8 @@ def listening() -> dict[int, set[str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_start_submit_stop(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "photos" / "train", {"apple": 4, "pear": 4})
-    write_pictures(tmp_path / "photos" / "val", {"apple": 1, "pear": 1}, first=100)
+    write_images(tmp_path / "photos" / "train", {"apple": 4, "pear": 4})
+    write_images(tmp_path / "photos" / "val", {"apple": 1, "pear": 1}, first=100)
     ports = {name: free_port() for name in PORTS}
     state = ["--state", str(tmp_path / "state")]
     where = [f"--{name}-port={port}" for name, port in ports.items()]

@@ -18,7 +18,7 @@ import mlflow
 import psutil
 import pytest
 from dataset_helpers import files_of
-from helpers import ROOT, end_orphans, free_port, wait_until_serving, write_pictures
+from helpers import ROOT, end_orphans, free_port, wait_until_serving, write_images
 
 from pipelines.data import manifest
 from pipelines.errors import UserError
@@ -264,7 +264,7 @@ def test_a_killed_head_loses_nothing_that_was_prepared(
     tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     """The cluster's store of state dies under a submitted job; a new head, the same command."""
-    write_pictures(tmp_path / "pictures", {"apple": 1500, "pear": 1500})
+    write_images(tmp_path / "pictures", {"apple": 1500, "pear": 1500})
     prepare = [
         "python", "jobs/prepare.py", "--source", str(tmp_path / "pictures"), "--sides", "64",
         "--rows-per-shard", "64", "--row-group-rows", "32", "--output",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, write_pictures
+from helpers import ROOT, write_images
 
 from pipelines.ablation.config import AblateConfig, arms
 from pipelines.cli import parse
@@ -56,8 +56,8 @@ def run_job(job: str, *flags: str) -> None:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
-    write_pictures(folder / "train", {"apple": 12, "pear": 12})
-    write_pictures(folder / "val", {"apple": 4, "pear": 4}, first=1000)
+    write_images(folder / "train", {"apple": 12, "pear": 12})
+    write_images(folder / "val", {"apple": 4, "pear": 4}, first=1000)
     return folder
 
 

@@ -20,7 +20,7 @@ from helpers import (
     mlflow_server_command,
     process,
     wait_until_serving,
-    write_pictures,
+    write_images,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.timeout(1800)]
@@ -55,8 +55,8 @@ def done(process: subprocess.Popen[str]) -> str:
 
 
 def test_prepare_train_killed_and_resumed_evaluate_promote(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "photos" / "train", {"apple": 12, "pear": 12})
-    write_pictures(tmp_path / "photos" / "val", {"apple": 4, "pear": 4}, first=100)
+    write_images(tmp_path / "photos" / "train", {"apple": 12, "pear": 12})
+    write_images(tmp_path / "photos" / "val", {"apple": 4, "pear": 4}, first=100)
     (tmp_path / "gates.yaml").write_text(GATES)
     (tmp_path / "evaluate.yaml").write_text(EVALUATION)
     bucket, tracking = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"

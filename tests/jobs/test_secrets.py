@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, free_port, mlflow_server_command, wait_until_serving, write_pictures
+from helpers import ROOT, free_port, mlflow_server_command, wait_until_serving, write_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CANARY = "s3cr3t-PW"
@@ -42,8 +42,8 @@ def tracking_port(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def images_port(tmp_path: Path) -> Iterator[int]:
     """Serves pictures.tar."""
-    write_pictures(tmp_path / "raw" / "train", {"apple": 12, "pear": 12})
-    write_pictures(tmp_path / "raw" / "val", {"apple": 4, "pear": 4}, first=100)
+    write_images(tmp_path / "raw" / "train", {"apple": 12, "pear": 12})
+    write_images(tmp_path / "raw" / "val", {"apple": 4, "pear": 4}, first=100)
     (tmp_path / "web").mkdir()
     with tarfile.open(tmp_path / "web" / "pictures.tar", "w") as tar:
         tar.add(tmp_path / "raw", arcname=".")

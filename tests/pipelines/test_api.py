@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
-from helpers import draw_picture, in_fresh_process, write_pictures
+from helpers import draw_image, in_fresh_process, write_images
 from model_helpers import SMALL, save_small_model
 from PIL import Image
 
@@ -82,8 +82,8 @@ def test_a_wrong_setting_is_one_message(given: dict[str, Any], message: str) -> 
 
 
 def test_preparing_gives_what_is_in_the_dataset(serially: None, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "photos" / "train", {"apple": 3, "pear": 2})
-    write_pictures(tmp_path / "photos" / "val", {"apple": 1, "pear": 1}, first=10)
+    write_images(tmp_path / "photos" / "train", {"apple": 3, "pear": 2})
+    write_images(tmp_path / "photos" / "val", {"apple": 1, "pear": 1}, first=10)
     dataset = api.prepare(tmp_path / "photos", tmp_path / "d", sides=[64], strategies=["central"])
     assert (dataset.splits, dataset.classes) == ({"train": 5, "val": 2}, ("apple", "pear"))
     assert (str(dataset), len(dataset.fingerprint)) == (str(tmp_path / "d"), 64)
@@ -124,7 +124,7 @@ def test_a_model_shows_what_it_is(model: api.Model) -> None:
 
 
 def photographs() -> list[np.ndarray]:
-    return [draw_picture(number, *size) for number, size in enumerate(SIZES)]
+    return [draw_image(number, *size) for number, size in enumerate(SIZES)]
 
 
 def test_filling_changes_the_pixels_under_the_masks_alone(model: api.Model) -> None:
@@ -213,7 +213,7 @@ def test_from_images_to_features_in_five_lines(tmp_path: Path) -> None:
     model = api.pretrain(steps=4, store=tmp_path, checkpoint_every=2, **settings)
     assert model.run_id is not None and "psnr_hole" in model.metrics
     again = api.load(model.run_id, store=tmp_path)
-    images = [draw_picture(1, 140, 150)]
+    images = [draw_image(1, 140, 150)]
     np.testing.assert_array_equal(again.embed(images), model.embed(images))
     (stage,) = (tmp_path / "pretrain").iterdir()
     assert api.load(stage, store=tmp_path).run_id == model.run_id

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import class_folders, noise_picture, write_pictures
+from helpers import class_folders, noise_picture, write_images
 from rich.console import Console
 
 from pipelines import storage
@@ -113,8 +113,8 @@ def test_what_changes_a_sweep_changes_its_key(
     usual = config(dataset_uri, tmp_path)
     keys = [sweep_key(usual, dataset_uri)]
     assert sweep_key(replace(usual, store="elsewhere"), dataset_uri) == keys[0]
-    write_pictures(tmp_path / "more" / "train", {"apple": 2, "pear": 2})
-    write_pictures(tmp_path / "more" / "val", {"apple": 1, "pear": 1}, first=100)
+    write_images(tmp_path / "more" / "train", {"apple": 2, "pear": 2})
+    write_images(tmp_path / "more" / "val", {"apple": 1, "pear": 1}, first=100)
     more = replace(usual, data=(str(tmp_path / "more"),))
     keys.append(sweep_key(more, dataset_uri))
     for stage in (learning, cells):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from dataset_helpers import prepared
-from helpers import draw_picture, write_pictures
+from helpers import draw_image, write_images
 from model_helpers import save_small_model
 from PIL import Image
 
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def photos(folder: Path) -> Path:
-    write_pictures(folder, {"apple": 3, "pear": 2})
+    write_images(folder, {"apple": 3, "pear": 2})
     return folder
 
 
@@ -99,7 +99,7 @@ def test_columns_are_what_the_manifest_says(here: list[int], model: str, tmp_pat
 def test_a_dataset_gives_its_keys_and_class_names(
     here: list[int], model: str, tmp_path: Path
 ) -> None:
-    write_pictures(tmp_path / "photos", {"apple": 6, "pear": 7})
+    write_images(tmp_path / "photos", {"apple": 6, "pear": 7})
     prepared(tmp_path / "photos", tmp_path / "d")
     rows = rows_of(embed_images(config_of(model, tmp_path / "d", tmp_path / "store")))
     assert len(rows) == 13 and all(label == key.split("/")[0] for key, (label, _) in rows.items())
@@ -122,7 +122,7 @@ def test_labels_and_several_sources_are_taken_as_by_prepare(
     here: list[int], model: str, tmp_path: Path
 ) -> None:
     first, second = photos(tmp_path / "photos"), tmp_path / "more"
-    write_pictures(second, {"plum": 1}, first=7)
+    write_images(second, {"plum": 1}, first=7)
     (tmp_path / "labels.csv").write_text("0000.jpg,red\n0003.jpg,green\n")
     given = {"labels": str(tmp_path / "labels.csv"), "class_from": "parent"}
     one = config_of(model, first, tmp_path / "store", **given)
@@ -151,7 +151,7 @@ def test_a_label_list_that_means_two_images_by_one_name_commits_nothing(
 def test_flags_of_a_source_are_refused_for_a_dataset(
     here: list[int], model: str, tmp_path: Path
 ) -> None:
-    write_pictures(tmp_path / "photos", {"apple": 2})
+    write_images(tmp_path / "photos", {"apple": 2})
     prepared(tmp_path / "photos", tmp_path / "d")
     with pytest.raises(UserError, match=r"--class-from is given.*prepared dataset"):
         embed_images(config_of(model, tmp_path / "d", tmp_path / "store", class_from="first"))
@@ -160,7 +160,7 @@ def test_flags_of_a_source_are_refused_for_a_dataset(
 def test_a_killed_job_resumes_where_it_was(
     here: list[int], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "photos", {"apple": 6, "pear": 7})
+    write_images(tmp_path / "photos", {"apple": 6, "pear": 7})
     prepared(tmp_path / "photos", tmp_path / "d")
     whole = rows_of(embed_images(config_of(model, tmp_path / "d", tmp_path / "whole")))
     units = len(here)
@@ -271,7 +271,7 @@ def test_an_image_of_a_unit_is_found_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_actors_of_a_cluster_do_the_same(ray_cluster: None, model: str, tmp_path: Path) -> None:
     for number in range(30):
-        Image.fromarray(draw_picture(number, 90, 100)).save(tmp_path / f"{number}.png")
+        Image.fromarray(draw_image(number, 90, 100)).save(tmp_path / f"{number}.png")
     (tmp_path / "photos").mkdir()
     for path in tmp_path.glob("*.png"):
         path.rename(tmp_path / "photos" / path.name)

@@ -60,7 +60,7 @@ def test_every_form_gives_the_features_of_the_model(small: tuple[torch.nn.Module
     program = torch.export.load(out / "encoder.pt2").module()
     for found in (
         load_encoder(str(out))(x).numpy(),
-        session.run(["features"], {"picture": x.numpy()})[0],
+        session.run(["features"], {"image": x.numpy()})[0],
         program(x).numpy(),
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from helpers import draw_picture
+from helpers import draw_image
 
 from ce_model import training
 from ce_model.networks import NetworkConfig, build_generator
@@ -59,7 +59,7 @@ def solid(hole: np.ndarray) -> None:
 def test_only_the_hole_changes_and_nothing_of_it_was_seen(
     model: LoadedModel, size: tuple[int, int], draw: Callable[[np.ndarray], None]
 ) -> None:
-    image, hole = draw_picture(0, *size), np.zeros(size, bool)
+    image, hole = draw_image(0, *size), np.zeros(size, bool)
     draw(hole)
     filled = fill_photograph(model, image, hole)
     assert (filled[~hole] == image[~hole]).all()
@@ -70,7 +70,7 @@ def test_only_the_hole_changes_and_nothing_of_it_was_seen(
 
 
 def test_the_smooth_start_is_what_an_untrained_unet_gives() -> None:
-    image, hole = draw_picture(0, 120, 96), np.zeros((120, 96), bool)
+    image, hole = draw_image(0, 120, 96), np.zeros((120, 96), bool)
     hole[30:70, 20:60] = True
     start = smooth_start(image, hole)
     assert (start[~hole] == image[~hole]).all()
@@ -120,7 +120,7 @@ def test_boxes_are_tight_and_tell_how_thick_a_hole_is() -> None:
 
 
 def test_many_photographs_at_once_are_those_one_by_one() -> None:
-    images = [draw_picture(number, 90 + number, 140) for number in range(3)]
+    images = [draw_image(number, 90 + number, 140) for number in range(3)]
     holes = [np.zeros(image.shape[:2], bool) for image in images]
     holes[0][:30, :30] = holes[2][40:60, 100:] = True
     together = fill_photographs(CENTER, images, holes)
@@ -148,7 +148,7 @@ def test_smooth_keeps_what_is_known_and_averages_the_rest() -> None:
 
 
 def test_a_mask_that_cannot_be_meant_is_refused() -> None:
-    image = draw_picture(0, 30, 40)
+    image = draw_image(0, 30, 40)
     with pytest.raises(UserError, match="hides the whole image"):
         fill_photograph(CENTER, image, np.ones((30, 40), bool))
     with pytest.raises(UserError, match=r"the mask must be bool \(H, W\)"):
@@ -158,7 +158,7 @@ def test_a_mask_that_cannot_be_meant_is_refused() -> None:
 
 
 def test_a_large_photograph_takes_seconds_of_a_core() -> None:
-    image, hole = draw_picture(0, 3000, 4000), np.zeros((3000, 4000), bool)
+    image, hole = draw_image(0, 3000, 4000), np.zeros((3000, 4000), bool)
     for top, left, side in ((10, 10, 40), (500, 600, 300), (1500, 2000, 900), (2500, 3500, 480)):
         hole[top : top + side, left : left + side] = True
     began = time.process_time()

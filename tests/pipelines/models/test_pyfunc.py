@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import draw_picture
+from helpers import draw_image
 from model_helpers import save_small_model
 
 from pipelines.errors import UserError
@@ -24,7 +24,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServedContextEncoder:
 def test_a_central_model_fills_a_hole_in_a_corner(
     served: ServedContextEncoder, size: tuple[int, int]
 ) -> None:
-    image = np.stack([draw_picture(number, *size) for number in range(2)])
+    image = np.stack([draw_image(number, *size) for number in range(2)])
     mask = np.zeros((2, *size), np.uint8)
     mask[:, :30, :40] = 1
     found = served.predict(None, {"image": image, "mask": mask})
@@ -34,6 +34,6 @@ def test_a_central_model_fills_a_hole_in_a_corner(
 
 
 def test_a_mask_without_anything_visible_is_an_error(served: ServedContextEncoder) -> None:
-    image = draw_picture(0, 128, 128)[None]
+    image = draw_image(0, 128, 128)[None]
     with pytest.raises(UserError, match="hides the whole image"):
         served.predict(None, {"image": image, "mask": np.ones((1, 128, 128), np.uint8)})

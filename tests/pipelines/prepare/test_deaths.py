@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from dataset_helpers import files_of
-from helpers import ROOT, end_orphans, write_pictures
+from helpers import ROOT, end_orphans, write_images
 from ray.cluster_utils import Cluster
 
 from pipelines.data import manifest
@@ -31,7 +31,7 @@ FLAGS = ["--sides", "64", "--rows-per-shard", "64", "--row-group-rows", "32"]
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, {"apple": 600, "pear": 600})
+    write_images(folder, {"apple": 600, "pear": 600})
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_helpers import prepared, rows_of
-from helpers import write_pictures
+from helpers import write_images
 
 from pipelines.prepare import draw
 from pipelines.prepare.draw import CANDIDATE, Draw
@@ -77,13 +77,13 @@ def test_images_that_are_added_one_by_one_keep_the_share() -> None:
 
 def test_of_small_classes_each_is_in_both_splits(serially: None, tmp_path: Path) -> None:
     source = tmp_path / "p"
-    write_pictures(source, {f"c{n}": 4 for n in range(5)} | {"big": 20})
+    write_images(source, {f"c{n}": 4 for n in range(5)} | {"big": 20})
     manifest = prepared(source, tmp_path / "d", validation_share=0.1)
     held = rows_of(tmp_path / "d")
     found = by_class({key for key, (split,) in held.items() if split == "val"})
     assert found == {**{f"c{n}": 1 for n in range(5)}, "big": 2}
     assert manifest.written == 40
-    write_pictures(source, {"c0": 1, "new": 5}, first=900)
+    write_images(source, {"c0": 1, "new": 5}, first=900)
     prepared(source, tmp_path / "d", validation_share=0.1)
     after = rows_of(tmp_path / "d")
     assert {key: after[key] for key in held} == held

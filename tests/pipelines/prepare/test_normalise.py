@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from pipelines.prepare.normalise import Fault, Limits, Stored, normalise, shrink, turn_upright
 
 
-def draw_picture(number: int, height: int, width: int) -> np.ndarray:
+def draw_image(number: int, height: int, width: int) -> np.ndarray:
     """A smooth, coloured image: uint8 (H, W, 3) RGB."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
@@ -26,7 +26,7 @@ LIMITS = Limits(stored_side=64, jpeg_quality=90, max_pixels=1_000_000, min_side=
 
 
 def image(mode: str = "RGB", size: tuple[int, int] = (100, 80)) -> Image.Image:
-    return Image.fromarray(draw_picture(1, size[1], size[0])).convert(mode)
+    return Image.fromarray(draw_image(1, size[1], size[0])).convert(mode)
 
 
 def encoded(picture: Image.Image, form: str = "JPEG", **options: object) -> bytes:
@@ -79,7 +79,7 @@ def jpeg_claiming(width: int, height: int) -> bytes:
     return JPEG[: at + 5] + struct.pack(">HH", height, width) + JPEG[at + 9 :]
 
 
-def test_a_large_picture_is_shrunk_to_the_stored_side_and_a_small_one_never_enlarged() -> None:
+def test_a_large_image_is_shrunk_to_the_stored_side_and_a_small_one_never_enlarged() -> None:
     large, small = stored(JPEG), stored(encoded(image(size=(40, 30))))
     assert (large.height, large.width) == (64, 80)
     assert (small.height, small.width) == (30, 40)
@@ -99,7 +99,7 @@ def test_what_is_stored_is_always_an_rgb_jpeg_like_its_source() -> None:
 
 @pytest.mark.parametrize("side", [50, 99, 180])
 def test_shrinking_keeps_the_mean_colour(side: int) -> None:
-    pixels = draw_picture(3, 200, 260)
+    pixels = draw_image(3, 200, 260)
     small = shrink(pixels, side)
     assert min(small.shape[:2]) == side
     assert np.abs(small.mean(axis=(0, 1)) - pixels.mean(axis=(0, 1))).max() < 1.5
@@ -156,7 +156,7 @@ CONVERTED: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_odd_but_whole_pictures_are_converted_and_counted(name: str) -> None:
+def test_odd_but_whole_images_are_converted_and_counted(name: str) -> None:
     data, file, kinds = CONVERTED[name]
     picture = stored(data, file)
     assert picture.conversions == kinds
@@ -168,14 +168,14 @@ def test_sixteen_bits_become_eight_and_not_white() -> None:
     assert stored(data).rgb_sums[0] / 1600 == 40000 >> 8
 
 
-def test_a_cmyk_picture_has_the_colours_that_pillow_sees() -> None:
+def test_a_cmyk_image_has_the_colours_that_pillow_sees() -> None:
     data = encoded(image("CMYK"), quality=95)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).reshape(-1, 3)
     picture = stored(data, limits=LIMITS._replace(stored_side=100))
     assert picture.rgb_sums == tuple(expected.sum(axis=0))
 
 
-def test_bytes_behind_a_picture_are_not_stored() -> None:
+def test_bytes_behind_an_image_are_not_stored() -> None:
     assert b"php" not in stored(JPEG + b"<?php").jpeg
 
 
@@ -264,7 +264,7 @@ def test_a_side_that_no_jpeg_has_and_an_extreme_aspect_are_refused_by_their_limi
 
 
 @pytest.mark.parametrize("name", {**CUTS, **ENDS})
-def test_a_picture_that_was_cut_is_found_however_little_is_missing(name: str) -> None:
+def test_an_image_that_was_cut_is_found_however_little_is_missing(name: str) -> None:
     data, kinds = {**CUTS, **ENDS}[name]
     assert fault_of(data) in kinds
 
@@ -274,7 +274,7 @@ def test_the_list_of_odd_inputs_is_long_enough_to_mean_something() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mutated_pictures_end_as_a_picture_or_as_a_fault_and_never_otherwise(seed: int) -> None:
+def test_mutated_images_end_as_an_image_or_as_a_fault_and_never_otherwise(seed: int) -> None:
     rng = random.Random(seed)
     outcomes = {"stored": 0, "fault": 0}
     for number in range(250):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from dataset_helpers import files_of, prepare_config, prepared, quarantine_of, rows_of
-from helpers import draw_picture, jpeg, tar_of, write_pictures
+from helpers import draw_image, jpeg, tar_of, write_images
 
 from ce_model import masks
 from pipelines import storage
@@ -52,11 +52,11 @@ run_module = __import__("pipelines.prepare.run", fromlist=["run"])
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    write_pictures(tmp_path / "pictures", {"apple": 30, "pear": 40})
+    write_images(tmp_path / "pictures", {"apple": 30, "pear": 40})
     return tmp_path / "pictures"
 
 
-def test_every_picture_is_written_once_with_its_label_and_its_split(
+def test_every_image_is_written_once_with_its_label_and_its_split(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     manifest = prepared(pictures, tmp_path / "d")
@@ -86,7 +86,7 @@ def test_the_masks_are_those_of_seed_strategy_side_key_and_variant(
                 assert np.array_equal(card.unpack(cell, spec, variant), expected)
 
 
-def test_the_mean_colour_is_that_of_the_training_pictures(
+def test_the_mean_colour_is_that_of_the_training_images(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     manifest = prepared(pictures, tmp_path / "d", jpeg_quality=100)
@@ -106,11 +106,11 @@ def test_how_the_work_is_cut_changes_no_byte(
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
-def test_a_picture_keeps_its_split_and_its_place_when_others_come(
+def test_an_image_keeps_its_split_and_its_place_when_others_come(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     prepared(pictures, tmp_path / "a")
-    write_pictures(pictures, {"quince": 30}, first=500)
+    write_images(pictures, {"quince": 30}, first=500)
     prepared(pictures, tmp_path / "b")
     before, after = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
     assert {key: after[key] for key in before} == before
@@ -192,7 +192,7 @@ def test_a_job_leaves_the_work_of_others_alone(
     serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(pictures, tmp_path / "d")
-    write_pictures(tmp_path / "more", {"plum": 20}, first=200)
+    write_images(tmp_path / "more", {"plum": 20}, first=200)
     index_spills = fault_budget.index_spills
 
     def meanwhile(*arguments: Any) -> None:
@@ -208,8 +208,8 @@ def test_what_was_done_for_another_state_of_the_dataset_is_not_used(
     serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(pictures, tmp_path / "d")
-    write_pictures(tmp_path / "one", {"plum": 20}, first=200)
-    write_pictures(tmp_path / "both", {"plum": 20, "fig": 10}, first=200)
+    write_images(tmp_path / "one", {"plum": 20}, first=200)
+    write_images(tmp_path / "both", {"plum": 20, "fig": 10}, first=200)
     killed_before(monkeypatch, fault_budget, "index_spills", tmp_path / "both", tmp_path / "d")
     killed_before(monkeypatch, card, "write", tmp_path / "one", tmp_path / "d")
     assert prepared(tmp_path / "both", tmp_path / "d").written == 100
@@ -279,11 +279,11 @@ def write_bad(folder: Path, count: int, first: int = 0) -> None:
         (folder / f"bad{number}.jpg").write_bytes(b"<html>%d" % number)
 
 
-def test_bad_pictures_are_set_aside_with_a_reason_and_every_one_is_counted(
+def test_bad_images_are_set_aside_with_a_reason_and_every_one_is_counted(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     write_bad(pictures / "apple", 3)
-    grey = draw_picture(7, 120, 120)[..., 0]
+    grey = draw_image(7, 120, 120)[..., 0]
     assert cv2.imwrite(str(pictures / "pear" / "grey.jpg"), grey)
     cut = (pictures / "pear" / "0030.jpg").read_bytes()[:-2]
     (pictures / "pear" / "cut.jpg").write_bytes(cut)
@@ -302,12 +302,12 @@ def test_bad_pictures_are_set_aside_with_a_reason_and_every_one_is_counted(
     }
 
 
-def test_of_equal_pictures_one_stays_and_val_never_leaks_into_train(
+def test_of_equal_images_one_stays_and_val_never_leaks_into_train(
     serially: None, tmp_path: Path
 ) -> None:
     source = tmp_path / "pictures"
-    write_pictures(source / "train", {"a": 20, "b": 20})
-    write_pictures(source / "val", {"a": 5}, first=100)
+    write_images(source / "train", {"a": 20, "b": 20})
+    write_images(source / "val", {"a": 5}, first=100)
     shutil.copy(source / "val" / "a" / "0100.jpg", source / "train" / "b" / "leak.jpg")
     shutil.copy(source / "train" / "a" / "0000.jpg", source / "train" / "b" / "other.jpg")
     manifest = prepared(source, tmp_path / "d")
@@ -321,9 +321,9 @@ def test_of_equal_pictures_one_stays_and_val_never_leaks_into_train(
 def test_a_folder_train_alone_makes_a_split_for_validation_in_an_archive_too(
     serially: None, tmp_path: Path
 ) -> None:
-    write_pictures(tmp_path / "alone" / "train", {"a": 40, "b": 40})
-    write_pictures(tmp_path / "both" / "train", {"a": 40, "b": 40})
-    write_pictures(tmp_path / "both" / "val", {"a": 5}, first=100)
+    write_images(tmp_path / "alone" / "train", {"a": 40, "b": 40})
+    write_images(tmp_path / "both" / "train", {"a": 40, "b": 40})
+    write_images(tmp_path / "both" / "val", {"a": 5}, first=100)
     for name in ("alone", "both"):
         splits = []
         with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as archive:
@@ -358,7 +358,7 @@ def test_of_two_members_with_one_name_the_second_is_set_aside(
 
 
 @pytest.mark.parametrize(("bad", "passes"), [(7, True), (8, False)])
-def test_the_error_budget_holds_to_the_picture(
+def test_the_error_budget_holds_to_the_image(
     serially: None, pictures: Path, tmp_path: Path, bad: int, passes: bool
 ) -> None:
     write_bad(pictures, bad)
@@ -441,7 +441,7 @@ def test_a_source_that_is_no_place_is_one_message(tmp_path: Path, source: str, s
         prepare_dataset(PrepareConfig(source=source, output=str(tmp_path / "d")))
 
 
-def test_an_archive_without_pictures_is_refused(serially: None, tmp_path: Path) -> None:
+def test_an_archive_without_images_is_refused(serially: None, tmp_path: Path) -> None:
 
     (tmp_path / "a.tar").write_bytes(tar_of({"readme.txt": b"nothing to see"}))
     for dry_run in (False, True):
@@ -449,7 +449,7 @@ def test_an_archive_without_pictures_is_refused(serially: None, tmp_path: Path) 
             prepare_dataset(prepare_config(tmp_path / "a.tar", tmp_path / "d", dry_run=dry_run))
 
 
-def test_nothing_new_adds_nothing_and_one_new_bad_picture_is_set_aside(
+def test_nothing_new_adds_nothing_and_one_new_bad_image_is_set_aside(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     old = prepared(pictures, tmp_path / "d")
@@ -461,13 +461,13 @@ def test_nothing_new_adds_nothing_and_one_new_bad_picture_is_set_aside(
     assert new.splits["train"] == old.splits["train"]
 
 
-def test_new_pictures_are_added_and_the_old_shards_stay(
+def test_new_images_are_added_and_the_old_shards_stay(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     all_train = {"validation_share": 0.0}  # of images drawn later the split depends on those before
     old = prepared(pictures, tmp_path / "d", **all_train)
     before, rows = files_of(tmp_path / "d"), rows_of(tmp_path / "d")
-    write_pictures(pictures, {"aaa": 20, "pear": 10}, first=300)
+    write_images(pictures, {"aaa": 20, "pear": 10}, first=300)
     write_bad(pictures / "pear", 1)
     shutil.copy(pictures / "apple" / "0000.jpg", pictures / "pear" / "twin.jpg")
     new = prepared(pictures, tmp_path / "d", **all_train)
@@ -487,15 +487,15 @@ def test_new_pictures_are_added_and_the_old_shards_stay(
     verify(str(tmp_path / "d"), new)
 
 
-def test_another_picture_of_a_known_name_is_told_and_a_repaired_one_comes_in(
+def test_another_image_of_a_known_name_is_told_and_a_repaired_one_comes_in(
     serially: None, tmp_path: Path
 ) -> None:
-    write_pictures(tmp_path / "one", {"apple": 20})
+    write_images(tmp_path / "one", {"apple": 20})
     whole = (tmp_path / "one" / "apple" / "0000.jpg").read_bytes()
     (tmp_path / "one" / "apple" / "0000.jpg").write_bytes(whole[:-300])
     old = prepared(tmp_path / "one", tmp_path / "d")
     assert (old.written, old.quarantine) == (19, {"truncated": 1})
-    write_pictures(tmp_path / "two", {"apple": 21}, first=0)
+    write_images(tmp_path / "two", {"apple": 21}, first=0)
     (tmp_path / "two" / "apple" / "0001.jpg").write_bytes(
         (tmp_path / "two" / "apple" / "0020.jpg").read_bytes()
     )
@@ -506,7 +506,7 @@ def test_another_picture_of_a_known_name_is_told_and_a_repaired_one_comes_in(
     assert (again.written, again.quarantined) == (21, 2)
 
 
-def test_bytes_that_changed_on_their_way_may_be_those_of_a_known_picture(
+def test_bytes_that_changed_on_their_way_may_be_those_of_a_known_image(
     serially: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, read_file = "memory://changed", gather_module.read_file
@@ -524,10 +524,10 @@ def test_bytes_that_changed_on_their_way_may_be_those_of_a_known_picture(
     assert (manifest.written, manifest.duplicates, manifest.quarantined) == (3, 1, 0)
 
 
-def test_a_picture_that_validation_does_not_keep_stays_in_train(
+def test_an_image_that_validation_does_not_keep_stays_in_train(
     serially: None, tmp_path: Path
 ) -> None:
-    write_pictures(tmp_path / "p", {"train": 12})
+    write_images(tmp_path / "p", {"train": 12})
     kept, lost = (tmp_path / "p" / "train" / f"000{n}.jpg" for n in (0, 1))
     (tmp_path / "p" / "val").mkdir()
     with tarfile.open(tmp_path / "p" / "val" / "twins.tar", "w") as tar:
@@ -539,7 +539,7 @@ def test_a_picture_that_validation_does_not_keep_stays_in_train(
     assert manifest.written == 12
 
 
-def test_pictures_with_other_settings_are_not_mixed_in(
+def test_images_with_other_settings_are_not_mixed_in(
     serially: None, pictures: Path, tmp_path: Path
 ) -> None:
     prepare_dataset(prepare_config(pictures, tmp_path / "d"))
@@ -550,7 +550,7 @@ def test_pictures_with_other_settings_are_not_mixed_in(
     assert str(told.value).endswith(f"--source {tmp_path}/d --sides 32")
 
 
-def test_masks_are_added_without_reading_a_picture_and_equal_those_cut_at_once(
+def test_masks_are_added_without_reading_an_image_and_equal_those_cut_at_once(
     serially: None, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared(pictures, tmp_path / "whole", sides=(64, 96), variants=3)
@@ -857,7 +857,7 @@ def test_a_dry_run_predicts_and_writes_nothing(
 def test_a_dry_run_counts_no_image_that_the_label_list_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_pictures(tmp_path / "p", {"": 6})
+    write_images(tmp_path / "p", {"": 6})
     (tmp_path / "l.csv").write_text("".join(f"000{n}.jpg,{'ab'[n % 2]}\n" for n in range(4)))
     (tmp_path / "a.tar").write_bytes(
         tar_of({path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()})
@@ -870,7 +870,7 @@ def test_a_dry_run_counts_no_image_that_the_label_list_leaves_out(
         assert "bad among them │ 2 missing_label" in shown or source == "p"
 
 
-def test_a_dry_run_predicts_what_the_job_makes_of_an_archive_of_small_pictures(
+def test_a_dry_run_predicts_what_the_job_makes_of_an_archive_of_small_images(
     serially: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

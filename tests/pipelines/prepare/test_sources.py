@@ -231,7 +231,7 @@ def test_the_imagenet_tars_give_a_class_per_inner_tar(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_inner_tars_of_one_stem_keep_their_pictures_apart(folder: Path, suffix: str) -> None:
+def test_inner_tars_of_one_stem_keep_their_images_apart(folder: Path, suffix: str) -> None:
     names = ("a/part.tar", "./b/part.tar", "c.001.tar", "c.002.tar")
     outer = tar_of({name: tar_of({"1.jpg": jpeg(n)}) for n, name in enumerate(names)})
     put(folder / f"o{suffix}", outer if suffix == ".tar" else gzip.compress(outer))
@@ -274,7 +274,7 @@ def test_an_inner_tar_that_is_hidden_a_link_or_outside_is_not_opened(
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_any_archive_gives_its_pictures_with_long_names_and_all(
+def test_any_archive_gives_its_images_with_long_names_and_all(
     folder: Path, suffix: str, form: int
 ) -> None:
     long = "d" * 90 + "/" + "p" * 120 + ".jpg" if form != tarfile.USTAR_FORMAT else "d/p.jpg"
@@ -394,7 +394,7 @@ def test_a_float_is_a_label_where_it_is_whole_and_nothing_is_no_label(folder: Pa
 
 
 @pytest.mark.parametrize("label", [0.5, float("inf"), "x" * 2000])
-def test_what_is_no_label_is_set_aside_in_a_table_of_pictures_and_refused_in_a_list(
+def test_what_is_no_label_is_set_aside_in_a_table_of_images_and_refused_in_a_list(
     folder: Path, label: float | str
 ) -> None:
     labels = pa.array([None, label])
@@ -431,7 +431,7 @@ def test_a_binary_column_of_any_name_will_do_and_a_null_is_counted(folder: Path)
     assert beside.others == {"cell of an image column that is empty": 1}
 
 
-def test_parquet_without_pictures_or_damaged_is_refused_by_name(folder: Path) -> None:
+def test_parquet_without_images_or_damaged_is_refused_by_name(folder: Path) -> None:
     pq.write_table(pa.table({"n": [1]}), folder / "a.parquet")
     with pytest.raises(UserError, match=r"no column of images.*n \(int64\)"):
         found(folder)
@@ -545,7 +545,7 @@ def test_parquet_with_pickled_metadata_runs_no_code(folder: Path, extension: str
     assert not marker.exists()
 
 
-def test_lists_name_pictures_by_uri_with_labels(folder: Path, tmp_path: Path) -> None:
+def test_lists_name_images_by_uri_with_labels(folder: Path, tmp_path: Path) -> None:
     put(tmp_path / "p" / "1.jpg", jpeg(1))
     put(folder / "2 b.jpg", jpeg(2))
     for name, text in (
@@ -566,7 +566,7 @@ def test_lists_name_pictures_by_uri_with_labels(folder: Path, tmp_path: Path) ->
         found(folder / "e.txt")
 
 
-def test_a_list_may_name_pictures_on_the_web(folder: Path, tmp_path: Path) -> None:
+def test_a_list_may_name_images_on_the_web(folder: Path, tmp_path: Path) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
@@ -669,7 +669,7 @@ def test_label_lists_of_imagenet_and_of_caffe_say_the_same(tmp_path: Path) -> No
         ("\ufefffilename,label\n0.jpg,cat\n", "cat"),
     ],
 )
-def test_a_line_of_labels_and_of_pictures_is_split_alike_and_a_class_keeps_its_spaces(
+def test_a_line_of_labels_and_of_images_is_split_alike_and_a_class_keeps_its_spaces(
     folder: Path, text: str, label: str
 ) -> None:
     put(folder / "list.csv", text.encode())
@@ -869,7 +869,7 @@ def test_a_name_of_a_gigabyte_is_refused_before_it_is_read() -> None:
     assert stream.taken < 1 << 20
 
 
-def test_a_picture_above_the_limit_is_never_read(
+def test_an_image_above_the_limit_is_never_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(member_module, "MAX_FILE_BYTES", 1000)

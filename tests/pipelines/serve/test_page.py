@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import draw_picture
+from helpers import draw_image
 from model_helpers import save_small_model
 from PIL import Image
 from serve_helpers import serving
@@ -106,7 +106,7 @@ def open_page(url: str, folder: Path, width: int) -> Iterator[Page]:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    Image.fromarray(draw_picture(5, 300, 400)).save(tmp_path / "my photo.png")
+    Image.fromarray(draw_image(5, 300, 400)).save(tmp_path / "my photo.png")
     return tmp_path / "my photo.png"
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import ROOT, draw_picture
+from helpers import ROOT, draw_image
 from model_helpers import save_small_model
 from PIL import Image
 from serve_helpers import ask, multipart, post, serving
@@ -27,7 +27,7 @@ from pipelines.serve.routes import PAGE
 from pipelines.serve.served import name_of, newest_model
 from pipelines.serve.service import Service
 
-IMAGE = draw_picture(3, 150, 200)
+IMAGE = draw_image(3, 150, 200)
 HOLE = np.zeros((150, 200), bool)
 HOLE[100:140, 5:60] = True
 

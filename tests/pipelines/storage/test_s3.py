@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import s3fs
 from dataset_helpers import prepare_config, quarantine_of, rows_of
-from helpers import jpeg, tar_of, write_pictures
+from helpers import jpeg, tar_of, write_images
 
 from pipelines import storage
 from pipelines.data.manifest import is_dataset, read_manifest
@@ -339,7 +339,7 @@ def test_a_dataset_on_s3_has_the_bytes_of_one_on_disk_through_a_storm_of_faults(
     serially: None,
     tmp_path: Path,
 ) -> None:
-    write_pictures(tmp_path / "p", {"apple": 12, "pear": 12})
+    write_images(tmp_path / "p", {"apple": 12, "pear": 12})
     upload(tmp_path / "p", place("p"))
     local = read_manifest(prepare_dataset(prepare_config(tmp_path / "p", tmp_path / "d")))
     s3.faults = [
@@ -374,7 +374,7 @@ def test_an_image_that_is_bad_only_on_its_way_is_not_set_aside(
     serially: None,
     tmp_path: Path,
 ) -> None:
-    write_pictures(tmp_path / "p", {"apple": 10})
+    write_images(tmp_path / "p", {"apple": 10})
     upload(tmp_path / "p", place("p"))
     storage.publish(place("p/apple/bad.jpg"), b"<html>")
     s3.faults = [Fault("flip", "GET", times=1, part="0003.jpg")]
@@ -387,7 +387,7 @@ def test_a_storage_that_stays_away_fails_the_job_and_files_nothing_as_bad(
     serially: None,
     tmp_path: Path,
 ) -> None:
-    write_pictures(tmp_path / "p", {"apple": 10})
+    write_images(tmp_path / "p", {"apple": 10})
     upload(tmp_path / "p", place("p"))
     s3.faults = [Fault("503", "GET", times=10_000, part="0005.jpg")]
     with pytest.raises(UserError, match="still failing after 6 tries"):
@@ -405,7 +405,7 @@ def test_bytes_that_change_on_the_way_back_are_found_before_they_are_used(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    write_pictures(tmp_path / "p", {"apple": 12})
+    write_images(tmp_path / "p", {"apple": 12})
     clean = read_manifest(prepare_dataset(prepare_config(tmp_path / "p", tmp_path / "clean")))
     fault = Fault(kind, "GET", times=3, part=".spill")
     s3.faults = [fault]

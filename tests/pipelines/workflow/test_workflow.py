@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import write_pictures
+from helpers import write_images
 
 from pipelines.ablation.config import AblateConfig
 from pipelines.ablation.sweep import run_sweep
@@ -26,8 +26,8 @@ from pipelines.workflow.run import graph_of, run_workflow, source_key
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    write_pictures(tmp_path / "pictures" / "train", {"apple": 12, "pear": 12})
-    write_pictures(tmp_path / "pictures" / "val", {"apple": 4, "pear": 4}, first=100)
+    write_images(tmp_path / "pictures" / "train", {"apple": 12, "pear": 12})
+    write_images(tmp_path / "pictures" / "val", {"apple": 4, "pear": 4}, first=100)
     return tmp_path / "pictures"
 
 
@@ -119,7 +119,7 @@ def test_a_task_that_a_prepared_dataset_cannot_serve_is_refused(images: Path) ->
 def test_what_cannot_be_measured_is_refused_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serially: None
 ) -> None:
-    write_pictures(tmp_path, {"flat": 8})
+    write_images(tmp_path, {"flat": 8})
     trained: list[str] = []
 
     def train(config: PretrainConfig, uri: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_is_refused_before_the_training(
 
 def test_a_new_image_changes_every_key(images: Path) -> None:
     before = graph.keys(graph_of(config(images)))
-    write_pictures(images / "train", {"apple": 1}, first=500)
+    write_images(images / "train", {"apple": 1}, first=500)
     after = graph.keys(graph_of(config(images)))
     assert all(before[name] != after[name] for name in before)
 
