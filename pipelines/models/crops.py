@@ -13,7 +13,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ce_model.networks import output_side, takes_any_size
 from pipelines.models.files import LoadedModel
@@ -104,9 +103,10 @@ def hole_boxes(hidden: Hole) -> list[tuple[Box, int]]:
     near = cv2.dilate(coarse, np.ones((3, 3), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(near, connectivity=8)
     depth = cv2.distanceTransform(coarse, cv2.DIST_L2, cv2.DIST_MASK_5)
-    deepest = ndimage.maximum(depth, labels, np.arange(1, count))
+    deepest = np.zeros(count, depth.dtype)
+    np.maximum.at(deepest, labels[depth > 0], depth[depth > 0])
     found = []
-    for (left, top, width, height, _), deep in zip(stats[1:].tolist(), deepest, strict=True):
+    for (left, top, width, height, _), deep in zip(stats[1:].tolist(), deepest[1:], strict=True):
         box = (
             slice(top * cell, min((top + height) * cell, hidden.shape[0])),
             slice(left * cell, min((left + width) * cell, hidden.shape[1])),
