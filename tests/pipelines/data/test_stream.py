@@ -90,6 +90,18 @@ def test_a_stream_with_nothing_left_is_empty(steps: int, dataset_uri: str) -> No
     assert global_batches(plan, start_step=steps) == {}
 
 
+def test_the_keys_of_a_batch_are_named_without_reading_it(
+    dataset_uri: str, reference: dict[int, dict[str, Any]]
+) -> None:
+    keys: list[str] = []
+    for group in row_groups(read_manifest(dataset_uri), "train"):
+        keys += read_row_group(dataset_uri, group, ["key"]).column("key").to_pylist()
+    for workers in (1, 2):
+        plan = make_plan(dataset_uri, num_workers=workers)
+        for step in (0, 4, 5, 44):  # in the first windows and in the last
+            assert stream.keys_of(plan, step) == [keys[at] for at in reference[step]["row"]]
+
+
 @pytest.mark.parametrize("window_rows", [1, 24, 40, 10_000])
 def test_windows_hold_each_step_once_and_in_order(window_rows: int, dataset_uri: str) -> None:
     plan = make_plan(dataset_uri, window_rows=window_rows)
@@ -199,7 +211,7 @@ def test_epochs_and_seeds_change_order_crops_and_holes(
     assert list(other["row"]) != list(reference[0]["row"])
 
 
-def test_crop_and_hole_of_a_image_follow_from_seed_epoch_and_key(dataset_uri: str) -> None:
+def test_crop_and_hole_of_an_image_follow_from_seed_epoch_and_key(dataset_uri: str) -> None:
     plan = make_plan(dataset_uri)
     other_seed = replace(plan, seed=4)
     draws = [
