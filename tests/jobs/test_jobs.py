@@ -73,7 +73,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None
 def test_twenty_steps_equal_ten_a_killed_job_and_ten(tmp_path: Path) -> None:
     whole, screen = pretrain(tmp_path / "whole")
     noise = [line for line in screen.splitlines() if re.search("warn|ray::|INFO|WARNING", line)]
-    assert noise == []
+    assert [line.partition(" (")[0] for line in noise] == ["warning: the fillings"]
     interrupted = tmp_path / "interrupted"
     job = start("pretrain", "--store", str(interrupted), *TINY)
     wait_for("pretrain/*/checkpoints/step-00000010/state.json", interrupted, job)
@@ -111,7 +111,8 @@ def test_ctrl_c_is_one_message_and_the_same_command_goes_on(
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert statuses(tmp_path) == ["KILLED"]
     _, screen = pretrain(tmp_path, *longer)
-    assert re.search("resumed at step [1-9]0$", screen, re.MULTILINE)
+    (resumed,) = re.findall(r"resumed at step (\d+)$", screen, re.MULTILINE)
+    assert 10 <= int(resumed) < 100  # what was done when the signal came
     assert statuses(tmp_path) == ["FINISHED"]  # in the same run
 
 
