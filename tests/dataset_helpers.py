@@ -52,3 +52,10 @@ def files_of(uri: Path | str) -> dict[str, str]:
 def quarantine_of(uri: Path | str) -> dict[str, str]:
     rows = [row for p in Path(uri).glob("quarantine-*") for row in pq.read_table(p).to_pylist()]
     return {row["key"]: row["fault"] for row in rows}
+
+
+def empty_manifest() -> Manifest:
+    nothing = dict.fromkeys(("seed", "listed", "written", "quarantined", "duplicates"), 0)
+    return Manifest(
+        splits={}, classes=(), mean_rgb=(0.0, 0.0, 0.0), masks=(), stored_side=256, **nothing
+    )

@@ -1,8 +1,11 @@
 """The measurements of a config, each with the key that names its result."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from pipelines import storage
+from pipelines.data.manifest import find_manifest
+from pipelines.data.source_names import source_name
 from pipelines.errors import UserError
 from pipelines.evaluation import results
 from pipelines.evaluation.catalogue import TASKS
@@ -14,7 +17,7 @@ from pipelines.evaluation.task import Job
 from pipelines.evaluation.tasks import inpainting as filling
 from pipelines.evaluation.tasks.inpainting import HoleSet
 from pipelines.models import files
-from pipelines.models.resolve import ModelRef
+from pipelines.models.resolve import KEY, ModelRef
 
 
 def layouts_of(config: EvaluateConfig) -> dict[str, Layout]:
@@ -161,12 +164,13 @@ def to_search(config: EvaluateConfig, layouts: dict[str, Layout]) -> list[ImageS
 def title(job: Job) -> str:
     """What is measured, for people."""
     name = "classical" if job.subject is None else job.subject.name
-    return f"{job.task} of {name} on {short(job.data_uri)}, seed {job.seed}"
+    data = distinct([job.data_uri])[job.data_uri]
+    return f"{job.task} of {name} on {data}, seed {job.seed}"
 
 
 def distinct(uris: Iterable[str]) -> dict[str, str]:
-    """What URIs are called: the last part, or as much of the path as tells them apart."""
-    parts = {uri: [part for part in uri.split("/") if part] for uri in uris}
+    """What data are called: the last part, or as much of the path as tells them apart."""
+    parts = {uri: _parts(uri) for uri in uris}
     names = {}
     for uri, own in parts.items():
         others = [other for other in parts.values() if other != own]
@@ -177,6 +181,10 @@ def distinct(uris: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def short(uri: str) -> str:
-    """Last part of a URI."""
-    return uri.rstrip("/").rsplit("/", 1)[-1]
+@lru_cache
+def _parts(uri: str) -> tuple[str, ...]:
+    """Of a path; a dataset in a folder that is called by its key ends with its source's name."""
+    parts = tuple(part for part in uri.split("/") if part)
+    if KEY.fullmatch(parts[-1]) and (manifest := find_manifest(uri)):
+        parts = (*parts, source_name(manifest.source))
+    return parts

@@ -1,6 +1,7 @@
 """The evaluation stage: measure what is missing, in parallel, then write the report."""
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +36,7 @@ from pipelines.tracking.reports import Report
 from pipelines.tracking.runs import RunSpec
 
 NAME_WIDTH = 16  # characters of a line of a row's name, at the least
+BORDER = 3  # characters between two columns of a table
 ABOUT = {
     "inpainting": "Errors on [0, 1] pixels per image, then averaged; PSNR in dB.",
     "linear": "Ridge classifier on frozen features of each layer; accuracy on the test split.",
@@ -272,14 +274,33 @@ def metrics_of(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _table(found: dict[str, Any], console: Console) -> None:
-    """The main table of every section."""
+    """The main table of every section, in parts where the screen is too narrow for all columns."""
     for section in found["sections"]:
         grid = report.main_grid(section)
-        table = Table(title=f"{section['title']}: {grid.caption}", title_justify="left")
-        # Several names begin alike: never cut, and numbers leave them room.
-        table.add_column(grid.head[0], overflow="fold", min_width=NAME_WIDTH)
-        for name in grid.head[1:]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for name, *cells in grid.cells:
-            table.add_row(name, *(cell.replace(" \u00b1", "\n\u00b1") for cell in cells))
-        console.print(table, crop=False)
+        title = f"{section['title']}: {grid.caption}"
+        # Deviations stand below their means.
+        cells = [[cell.replace(" \u00b1", "\n\u00b1") for cell in row] for row in grid.cells]
+        for part in _parts([grid.head, *cells], console.width):
+            table = Table(title=title, title_justify="left")
+            # Several names begin alike: never cut, and numbers leave them room.
+            table.add_column(grid.head[0], overflow="fold", min_width=NAME_WIDTH)
+            for column in part:
+                table.add_column(grid.head[column], justify="right", no_wrap=True)
+            for row in cells:
+                table.add_row(row[0], *(row[column] for column in part))
+            console.print(table, crop=False)
+
+
+def _parts(rows: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+    """Numbers of the columns of each part of a table that fits into `width` letters."""
+    room = width - BORDER - (NAME_WIDTH + BORDER)
+    part: list[int] = []
+    used = 0
+    for column in range(1, len(rows[0])):
+        needed = BORDER + max(len(line) for row in rows for line in row[column].split("\n"))
+        if part and used + needed > room:
+            yield part
+            part, used = [], 0
+        part.append(column)
+        used += needed
+    yield part

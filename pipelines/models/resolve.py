@@ -26,6 +26,8 @@ REFERENCES = "a model folder, a pretraining stage, an MLflow run id or models:/n
 
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+KEY = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")  # of a stage or a run: it says nothing to people
+KEY_LETTERS = 8
 
 
 AVERAGE_UPDATES = "average.updates"  # a count beside the averaged weights
@@ -72,7 +74,7 @@ def untrained_ref(name: str, kind: Kind, network: NetworkConfig) -> ModelRef:
 def trained_ref(
     name: str, uri: str, *, kind: Kind = "model", run_id: str | None = None
 ) -> ModelRef:
-    """A model folder.
+    """A model folder; one whose name is a key is called after what was trained, too.
 
     Raises:
         UserError: it is not one.
@@ -85,6 +87,9 @@ def trained_ref(
             f"be measured, one of {', '.join(BASELINES)}"
         ) from None
     digest = description["info"]["weights_sha256"]
+    if KEY.fullmatch(name):
+        trained = description["network"]["preset"], description["info"].get("strategy", "")
+        name = " ".join([*filter(None, trained), name[:KEY_LETTERS]])
     return ModelRef(
         name=name,
         kind=kind,

@@ -94,12 +94,14 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     environment.require_train_v2()
     with storage.naming_full(config.store), ExitStack() as held:
         if not is_committed(stage):
+            console.print(f"training {what}", soft_wrap=True)
+            resources = held.enter_context(cluster.connect())
+            scaling = scaling_config(config, resources)  # may refuse: before anything is written
             held.enter_context(lease.alone(storage.join(stage, LEASE), lease_s=LEASE_S, tell=tell))
         if is_committed(stage):
             summary = read_commit(stage)
             console.print(f"already trained: {stage}", soft_wrap=True)
         else:
-            console.print(f"training {what}", soft_wrap=True)
             if config.scale_learning_rate != "none":
                 console.print(
                     f"learning rates for batches of {config.batch_size}, scaled "
@@ -107,10 +109,8 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
                     f"{recipe.learning_rates.generator:.3g}, discriminator "
                     f"{recipe.learning_rates.discriminator:.3g}"
                 )
-            resources = held.enter_context(cluster.connect())
             require_shared("store", config.store)
             task = _task(config, recipe, plan, stage)
-            scaling = scaling_config(config, resources)
             _continue_finished(config, recipe, manifest, stage, console)
             _begin_from(config, recipe, stage, console)
             spec = _run_spec(config, recipe, manifest, dataset_uri, key, uri, scaling)

@@ -185,9 +185,9 @@ def integrity(model: Candidate, gates: Gates) -> list[Verdict]:
     return [
         Verdict("run", model.status == "FINISHED", model.status, "FINISHED"),
         Verdict(
-            "evidence",
+            "measured",
             bool(model.tasks) and not missing,
-            f"measured {', '.join(sorted(model.tasks)) or 'nothing'}",
+            f"{', '.join(sorted(model.tasks)) or 'nothing'}",
             f"{', '.join(gates.required) or 'at least one task'} "
             f"(python jobs/evaluate.py --model {model.run_id} --data DATASET)",
         ),

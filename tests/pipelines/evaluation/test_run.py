@@ -2,13 +2,16 @@
 
 import io
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from dataset_helpers import empty_manifest
 from helpers import ROOT, class_folders, noise_picture, voc_folder
 from model_helpers import SMALL, save_small_model
 from rich.console import Console
@@ -16,6 +19,7 @@ from rich.console import Console
 from ce_model.networks import NetworkConfig, layer_features
 from pipelines import storage
 from pipelines.cli import parse
+from pipelines.data.manifest import write_manifest
 from pipelines.errors import UserError
 from pipelines.evaluation import charts, encoders, measure, plan, report, results
 from pipelines.evaluation.catalogue import TASKS
@@ -248,6 +252,16 @@ def test_data_are_called_by_as_much_of_the_path_as_tells_them_apart() -> None:
     assert plan.distinct(["/a/photos"]) == {"/a/photos": "photos"}
 
 
+def test_a_dataset_of_a_store_is_called_after_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (str(tmp_path / (letter * 16)) for letter in "ab")
+    for uri, source in ((one, "/data/photos"), (other, "s3://bucket/photos.tar")):
+        write_manifest(uri, replace(empty_manifest(), source=source))
+    assert plan.distinct([one]) == {one: "photos"}
+    assert plan.distinct([one, other]) == {one: f"{'a' * 16}/photos", other: f"{'b' * 16}/photos"}
+
+
 def test_data_of_one_name_keep_their_sections_and_metrics_apart(tmp_path: Path) -> None:
     subject = resolve.untrained_ref("random", "random", SMALL)
     jobs = []
@@ -347,6 +361,24 @@ def test_the_closing_table_shows_every_name_and_number_in_a_log() -> None:
     for text in " ".join(cell for row in grid.cells for cell in row).split():
         assert text in told
     assert max(map(len, told.splitlines())) <= 80
+
+
+def test_a_table_that_is_too_wide_comes_in_parts() -> None:
+    layers = [f"conv{number}" for number in range(1, 13)]
+    rows = [
+        {"model": model, "labels": "100%", "layer": layer, "accuracy": results.summary([score, 1])}
+        for model, score in (("ours with a long name", 0.25), ("random", 0.125))
+        for layer in layers
+    ]
+    section = {"title": "linear, photos", "task": "linear", "rows": rows}
+    for width in (30, 80, 200):
+        log = io.StringIO()
+        _table({"sections": [section]}, Console(file=log, width=width))
+        told = log.getvalue()
+        assert max(map(len, told.splitlines())) <= width
+        assert all(re.search(rf"\b{layer}\b", told) for layer in layers)
+        assert told.count("62.5%") == told.count("56.2%") == len(layers)
+        assert told.count("random") == told.count("linear, photos") > (width < 200)
 
 
 def test_repetitions_of_a_row_are_pooled() -> None:

@@ -36,6 +36,16 @@ def test_a_run_names_its_model_before_and_after_its_store_was_moved(
     assert resolve(f"runs:/{RUN}/model", tmp_path / "new") == moved
 
 
+def test_a_key_of_a_model_is_no_name(summary: dict[str, Any], tmp_path: Path) -> None:
+    def name(ref: str) -> str:
+        return resolve_model(ref, store=str(tmp_path / "old"), tracking_uri="sqlite:///none").name
+
+    folder = shutil.move(tmp_path / "old" / "pretrain" / KEY[:16], tmp_path / ("0" * 16))
+    assert name(str(folder)) == "inpaint central 00000000"
+    assert name(f"ours={folder}") == "ours"
+    assert name(str(Path(folder).rename(tmp_path / "mine"))) == "mine"
+
+
 def test_a_run_whose_folder_is_gone_gives_the_model_that_it_logged(
     summary: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,14 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from dataset_helpers import files_of, prepare_config, prepared, quarantine_of, rows_of
+from dataset_helpers import (
+    empty_manifest,
+    files_of,
+    prepare_config,
+    prepared,
+    quarantine_of,
+    rows_of,
+)
 from helpers import draw_image, jpeg, tar_of, write_images
 
 from ce_model import masks
@@ -646,13 +653,6 @@ def test_a_revision_has_one_author_and_a_killed_one_is_completed(
     with pytest.raises(FileExistsError):
         replace_manifest(uri, theirs)
     assert read_manifest(uri) == mine
-
-
-def empty_manifest() -> Manifest:
-    nothing = dict.fromkeys(("seed", "listed", "written", "quarantined", "duplicates"), 0)
-    return Manifest(
-        splits={}, classes=(), mean_rgb=(0.0, 0.0, 0.0), masks=(), stored_side=256, **nothing
-    )
 
 
 def test_the_fingerprint_is_of_what_a_training_can_see() -> None:

@@ -247,7 +247,7 @@ def test_weights_altered_after_the_evaluation_are_refused(home: Home) -> None:
 def test_missing_evidence_and_alarms_are_refused(home: Home) -> None:
     unmeasured = log_run(home, "unmeasured", 0, None)
     refused = ask(home, unmeasured, "bare")
-    assert "evidence" in failed(refused) and refused.version is None
+    assert "measured" in failed(refused) and refused.version is None
     assert registry.versions_of_run(home.uri, "bare", unmeasured) == []
     alone = log_run(home, "alone", 0, 20.0, tags={"alarm.collapse": "accuracy 0.999 for 200 steps"})
     assert failed(ask(home, alone, "bare")) == ["no collapse alarm", "seeds"]
