@@ -1,11 +1,13 @@
 """Charts of a report: lines over the layers of an encoder, dots for everything else."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 LINE_IN, GROUP_IN = 0.24, 0.75  # height of a row and of what stands around a group, inches
+NAME_LETTERS, TITLE_LETTERS = 28, 44  # of a line, so that the field keeps its room
 
 
 class Dot(NamedTuple):
@@ -56,7 +58,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> Figure:
 def dots(groups: Sequence[Group]) -> Figure:
     """A line per row, the best on top, with its value; one field per group."""
     heights = [GROUP_IN + LINE_IN * len(group.dots) for group in groups]
-    figure = Figure(figsize=(5.6, sum(heights)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.4, sum(heights)), dpi=120, layout="constrained")
     fields = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, group in zip(fields, groups, strict=True):
         ordered = sorted(group.dots, key=lambda dot: -dot.value)
@@ -68,10 +70,11 @@ def dots(groups: Sequence[Group]) -> Figure:
                 f"{dot.value:.2f}", (dot.value, place), (7, 0), textcoords="offset points",
                 va="center", fontsize=9,
             )  # fmt: skip
-        axes.set_yticks(places, [dot.name for dot in ordered], fontsize=9)
+        names = [textwrap.fill(dot.name, NAME_LETTERS) for dot in ordered]
+        axes.set_yticks(places, names, fontsize=9, linespacing=0.9)
         axes.set_ylim(len(ordered) - 0.5, -0.5)
-        axes.margins(x=0.22)  # room for the values
-        axes.set_title(group.title, fontsize=10, loc="left")
+        axes.margins(x=0.25)  # room for the values
+        axes.set_title(textwrap.fill(group.title, TITLE_LETTERS), fontsize=10, loc="left")
         axes.set_xlabel(group.score, fontsize=9)
         axes.tick_params(axis="x", labelsize=9)
         axes.grid(axis="x", alpha=0.3)
