@@ -32,7 +32,7 @@ from ce_model.training import Networks, Optimization, default_objective, make_op
 from pipelines.data.classical_fill import navier_stokes, telea
 
 SIDE = 128
-UNET = NetworkConfig(preset="unet", output="full")
+UNET = NetworkConfig(preset="unet", output="full", antialias=True)
 OBJECTIVE = default_objective(UNET)
 WARM_UP_IMAGES = 800
 Images = NDArray[np.uint8]

@@ -23,7 +23,7 @@ SIDE = 128
 SETTINGS: dict[str, tuple[NetworkConfig, Objective, Strategy]] = {
     "inpaint": (NetworkConfig(preset="inpaint"), Objective(), "central"),
     "unet": (
-        NetworkConfig(preset="unet", output="full"),
+        NetworkConfig(preset="unet", output="full", antialias=True),
         Objective(
             reconstruction="l1", adversarial=0.1, overlap=0, start="smooth", feature_matching=2.0
         ),

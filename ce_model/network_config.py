@@ -47,6 +47,9 @@ class NetworkConfig:
     encoder: str = ALEXNET
     """Encoder of features: alexnet, or the name of a backbone (resnet18, resnet50,
     convnextv2_atto and others; see docs/features.md)."""
+    antialias: bool = False
+    """Whether unet smooths what it adds over 3 x 3 px, so that it cannot learn a pattern of every
+    other pixel; no in models of 0.1."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range and settings that the preset would ignore."""
@@ -66,6 +69,8 @@ class NetworkConfig:
             self._refuse_unused("dropout", self.dropout, DROPOUT)
         if self.preset not in ("alexnet", "features"):
             self._refuse_unused("groups", self.groups, 1)
+        if self.preset != "unet":
+            self._refuse_unused("antialias", self.antialias, False)
         if self.preset != "features":
             self._refuse_unused("target", self.target, "hog")
             self._refuse_unused("layers", self.layers, "masked")
@@ -108,7 +113,7 @@ def predicts_images(config: NetworkConfig) -> bool:
 
 
 # What came after the first stored models: left out of keys at these values, so that keys stay.
-LATER = {"target": "hog", "layers": "masked", "encoder": ALEXNET}
+LATER = {"target": "hog", "layers": "masked", "encoder": ALEXNET, "antialias": False}
 
 
 def network_in_key(config: NetworkConfig) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class ContextEncoder(nn.Module):
             self.encoder = padded_alexnet(config.groups)
             self.decoder = CellDecoder(config.target, config.layers)
         else:
-            self.encoder, self.decoder = unet.encoder(), unet.Decoder()
+            self.encoder, self.decoder = unet.encoder(), unet.Decoder(config.antialias)
 
     def forward(self, context: Tensor, cells: Tensor | None = None) -> Tensor:
         """Predict the hidden pixels, or of `features` the target of every cell."""

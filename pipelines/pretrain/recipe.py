@@ -71,6 +71,7 @@ def resolve_recipe(config: "PretrainConfig", mean_rgb: Color = NO_COLOR) -> Reci
         norm=config.norm,
         groups=config.groups,
         encoder=config.encoder,
+        antialias=config.preset == "unet",
         **_given(config, "dropout", "bottleneck", "target", "layers"),
     )
     usual = default_objective(network)

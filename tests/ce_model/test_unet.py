@@ -1,5 +1,7 @@
 """The network that fills any hole in an image of any size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from ce_model.training import (
     make_views,
     train_step,
 )
+from ce_model.unet import smooth
 
-UNET = NetworkConfig(preset="unet", output="full")
+UNET = NetworkConfig(preset="unet", output="full", antialias=True)
 OBJECTIVE = default_objective(UNET)
 FP32 = torch.float32
 
@@ -33,6 +36,33 @@ def test_untrained_it_gives_the_smooth_start_at_any_size(height: int, width: int
     views = make_views(image, hidden, UNET, OBJECTIVE)
     generator = build_generator(UNET)
     assert torch.equal(generator(views.context), views.context[:, :3])
+
+
+def test_what_is_added_cannot_alternate_from_pixel_to_pixel() -> None:
+    image, hidden = _images(64, 64)
+    context = make_views(image, hidden, UNET, OBJECTIVE).context
+    found = {}
+    for antialias in (True, False):
+        generator = build_generator(replace(UNET, antialias=antialias))
+        draw = torch.Generator().manual_seed(1)
+        torch.nn.init.normal_(generator.decoder.head.weight, 0, 0.1, draw)
+        with torch.no_grad():
+            generator.decoder.head.bias[:3] = 1.0  # one of the four pixels of a block
+            added = (generator(context) - context[:, :3])[..., 1:-1, 1:-1]
+        signs = torch.tensor([1.0, -1.0]).repeat(31)
+        found[antialias] = [
+            float(wave.mul(added).mean().abs())
+            for wave in (signs, signs[:, None], signs * signs[:, None])
+        ]
+    assert max(found[True]) < min(found[False]) / 10
+
+
+def test_smoothing_leaves_what_is_even_and_spreads_a_pixel() -> None:
+    x = torch.zeros(1, 1, 5, 5)
+    x[..., 2, 2] = 16
+    expected = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])
+    assert torch.equal(smooth(x)[0, 0, 1:4, 1:4], expected)
+    assert torch.equal(smooth(torch.full((1, 2, 4, 6), 3.0)), torch.full((1, 2, 4, 6), 3.0))
 
 
 def test_only_hidden_pixels_change() -> None:
@@ -73,7 +103,7 @@ def test_it_learns_a_batch_by_heart() -> None:
                 networks, optimizers, image, hidden, network=UNET, objective=OBJECTIVE, dtype=FP32
             )["loss/reconstruction"]
         )
-        for _ in range(30)
+        for _ in range(60)
     ]
     assert losses[-1] < 0.5 * losses[0]
 
