@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a message instead of a traceback.
+"""The one exception that a user sees as a message instead of a traceback, and words of messages.
 
 No message tells a password: what a URI says of its user is left out of every text here.
 """
@@ -45,3 +45,8 @@ class RefusedError(UserError):
 def first_line(error: BaseException) -> str:
     """Of its text, to which servers and databases add much; its class where there is none."""
     return redact(str(error)).strip().partition("\n")[0] or type(error).__name__
+
+
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """`1 image`, `2 images`, `1,000 classes`."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

@@ -17,9 +17,10 @@ from pipelines.data import images
 from pipelines.data.manifest import Manifest, MaskSpec
 from pipelines.data.shards import read_row_group, row_groups
 from pipelines.data.source_names import source_name
+from pipelines.errors import counted
 from pipelines.prepare import class_facts
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.progress import console, counted
+from pipelines.prepare.progress import console
 
 CARD_JSON, CARD_HTML, SHEET = "card.json", "card.html", "card.png"
 SHEET_ROWS, TILE_PX, CAPTION_PX = 8, 128, 18

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.prepare.progress import counted
+from pipelines.errors import counted
 from pipelines.prepare.sources.layout import NEUTRAL, quoted
 from pipelines.prepare.sources.splits import named_split
 

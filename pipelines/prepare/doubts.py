@@ -8,11 +8,11 @@ dataset that is added to may hold images with a class that they have lost, or in
 from collections import Counter
 
 from pipelines import storage
-from pipelines.errors import UserError
+from pipelines.errors import UserError, counted
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.fault_budget import SourceTotals
 from pipelines.prepare.plan import Plan
-from pipelines.prepare.progress import console, counted
+from pipelines.prepare.progress import console
 from pipelines.prepare.source_config import SourceConfig
 from pipelines.prepare.sources import patterns
 from pipelines.prepare.sources.layout import Layout, Place, place

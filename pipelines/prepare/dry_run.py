@@ -10,12 +10,12 @@ import psutil
 from rich.table import Table
 
 from pipelines.data import untrusted
-from pipelines.errors import UserError
+from pipelines.errors import UserError, counted
 from pipelines.prepare import class_facts, draw, plan
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.normalise import Fault, normalise
 from pipelines.prepare.plan import Listing
-from pipelines.prepare.progress import console, counted
+from pipelines.prepare.progress import console
 from pipelines.prepare.shards import mask_cell, num_shards
 from pipelines.prepare.sources import tars
 from pipelines.prepare.sources.labelled import labelled

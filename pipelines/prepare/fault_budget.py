@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.errors import UserError
+from pipelines.errors import UserError, counted
 from pipelines.prepare import digests, records, spill
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.digests import FREE, OPEN
 from pipelines.prepare.draw import CANDIDATE, Candidates
 from pipelines.prepare.ingest import CONTRADICTION, group_of
 from pipelines.prepare.plan import Plan
-from pipelines.prepare.progress import counted
 from pipelines.prepare.records import Conflict, QuarantinedRow, SpillFile
 
 QUARANTINE_SCHEMA = pa.schema(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.data.manifest import Manifest, quarantine_uri
+from pipelines.errors import counted
 from pipelines.prepare import (
     doubts,
     draw,
@@ -27,7 +28,7 @@ from pipelines.prepare.fault_budget import SourceTotals
 from pipelines.prepare.held import HeldImages
 from pipelines.prepare.ingest import CONTRADICTION, Shuffle
 from pipelines.prepare.plan import Plan
-from pipelines.prepare.progress import console, counted
+from pipelines.prepare.progress import console
 from pipelines.prepare.records import QuarantinedRow
 from pipelines.prepare.relabel import Changes
 from pipelines.prepare.shards import ShardRecord

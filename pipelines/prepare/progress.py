@@ -13,11 +13,6 @@ LOOK_EVERY_S = 1.0
 console = plain_console()
 
 
-def counted(count: int, noun: str, nouns: str | None = None) -> str:
-    """`1 image`, `2 images`, `1,000 classes`."""
-    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
-
-
 def rates(images: int, size: int, seconds: float) -> str:
     """`812 images  406 images/s  24.1 MB/s`."""
     seconds = max(seconds, 1e-9)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from pipelines.prepare.progress import counted
+from pipelines.errors import counted
 
 NOUNS = ("image", "archive", "cell", "file")  # that kinds of what is not read begin with
 SHOWN_KINDS = 8

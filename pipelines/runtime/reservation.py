@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ray
 import ray.util
 
+from pipelines.errors import counted
 from pipelines.runtime.mailbox import create_mailbox
 
 NAMESPACE = "context-encoder-claims"
@@ -88,8 +89,8 @@ def _wait(claim: Claim, tell: Callable[[str], None]) -> None:
             return
         if not told:
             tell(
-                f"waiting for {' and '.join(lacking)}: {len(before)} jobs of this kind came "
-                "before, and other programs may hold some (so does this job's own "
+                f"waiting for {' and '.join(lacking)}: {counted(len(before), 'job')} of this kind "
+                "came before, and other programs may hold some (so does this job's own "
                 "--entrypoint-num-cpus); it starts when there is room"
             )
             told = True

@@ -37,7 +37,7 @@ def test_who_does_not_fit_waits_with_one_line_until_the_others_end(ray_cluster: 
         thread.join(240)
     assert order == [f"first {CPUS - 1}", "first ends", "second 2"]
     (line,) = said
-    assert line.startswith("waiting for 2 CPUs, of which 1 are free: 1 jobs")
+    assert line.startswith("waiting for 2 CPUs, of which 1 are free: 1 job of")
     assert reservation.claims() == []
 
 
