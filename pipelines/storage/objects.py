@@ -131,12 +131,17 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URI and the path inside it.
 
     Raises:
-        UserError: nothing here speaks its protocol, or it names no bucket.
+        UserError: nothing here speaks its protocol, or it names no bucket, or a user.
     """
     is_s3 = uri.startswith(("s3://", "s3a://"))
     protocol, _, place = uri.partition("://")
     if is_s3 and place[:1] in ("", "/"):
         raise UserError(f"'{uri}' names no bucket; it must be s3://BUCKET or s3://BUCKET/PREFIX")
+    if is_s3 and "@" in place.partition("/")[0]:  # S3's own message would tell the password
+        raise UserError(
+            f"'{uri}' was given with credentials; the address of a bucket has none, so leave them "
+            f"out{S3_CREDENTIALS}"
+        )
     try:
         fs, path = _opened(absolute(uri), S3_OPTIONS if is_s3 else {})
     except (ValueError, ImportError) as error:
