@@ -46,7 +46,7 @@ def unbroken(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_job(source: Path, output: Path, cpus: int = 2) -> subprocess.Popen[bytes]:
     """`jobs/prepare.py` on a cluster of its own with that many workers."""
     code = (
-        "import sys, ray; from pipelines import cluster; cluster.quieten();"
+        "import sys, ray; from pipelines.runtime import cluster; cluster.silence_logging();"
         f"ray.init(address='local', num_cpus={cpus}, include_dashboard=False,"
         " log_to_driver=False, logging_level='ERROR', object_store_memory=200_000_000);"
         "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
