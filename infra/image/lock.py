@@ -1,7 +1,7 @@
 """Write the lock of the image: every package that constraints.txt leads to, with its sha256.
 
 $ python -m infra.image.lock --output infra/image/cpu.lock
-$ python -m infra.image.lock --output infra/image/cuda.lock --sbom cuda.cdx.json
+$ python -m infra.image.lock --output infra/image/cuda.lock
 
 pip resolves and names the wheels that it would install on this machine, and nothing is installed:
 run it on the platform, with the Python and with the index settings of the build. Which torch it
@@ -64,31 +64,13 @@ def lock(found: list[Package]) -> str:
     return "\n".join(["# python -m infra.image.lock", *lines, ""])
 
 
-def bill_of_materials(found: list[Package]) -> dict[str, Any]:
-    """The same as CycloneDX 1.6, which scanners of vulnerabilities read."""
-    components = [
-        {
-            "type": "library",
-            "name": each.name,
-            "version": each.version,
-            "purl": f"pkg:pypi/{each.name}@{each.version}",
-            "hashes": [{"alg": "SHA-256", "content": each.sha256}],
-        }
-        for each in found
-    ]
-    return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": components}
-
-
 def main() -> None:
     """Resolve, write, say what torch was found."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m infra.image.lock")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--sbom", type=Path, help="a bill of materials beside it, CycloneDX JSON")
     args = parser.parse_args()
     found = packages(resolve())
     args.output.write_text(lock(found))
-    if args.sbom is not None:
-        args.sbom.write_text(json.dumps(bill_of_materials(found), indent=2))
     is_cuda = any(each.name.startswith("nvidia-") for each in found)
     print(f"{args.output}: {len(found)} packages, torch for {'CUDA' if is_cuda else 'CPUs'}")
 
