@@ -12,10 +12,10 @@ ECHO = '#!/bin/sh\necho "$RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH $RAY_JOB_STOP_WAIT_
 
 
 def run(script: str, *words: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """A script with a Ray that only says how it was called."""
-    if not (folder / "ray").exists():
-        (folder / "ray").write_text(ECHO)
-        (folder / "ray").chmod(0o755)
+    """A script with a Python that only says how it was called."""
+    if not (folder / "python").exists():
+        (folder / "python").write_text(ECHO)
+        (folder / "python").chmod(0o755)
     (folder / "infra" / "hosts").mkdir(parents=True, exist_ok=True)
     copy = folder / "infra" / "hosts" / script
     copy.write_text((HOSTS / script).read_text())
@@ -29,15 +29,21 @@ def test_head_makes_a_token_that_workers_join_with(tmp_path: Path) -> None:
     token = tmp_path / "etc" / "token"
     head = run("head.sh", folder=tmp_path, RAY_AUTH_TOKEN_PATH=str(token), NODE_IP="10.0.0.1")
     assert head.returncode == 0, head.stderr
-    assert f"token {token} 60 start --head --block" in head.stdout
+    assert f"token {token} 60 -m infra.local.start_ray start --head --block" in head.stdout
     assert "--node-ip-address=10.0.0.1" in head.stdout
     assert "--dashboard-host=127.0.0.1" in head.stdout
     assert len(token.read_text()) == 64 and token.stat().st_mode & 0o777 == 0o600
     kept = token.read_text()
     run("head.sh", folder=tmp_path, RAY_AUTH_TOKEN_PATH=str(token))
     assert token.read_text() == kept
-    worker = run("join.sh", "head:6379", folder=tmp_path, RAY_AUTH_TOKEN_PATH=str(token))
-    assert f"token {token} 60 start --address=head:6379 --block" in worker.stdout
+    worker = run(
+        "join.sh", "head:6379", "--num-cpus=4", folder=tmp_path, RAY_AUTH_TOKEN_PATH=str(token)
+    )
+    assert worker.stdout.endswith("--num-cpus=4\n")
+    assert (
+        f"token {token} 60 -m infra.local.start_ray start --address=head:6379 --block"
+        in worker.stdout
+    )
 
 
 @pytest.mark.parametrize(("mode", "message"), [(None, "cannot be read"), (0o644, "read by others")])

@@ -3,11 +3,9 @@
 import base64
 import json
 import os
-import pwd
 import re
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,44 +16,13 @@ from typing import Any
 import pytest
 import yaml
 from helpers import ROOT, free_port, postgres_folder, process, wait_until_serving
+from postgres_helpers import postgres
 
 PLATFORM = ROOT / "infra" / "kubernetes" / "platform"
 PASSWORD = "long enough for anybody"
 POSTGRES = postgres_folder()
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[dict[str, str]]:
-    """A database server on loopback, with what databases.sh makes; the environment of clients."""
-    user = pwd.getpwnam("postgres")
-    data, port = folder / "data", str(free_port())
-    folder.mkdir()
-    os.chown(folder, user.pw_uid, user.pw_gid)
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o755)
-    alone = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    (folder / "password").write_text(PASSWORD)
-    os.chown(folder / "password", user.pw_uid, user.pw_gid)
-    subprocess.run(
-        [*alone, POSTGRES / "initdb", "-D", data, "--auth=scram-sha-256", "-U", "postgres",
-         f"--pwfile={folder}/password"], check=True, capture_output=True, cwd="/",
-    )  # fmt: skip
-    command = [*alone, str(POSTGRES / "postgres"), "-D", str(data), "-p", port]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    here = {"PGHOST": "127.0.0.1", "PGPORT": port}
-    with process(command, folder / "log") as server:
-        admin = {**os.environ, **here, "PGUSER": "postgres", "PGPASSWORD": PASSWORD}
-        for _ in range(120):
-            if not subprocess.run([POSTGRES / "pg_isready", "-q"], env=admin).returncode:
-                break
-            assert server.poll() is None, (folder / "log").read_text()
-            time.sleep(0.5)
-        admin["MLFLOW_PASSWORD"] = PASSWORD + " 2"
-        subprocess.run(["sh", PLATFORM / "databases.sh"], env=admin, check=True, timeout=60)
-        yield {**here, "PGUSER": "mlflow", "PGPASSWORD": PASSWORD + " 2"}
 
 
 def deployment() -> dict[str, Any]:
@@ -117,7 +84,7 @@ def test_logins_postgres_backup_and_restore(tmp_path: Path) -> None:
     """A user who is no admin records and registers; others do not; a dump brings all of it back."""
     user = "trainer:a password of its own"
     name, _, password = user.partition(":")
-    with postgres(tmp_path / "pg") as database:
+    with postgres(tmp_path / "pg", PASSWORD, PASSWORD + " 2") as database:
         with tracking_server(tmp_path / "mlflow", database) as uri:
             api = f"{uri}/api/2.0/mlflow"
             with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -136,7 +103,7 @@ def test_logins_postgres_backup_and_restore(tmp_path: Path) -> None:
                 ask(f"{api}/users/create", user, {"username": "y", "password": PASSWORD})
         run_id = run["run"]["info"]["run_id"]
         folder = back_up(tmp_path, database)
-    with postgres(tmp_path / "pg2") as database:  # another machine
+    with postgres(tmp_path / "pg2", PASSWORD, PASSWORD + " 2") as database:  # another machine
         restore(folder, database)
         with tracking_server(tmp_path / "mlflow2", database) as uri:
             found = ask(f"{uri}/api/2.0/mlflow/runs/get?run_id={run_id}", user)
