@@ -41,8 +41,13 @@ def config(images: Path, **options: object) -> WorkflowConfig:
         "tasks": ("inpainting",),
         "inpainting": InpaintingSettings(strategies=("central",), images=8, database=8, panel=2),
         "pretrain": PretrainConfig(
-            preset="inpaint", bottleneck=32, steps=24, batch_size=8, validation_images=4
-        ),
+            preset="inpaint",
+            bottleneck=32,
+            fill="smooth",  # a few steps alone collapse
+            steps=24,
+            batch_size=8,
+            validation_images=4,
+        ),  # fmt: skip
     }
     return WorkflowConfig(**{**usual, **options})  # type: ignore[arg-type]
 
