@@ -47,7 +47,7 @@ def config(images: Path, **options: object) -> WorkflowConfig:
             steps=24,
             batch_size=8,
             validation_images=4,
-        ),  # fmt: skip
+        ),
     }
     return WorkflowConfig(**{**usual, **options})  # type: ignore[arg-type]
 
