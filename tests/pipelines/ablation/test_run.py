@@ -11,7 +11,7 @@ import torch
 from helpers import class_folders, noise_picture, write_images
 from rich.console import Console
 
-from pipelines import html_page, storage
+from pipelines import storage
 from pipelines.ablation import cells, publish, sweep
 from pipelines.ablation.cells import cell_stages, evaluation_config, measure, train
 from pipelines.ablation.config import AblateConfig, Arm, Cell
@@ -73,7 +73,8 @@ def test_halving_compares_equal_budgets_only_and_a_rerun_trains_nothing(
     assert len(server.search_runs([experiment], nested)) == len(found["cells"])
 
     page = storage.join(wanted.store, "ablate", found["key"][:16], "ablation.html")
-    assert html_page.text(found["verdict"]).encode() in storage.read_bytes(page)
+    shown = found["verdict"].replace(" +- ", " &plusmn; ")
+    assert shown.encode() in storage.read_bytes(page)
     capsys.readouterr()
     again = run_sweep(wanted)
     assert capsys.readouterr().err.count(": skipped") == 2 * len(found["cells"])
