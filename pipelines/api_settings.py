@@ -109,6 +109,8 @@ class PretrainSettings(TypedDict, total=False):
     colour_jitter: tuple[float, float, float, float] | None
     grey: float
     window_rows: int
+    cache_folder: str | None
+    cache_gb: float | None
     num_workers: int | str
     threads_per_worker: int | None
     checkpoint_every: int

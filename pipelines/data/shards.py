@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -74,8 +74,10 @@ def row_groups(manifest: Manifest, split: str) -> list[RowGroup]:
     return groups
 
 
-def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
-    """Some columns of a row group, from the shard and its sidecars.
+def read_row_group(
+    uri: str, group: RowGroup, columns: list[str], cache: storage.FileCache | None = None
+) -> pa.Table:
+    """Some columns of a row group, from the shard and its sidecars or their copies in a cache.
 
     Raises:
         UserError: the file does not hold what the manifest promises.
@@ -86,12 +88,7 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
         part = next((s for s in group.file.sidecars if column in s.columns), group.file)
         parts.setdefault(part, []).append(column)
     try:
-        tables = [
-            _open(storage.join(uri, part.path), part.bytes).read_row_group(
-                group.index, columns=names
-            )
-            for part, names in parts.items()
-        ]
+        tables = [_read_part(uri, part, group.index, names, cache) for part, names in parts.items()]
     except (FileNotFoundError, pa.ArrowException) as error:
         raise damaged_shard_error(uri, f"{group.file.path}: {error}") from None
     except OSError as error:  # Arrow's own for a page that it cannot read, or the storage's
@@ -109,6 +106,37 @@ def read_row_group(uri: str, group: RowGroup, columns: list[str]) -> pa.Table:
     return pa.table({column: found[column] for column in columns})
 
 
+def _read_part(
+    uri: str,
+    part: ShardFile | Sidecar,
+    group: int,
+    columns: list[str],
+    cache: storage.FileCache | None,
+) -> pa.Table:
+    place = storage.join(uri, part.path)
+    if cache is None:
+        return _open(place, part.bytes).read_row_group(group, columns=columns)
+    wanted = storage.Wanted(place, part.bytes, part.sha256)
+    if (path := cache.find(wanted)) is not None:
+        try:
+            file = _open(str(path), part.bytes)
+            table = file.read_row_group(group, columns=columns)
+        except (OSError, pa.ArrowException):  # somebody changed or removed it
+            _open.cache_clear()
+            cache.discard(wanted)
+        else:
+            cache.count_hit(_stored_bytes(file, group, columns))
+            return table
+    cache.count_miss()
+    return _open(place, part.bytes, cache.count_stored).read_row_group(group, columns=columns)
+
+
+def _stored_bytes(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
+    found = file.metadata.row_group(group)
+    chunks = [found.column(at) for at in range(found.num_columns)]
+    return sum(each.total_compressed_size for each in chunks if each.path_in_schema in columns)
+
+
 def damaged_shard_error(uri: str, what: str) -> UserError:
     """The error for a dataset of which a file has changed."""
     return UserError(
@@ -118,14 +146,14 @@ def damaged_shard_error(uri: str, what: str) -> UserError:
 
 
 @lru_cache(maxsize=64)
-def _open(uri: str, size: int) -> pq.ParquetFile:
+def _open(uri: str, size: int, count: Callable[[int], None] | None = None) -> pq.ParquetFile:
     """Shards never change under their name, so an open file and its footer can be kept.
 
     Raises:
         ArrowInvalid: it has another size than the manifest says, so it is another file.
     """
     local = storage.is_local(uri)
-    file = pa.memory_map(str(storage.local_path(uri))) if local else storage.open_input(uri)
+    file = pa.memory_map(str(storage.local_path(uri))) if local else storage.open_input(uri, count)
     found = file.seek(0, io.SEEK_END)
     if found != size:
         raise pa.ArrowInvalid(f"'{uri}' has {found} bytes, the manifest has {size}")

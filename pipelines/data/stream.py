@@ -13,7 +13,7 @@ the next epoch leaves out others.
 Everything stays uint8; normalising, filling the hole and flipping happen on the device.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from pipelines import storage
 from pipelines.data import colour_jitter, images, shards
 from pipelines.data.shards import RowGroup
 from pipelines.data.stream_plan import (
@@ -36,6 +37,7 @@ from pipelines.data.stream_plan import (
 )
 from pipelines.runtime import cluster, ray_internals
 from pipelines.runtime.ray_internals import RefreshLimits, RestBetweenTurns
+from pipelines.storage import file_cache
 
 MAX_THREADS = 8  # of a task; what Python itself does for an image, it does for one at a time
 
@@ -49,14 +51,20 @@ PADDING = -1  # step of the rows that only fill up a block
 Batch = dict[str, NDArray[Any]]
 
 
-def stream(plan: StreamPlan, start_step: int = 0) -> ray.data.Dataset:
+TellReads = Callable[[storage.Use, tuple[str, ...]], None]
+"""Gets what was read through a cache, and warnings, after each window."""
+
+
+def stream(
+    plan: StreamPlan, start_step: int = 0, tell_reads: TellReads | None = None
+) -> ray.data.Dataset:
     """The lazy stream from `start_step` on; split it with `streaming_split(W, equal=True)`.
 
     What a consumer receives is cut into its batches by `batches`.
     The order holds only where the execution has `preserve_order` set: see `execution_options`.
     """
     numbers = ray_internals.number_dataset(window_of(plan, start_step), num_windows(plan))
-    read = partial(_read_items, plan=plan, start_step=start_step)
+    read = partial(_read_items, plan=plan, start_step=start_step, tell_reads=tell_reads)
     blocks = numbers.map_batches(read, batch_size=None, batch_format="numpy")
     quiet(blocks, plan.block_rows * plan.row_bytes)
     return blocks
@@ -97,10 +105,20 @@ def quiet(data: ray.data.Dataset, block_bytes: int) -> None:
 
 
 def _read_items(
-    block: dict[str, NDArray[np.int64]], *, plan: StreamPlan, start_step: int
+    block: dict[str, NDArray[np.int64]],
+    *,
+    plan: StreamPlan,
+    start_step: int,
+    tell_reads: TellReads | None,
 ) -> Iterator[Batch]:
     for number in block[ray_internals.COLUMN].tolist():
-        yield from _read_blocks(plan, window(plan, number), start_step)
+        blocks = _read_blocks(plan, window(plan, number), start_step)
+        first = next(blocks, None)  # by then the window is read
+        if plan.cache is not None and tell_reads is not None:
+            tell_reads(*file_cache.opened(plan.cache).take())
+        if first is not None:
+            yield first
+            yield from blocks
 
 
 def read_window(plan: StreamPlan, window: Window) -> Iterator[Batch]:
@@ -219,6 +237,7 @@ def window_rows(plan: StreamPlan, window: Window, columns: list[str] | None = No
         mask = plan.manifest.mask_spec(plan.strategy, plan.side).column
         columns = ["key", "label", "image", mask]
     groups = shards.row_groups(plan.manifest, "train")
+    cache = None if plan.cache is None else file_cache.opened(plan.cache)
     begin = window.first_batch * plan.batch_size
     end = begin + window.batches * plan.batch_size
     parts = []
@@ -227,13 +246,15 @@ def window_rows(plan: StreamPlan, window: Window, columns: list[str] | None = No
         group = groups[at]
         cut = slice(max(begin - position, 0), min(end - position, group.rows))
         if cut.start < cut.stop:
-            parts.append(_rows(plan.uri, group, cut, columns))
+            parts.append(_rows(plan.uri, group, cut, columns, cache))
         position += group.rows
     return pa.concat_tables(parts)
 
 
-def _rows(uri: str, group: RowGroup, cut: slice, columns: list[str]) -> pa.Table:
-    table = shards.read_row_group(uri, group, columns)
+def _rows(
+    uri: str, group: RowGroup, cut: slice, columns: list[str], cache: storage.FileCache | None
+) -> pa.Table:
+    table = shards.read_row_group(uri, group, columns, cache)
     numbers = np.arange(group.first_row, group.first_row + group.rows)
     return table.append_column("row", pa.array(numbers)).slice(cut.start, cut.stop - cut.start)
 

@@ -12,6 +12,7 @@ from ce_model.masks import Strategy
 from pipelines.data.colour_jitter import ColourJitter
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
+from pipelines.storage import CacheSettings
 
 CROP_RATIO = (3 / 4, 4 / 3)
 WINDOW_ROWS = 4096  # images a task shuffles at once; 120 MB of JPEG at 30 kB each
@@ -75,6 +76,8 @@ class StreamPlan:
     """Mirror half of the images."""
     colour: ColourJitter | None = None
     """Random changes of the colours."""
+    cache: CacheSettings | None = None
+    """Where shards are kept on the nodes' disks; changes no batch."""
 
     def __post_init__(self) -> None:
         """Whole batches for every worker."""

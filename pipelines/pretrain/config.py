@@ -157,6 +157,11 @@ class PretrainConfig:
     """Share of the training images that become grey."""
     window_rows: int = WINDOW_ROWS
     """Images shuffled at once."""
+    cache_folder: str | None = None
+    """Folder on each node's own disk that keeps shards of a dataset in a bucket, so that later
+    epochs do not read the bucket again. None: none."""
+    cache_gb: float | None = None
+    """Most bytes kept there on each node, 10^9; a tenth of the disk stays free. None: 100."""
     num_workers: int | str = 1
     """Training processes, one GPU each where the cluster has GPUs. MIN:MAX, as 1:4, begins with
     what is there and follows the cluster as it grows and shrinks."""
@@ -204,7 +209,7 @@ class PretrainConfig:
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}; it must be {least} or more")
         for name in ("learning_rate", "discriminator_learning_rate", "ring_weight", "time_limit_s",
-                     "stall_timeout_s"):  # fmt: skip
+                     "stall_timeout_s", "cache_gb"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name} is {value}; it must be a finite number above 0")
@@ -218,6 +223,7 @@ class PretrainConfig:
                 f"log_to is {self.log_to}; it must have mlflow, which keeps what a model was made "
                 "from: --log-to mlflow tensorboard writes event files, too"
             )
+        self._check_cache()
         if self.seed > MAX_SEED:
             raise UserError(f"seed is {self.seed}; it must be {MAX_SEED} or less")
         self._check_batch()
@@ -252,6 +258,20 @@ class PretrainConfig:
     def workers(self) -> Workers:
         """The fewest and the most training processes."""
         return Workers.parse(self.num_workers)
+
+    def _check_cache(self) -> None:
+        """Refuse a folder that is not the same on every node, and a limit of nothing."""
+        folder = self.cache_folder
+        if folder is None and self.cache_gb is not None:
+            raise UserError(
+                f"cache_gb is {self.cache_gb} without cache_folder; add --cache-folder FOLDER, on "
+                "a disk of the nodes, or leave it out"
+            )
+        if folder is not None and not folder.startswith(("/", "~")):
+            raise UserError(
+                f"cache_folder is '{folder}'; it must be an absolute path of a folder on the "
+                "nodes' own disks, /local/cache for example"
+            )
 
     def _check_batch(self) -> None:
         """Refuse a batch that cannot be shared out."""

@@ -20,6 +20,7 @@ from pipelines.pretrain.gauges import TrainingGauges
 from pipelines.pretrain.messages import (
     CheckpointWritten,
     CurvePoint,
+    DataRead,
     Diverged,
     FaultFound,
     Message,
@@ -35,6 +36,7 @@ from pipelines.pretrain.stall import StallWatch
 from pipelines.pretrain.stop import StopRequest
 from pipelines.pretrain.task import Task
 from pipelines.runtime.progress import ProgressDisplay
+from pipelines.storage import Use
 from pipelines.tracking.event_file import EventFile
 from pipelines.tracking.recorder import Recorder
 
@@ -105,6 +107,8 @@ class DriverWatch:
         self._gauges = TrainingGauges(task.stage_uri.rpartition("/")[2])
         self._ended = threading.Event()
         self.peak_memory_bytes = 0  # of this process and all below it: on one machine, everything
+        self.reads = Use()  # of the data tasks, where there is a cache of shards
+        self._warned: set[str] = set()
         self.diverged: Diverged | None = None
         self.faults: list[FaultFound] = []
         self._probes = Probes(task, config.probe_every, self._add_probe, self._progress.note)
@@ -181,6 +185,11 @@ class DriverWatch:
                     self._gauges.record(step, values)
                     if "images_per_second" in values:
                         self._progress.record(step, values)
+                        self._record_reads(step, time_s)
+                case DataRead(use, warnings):
+                    self.reads = self.reads.plus(use)
+                    for text in warnings:
+                        self._warn_once(text)
                 case CheckpointWritten(step):
                     self._probes.checkpoint(step)
                 case SystemPoint(step, time_s, values):
@@ -201,6 +210,17 @@ class DriverWatch:
                     self.diverged = message
                 case FaultFound():
                     self.faults.append(message)
+
+    def _record_reads(self, step: int, time_s: float) -> None:
+        if any(self.reads):
+            values = {f"data/{name}": float(n) for name, n in self.reads._asdict().items()}
+            self._recorder.metrics(values, step, time_s)
+
+    def _warn_once(self, text: str) -> None:
+        """Many processes of a node meet the same."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._progress.note(text)
 
     def _publish_trace(self, uri: str) -> None:
         self._progress.note(f"traced steps: {uri}")

@@ -107,7 +107,7 @@ def _fit(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: An
             timeout_s=max(COLLECTIVE_TIMEOUT_S, math.ceil(2 * config.stall_timeout_s))
         ),
         datasets={"train": lambda: ray_internals.number_dataset(0, 1)},  # see _Shares
-        dataset_config=_Shares(task),
+        dataset_config=_Shares(task, mailbox),
     )
     trainer.fit()
 
@@ -115,13 +115,14 @@ def _fit(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: An
 class _Shares(DataConfig):  # type: ignore[misc]
     """The stream from the newest checkpoint on, cut for the workers that there are."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, mailbox: Any) -> None:
         super().__init__(execution_options=stream.execution_options())
-        self._task = task
+        self._task, self._mailbox = task, mailbox
 
     def configure(self, datasets: Any, world_size: int, *args: Any, **more: Any) -> Any:
         """Called at every start of a group."""
-        made = {"train": worker.training_stream(self._task.for_workers(world_size))}
+        task = self._task.for_workers(world_size)
+        made = {"train": worker.training_stream(task, self._mailbox)}
         return super().configure(made, world_size, *args, **more)
 
 

@@ -17,6 +17,8 @@ KEY_VERSION = 2  # part of every key: raise it when the same settings train diff
 NOT_IN_KEY = {
     "source",
     "store",
+    "cache_folder",
+    "cache_gb",
     "num_workers",
     "threads_per_worker",
     "checkpoint_every",

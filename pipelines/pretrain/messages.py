@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from pipelines.storage import Use
+
 
 class CurvePoint(NamedTuple):
     """Values of the curves at a step; the history in a checkpoint is a list of these."""
@@ -72,6 +74,13 @@ class StepsDone(NamedTuple):
     step: int
 
 
+class DataRead(NamedTuple):
+    """What a data task read through its node's cache of shards, since it last told."""
+
+    use: Use
+    warnings: tuple[str, ...]
+
+
 class Note(NamedTuple):
     """A line for the screen."""
 
@@ -81,6 +90,7 @@ class Note(NamedTuple):
 Message = (
     CheckpointWritten
     | CurvePoint
+    | DataRead
     | Diverged
     | FaultFound
     | Note

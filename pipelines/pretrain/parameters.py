@@ -9,7 +9,10 @@ from pipelines.errors import redact
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.recipe import Recipe
 
-NOT_PARAMETERS = ("store", "tracking_uri", "experiment", "summary")  # where, not what
+NOT_PARAMETERS = (  # where, not what
+    *("store", "tracking_uri", "experiment", "summary"),
+    *("cache_folder", "cache_gb"),
+)
 USED_BY = {
     "norm": ("alexnet",),
     "dropout": ("alexnet",),

@@ -43,6 +43,7 @@ from pipelines.tracking.client import SQLITE, client, describe_error, may_pass, 
 from pipelines.tracking.recorder import Recorder
 from pipelines.tracking.registry import GIVEN_TAG
 
+CACHE_GB = 100.0
 LEASE = "lease"
 LEASE_S = 60.0  # for a job that vanished with its machine; another one of this machine is seen
 
@@ -102,6 +103,8 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
             summary = read_commit(stage)
             console.print(f"already trained: {stage}", soft_wrap=True)
         else:
+            if config.cache_folder is not None:
+                console.print(_describe_cache(config.cache_folder, plan), soft_wrap=True)
             if config.scale_learning_rate != "none":
                 console.print(
                     f"learning rates for batches of {config.batch_size}, scaled "
@@ -169,6 +172,7 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
         crop=recipe.crop,
         flip=config.flip,
         colour=recipe.colour,
+        cache=_cache(config, uri, manifest),
     )
     manifest.mask_spec(plan.strategy, plan.side)
     if not manifest.rows("val"):
@@ -177,6 +181,32 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
             "with a val/ folder or --validation-share above 0"
         )
     return plan
+
+
+def _cache(config: PretrainConfig, uri: str, manifest: Manifest) -> storage.CacheSettings | None:
+    if config.cache_folder is None or storage.is_local(uri):
+        return None
+    gigabytes = CACHE_GB if config.cache_gb is None else config.cache_gb
+    return storage.CacheSettings(
+        folder=config.cache_folder,
+        limit_bytes=int(gigabytes * 1e9),
+        group=manifest.fingerprint[:16],
+    )
+
+
+def _describe_cache(folder: str, plan: StreamPlan) -> str:
+    if plan.cache is None:
+        return (
+            f"--cache-folder {folder} is not used: the dataset is not in a bucket but in {plan.uri}"
+        )
+    files = plan.manifest.splits["train"]
+    held = sum(file.bytes + sum(sidecar.bytes for sidecar in file.sidecars) for file in files)
+    limit = plan.cache.limit_bytes
+    rest = "" if held <= limit else "; what has no room is read from the store in every epoch"
+    return (
+        f"shards are kept in {folder} of each node: at most {limit / 1e9:.2f} GB, the training "
+        f"images have {held / 1e9:.2f} GB{rest}"
+    )
 
 
 def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) -> Task:

@@ -84,6 +84,7 @@ def export_model(
         "images_per_second": totals["steps"] * config.batch_size / trained_s,
         "data_wait_share": totals["wait_s"] / trained_s,
         "train_seconds": totals["train_s"],
+        **({"reads": watch.reads._asdict()} if any(watch.reads) else {}),
         "restarts": totals["restarts"],
         "updates_skipped": totals["skipped"],
         "peak_memory_bytes": max(watch.peak_memory_bytes, int(of_ranks)),
@@ -207,6 +208,14 @@ def _describe_memory(summary: dict[str, Any]) -> str:
     )
 
 
+def _describe_reads(reads: storage.Use) -> str:
+    """Of the command that ended the training: an earlier one told its own."""
+    return (
+        f"{reads.hits:,} reads from the nodes' disks ({reads.cache_bytes / 1e9:.2f} GB), "
+        f"{reads.misses:,} from the store ({reads.store_bytes / 1e9:.2f} GB with what was kept)"
+    )
+
+
 def _looks(measured: dict[str, float]) -> str:
     if "ssim_hole" not in measured:
         return "not measured by the version that trained this"
@@ -277,6 +286,8 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
         f"{summary['data_wait_share']:.1%} of the time",
         "peak memory": _describe_memory(summary),
     }
+    if "reads" in summary:
+        rows["shards"] = _describe_reads(storage.Use(**summary["reads"]))
     if summary.get("export") == "ema":
         name = "psnr_hole" if "psnr_hole" in measured else "target_error"
         raw = summary["validation_raw"][name]

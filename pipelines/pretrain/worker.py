@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -24,7 +25,7 @@ from pipelines.pretrain import device_feed, profile, validation
 from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.ddp import distribute
 from pipelines.pretrain.initial import read_initial
-from pipelines.pretrain.messages import Note
+from pipelines.pretrain.messages import DataRead, Note
 from pipelines.pretrain.profile import StepProfiler
 from pipelines.pretrain.reporter import Reporter
 from pipelines.pretrain.stall import Sign
@@ -38,10 +39,15 @@ from pipelines.runtime.mailbox import Failure
 WITH_OPTIMIZERS = 3  # weights and the two moments of Adam, in a checkpoint
 
 
-def training_stream(task: Task) -> ray.data.Dataset:
+def training_stream(task: Task, mailbox: Any) -> ray.data.Dataset:
     """The stream from the newest verified checkpoint on; evaluated at every worker-group start."""
     found = checkpoint.latest(task.stage_uri)
-    return stream.stream(task.plan, start_step=found.step if found else 0)
+    start = found.step if found else 0
+    return stream.stream(task.plan, start, tell_reads=partial(_tell_reads, mailbox))
+
+
+def _tell_reads(mailbox: Any, use: storage.Use, warnings: tuple[str, ...]) -> None:
+    mailbox.post.remote(DataRead(use, warnings))
 
 
 def train(settings: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Every URI the product touches: open, list, publish, checksums, leases."""
 
+from pipelines.storage.file_cache import CacheSettings, FileCache, Use, Wanted
 from pipelines.storage.identity import ensure_store_id, find_store_id
 from pipelines.storage.keys import content_key, sha256_of, sha256_of_bytes
 from pipelines.storage.listing import NAMES_AT_ONCE, S3_PAGE, children, folders_among, walk
@@ -52,10 +53,14 @@ __all__ = [
     "S3_OPTIONS",
     "S3_PAGE",
     "SETTINGS",
+    "CacheSettings",
+    "FileCache",
     "NotJsonError",
     "RangeReader",
     "Usage",
+    "Use",
     "Value",
+    "Wanted",
     "absolute",
     "arrow_filesystem",
     "children",

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from pipelines.storage.objects import filesystem, is_local, local_path, retrying, size
@@ -39,10 +40,16 @@ class RangeReader(io.RawIOBase):
 
     PIECE_BYTES = 8 << 20
 
-    def __init__(self, uri: str, begin: int = 0, length: int | None = None) -> None:
-        """The whole object, or `length` bytes of it."""
+    def __init__(
+        self,
+        uri: str,
+        begin: int = 0,
+        length: int | None = None,
+        count: Callable[[int], None] | None = None,
+    ) -> None:
+        """The whole object, or `length` bytes of it; `count` gets the bytes of every piece."""
         super().__init__()
-        self._uri, self._begin, self._at = uri, begin, 0
+        self._uri, self._begin, self._at, self._count = uri, begin, 0, count
         self._length = size(uri) - begin if length is None else length
 
     def readable(self) -> bool:
@@ -70,23 +77,31 @@ class RangeReader(io.RawIOBase):
             begin = self._begin + self._at
             buffer[:wanted] = read_range(self._uri, begin, begin + wanted)
             self._at += wanted
+            if self._count is not None:
+                self._count(wanted)
         return wanted
 
 
 def open_range(
-    uri: str, begin: int = 0, length: int | None = None, piece_bytes: int = RangeReader.PIECE_BYTES
+    uri: str,
+    begin: int = 0,
+    length: int | None = None,
+    piece_bytes: int = RangeReader.PIECE_BYTES,
+    count: Callable[[int], None] | None = None,
 ) -> BinaryIO:
-    """Read a byte range as a stream, `piece_bytes` at a time.
+    """Read a byte range as a stream, `piece_bytes` at a time; `count` gets the bytes of each.
 
     Raises:
         OSError: (while reading) the storage failed for longer than we try.
     """
-    return io.BufferedReader(RangeReader(uri, begin, length), piece_bytes)
+    return io.BufferedReader(RangeReader(uri, begin, length, count), piece_bytes)
 
 
-def open_input(uri: str) -> BinaryIO:
-    """A seekable reader."""
-    return local_path(uri).open("rb") if is_local(uri) else open_range(uri, piece_bytes=1 << 20)
+def open_input(uri: str, count: Callable[[int], None] | None = None) -> BinaryIO:
+    """A seekable reader; `count` gets the bytes of every piece that comes from a store."""
+    if is_local(uri):
+        return local_path(uri).open("rb")
+    return open_range(uri, piece_bytes=1 << 20, count=count)
 
 
 def sha256_of_uri(uri: str) -> str:

@@ -32,97 +32,11 @@ pytestmark = pytest.mark.s3
 BUCKET = "pictures"
 
 
-@dataclass
-class Fault:
-    """What happens to the next `times` requests of a method whose path holds `part`."""
-
-    kind: str
-    method: str
-    times: int
-    part: str = ""
-    hits: int = 0
-
-
-@dataclass
-class FaultyServer:
-    """A WSGI layer around moto."""
-
-    inner: Callable[..., Iterable[bytes]]
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        self.requests.append(f"{method} {path}")
-        for fault in self.faults:
-            if fault.method == method and fault.part in path and fault.hits < fault.times:
-                fault.hits += 1
-                return self.fail(fault, environ, start)
-        return self.inner(environ, start)
-
-    def fail(
-        self, fault: Fault, environ: dict[str, Any], start: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        if fault.kind in ("503", "500"):
-            code = "SlowDown" if fault.kind == "503" else "InternalError"
-            body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-            start(f"{fault.kind} {code}", [("Content-Length", str(len(body)))])
-            return [body]
-        if fault.kind == "reset":
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            return []
-        if fault.kind == "lost":
-            b"".join(self.inner(environ, start))
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            return []
-        if fault.kind == "slow":
-            time.sleep(1.0)
-            return self.inner(environ, start)
-        if fault.kind == "silent":
-            time.sleep(8.0)
-            return self.inner(environ, start)
-        body = b"".join(self.inner(environ, start))
-        if fault.kind == "cut":
-            return [body[: len(body) // 2]]
-        flipped = bytearray(body)
-        flipped[len(body) // 2] ^= 0x55
-        return [bytes(flipped)]
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultyServer]:
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Quiet(WSGIRequestHandler):
-        def log(self, *args: Any) -> None:
-            """Say nothing."""
-
-        def log_error(self, *args: Any) -> None:
-            """Connections are broken on purpose here."""
-
-    layer = FaultyServer(DomainDispatcherApplication(create_backend_app))
-    http = make_server("127.0.0.1", 0, layer, threaded=True, request_handler=Quiet)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    keys = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{http.server_port}",
-    }
-    before = {name: os.environ.get(name) for name in keys}
-    os.environ.update(keys)
-    storage.filesystem("s3://x")[0].mkdir(BUCKET)
-    yield layer
-    http.shutdown()
-    thread.join()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+    with serving() as layer:
+        storage.filesystem("s3://x")[0].mkdir(BUCKET)
+        yield layer
 
 
 @pytest.fixture
