@@ -8,14 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+CODES = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}
 
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of a method whose path holds `part`."""
+    """What happens to the next `times` requests of a method whose path and query hold `part`."""
 
     kind: str
     method: str
@@ -32,40 +34,59 @@ class FaultyServer:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     url: str = ""
+    writing: threading.Lock = field(default_factory=threading.Lock)
+    silent_s: float = 8.0
+    sent: int = 0
+    """Bytes of all answers to GET."""
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request, or fail it."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        asked = f"{path}?{environ['QUERY_STRING']}"
         self.requests.append(f"{method} {path}")
         for fault in self.faults:
-            if fault.method == method and fault.part in path and fault.hits < fault.times:
+            if fault.method == method and fault.part in asked and fault.hits < fault.times:
                 fault.hits += 1
                 return self.fail(fault, environ, start)
-        return self.inner(environ, start)
+        return self.answer(environ, start)
+
+    def answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        """What moto says; one write at a time, or its If-None-Match lets two writers win."""
+        writes = environ["REQUEST_METHOD"] == "PUT"
+        with self.writing if writes else nullcontext():
+            body = b"".join(self.inner(environ, start))
+        if environ["REQUEST_METHOD"] == "GET":
+            self.sent += len(body)
+        return [body]
 
     def fail(
         self, fault: Fault, environ: dict[str, Any], start: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Do what a fault says."""
-        if fault.kind in ("503", "500"):
-            code = "SlowDown" if fault.kind == "503" else "InternalError"
+        if fault.kind in CODES:
+            code = CODES[fault.kind]
             body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
             start(f"{fault.kind} {code}", [("Content-Length", str(len(body)))])
             return [body]
         if fault.kind == "reset":
+            start("500 reset", [])
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
         if fault.kind == "lost":
-            b"".join(self.inner(environ, start))
+            self.answer(environ, start)
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
         if fault.kind == "slow":
             time.sleep(1.0)
-            return self.inner(environ, start)
+            return self.answer(environ, start)
         if fault.kind == "silent":
-            time.sleep(8.0)
-            return self.inner(environ, start)
-        body = b"".join(self.inner(environ, start))
+            time.sleep(self.silent_s)
+            return self.answer(environ, start)
+        if fault.kind == "error in 200":  # as S3 ends what takes long
+            body = b"<Error><Code>InternalError</Code><Message>Try again</Message></Error>"
+            start("200 OK", [("Content-Type", "application/xml")])
+            return [body]
+        (body,) = self.answer(environ, start)
         if fault.kind == "cut":
             return [body[: len(body) // 2]]
         flipped = bytearray(body)
@@ -76,8 +97,8 @@ class FaultyServer:
 @contextmanager
 def serving() -> Iterator[FaultyServer]:
     """The server, with the environment that lets every client of this process find it."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, *args: Any) -> None:
@@ -88,6 +109,7 @@ def serving() -> Iterator[FaultyServer]:
 
     layer = FaultyServer(DomainDispatcherApplication(create_backend_app))
     http = make_server("127.0.0.1", 0, layer, threaded=True, request_handler=Quiet)
+    assert isinstance(http, ThreadedWSGIServer)
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -53,6 +53,37 @@ def dataset_uri(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
             rows_per_shard=64,
         )
     )
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[Any]:
+    """An S3 server on loopback that can fail, with an empty bucket."""
+    import s3fs
+    from s3_helpers import BUCKET
+
+    from benchmarks.s3_server import serving
+    from pipelines import storage
+
+    with serving() as server:
+        s3fs.S3FileSystem.clear_instance_cache()  # of a server before
+        with suppress(FileExistsError):  # moto keeps buckets for the whole process
+            storage.filesystem("s3://x")[0].mkdir(BUCKET)
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The server without faults and requests, hardly any wait before a new try."""
+    from s3_helpers import BUCKET
+
+    from pipelines import storage
+    from pipelines.storage import objects
+
+    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.01)
+    s3_server.faults, s3_server.requests = [], []
+    yield s3_server
+    s3_server.faults = []
+    storage.remove(f"s3://{BUCKET}/t")
 
 
 @pytest.fixture

@@ -190,6 +190,11 @@ def retrying(action: Callable[[], Value], what: str) -> Value:
                     f"{what}: there is no bucket {name}; create it or correct the name"
                 ) from None
             if not may_pass(error):
+                if isinstance(error, PermissionError) and error.filename is None:
+                    raise PermissionError(
+                        f"{what}: {error}: the credentials that are used do not allow it; give "
+                        f"them the right, or use others{S3_CREDENTIALS}"
+                    ) from error
                 if _package(error) in CLIENT_PACKAGES:
                     hint = S3_CREDENTIALS if "Credentials" in type(error).__name__ else ""
                     raise UserError(f"{what}: {error}{hint}") from error

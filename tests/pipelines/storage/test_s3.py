@@ -1,14 +1,12 @@
 """The same promises on S3: a real HTTP server on loopback that fails in every way it can."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ import pytest
 import s3fs
 from dataset_helpers import prepare_config, quarantine_of, rows_of
 from helpers import jpeg, tar_of, write_images
+from s3_helpers import BUCKET, place
 
+from benchmarks.s3_server import Fault, FaultyServer
 from pipelines import storage
 from pipelines.data.manifest import is_dataset, read_manifest
 from pipelines.errors import UserError
@@ -29,27 +29,6 @@ from pipelines.storage import listing as storage_listing
 from pipelines.storage.lease import LeaseBusyError
 
 pytestmark = pytest.mark.s3
-BUCKET = "pictures"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyServer]:
-    with serving() as layer:
-        storage.filesystem("s3://x")[0].mkdir(BUCKET)
-        yield layer
-
-
-@pytest.fixture
-def s3(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.01)
-    server.faults, server.requests = [], []
-    yield server
-    server.faults = []
-    storage.remove(f"s3://{BUCKET}/t")
-
-
-def place(name: str) -> str:
-    return f"s3://{BUCKET}/t/{name}"
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -201,6 +180,30 @@ def test_wrong_credentials_and_missing_objects_are_not_tried_again(s3: FaultySer
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(place("nothing"))
     assert len(s3.requests) <= 3
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_what_the_credentials_do_not_allow_is_named_at_once(s3: FaultyServer, method: str) -> None:
+    storage.publish(place("a"), b"content")
+    s3.faults = [Fault("403", method, times=10_000)]
+    act = {
+        "GET": lambda: storage.read_bytes(place("a")),
+        "PUT": lambda: storage.publish(place("a"), b"x"),
+    }[method]
+    with pytest.raises(PermissionError, match=r"ing s3://pictures/t/a: AccessDenied: the cred"):
+        act()
+    assert s3.faults[0].hits == 1
+
+
+def test_an_upload_in_parts_outlasts_an_error_inside_a_200(
+    s3: FaultyServer, tmp_path: Path
+) -> None:
+    content = bytes(101 << 20)  # less is one request
+    (tmp_path / "large").write_bytes(content)
+    s3.faults = [Fault("error in 200", "POST", times=2, part="large?uploadId")]
+    put_file(tmp_path / "large", place("large"))
+    assert s3.faults[0].hits == 2
+    assert storage.size(place("large")) == len(content)
 
 
 def test_a_missing_bucket_is_named(s3: FaultyServer) -> None:
