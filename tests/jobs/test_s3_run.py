@@ -79,9 +79,13 @@ def test_prepare_train_killed_and_resumed_evaluate_promote(tmp_path: Path) -> No
         done(job("prepare", "--source", photos, "--output", dataset, "--sides", "128", env=env))
         flags = ["--source", dataset, "--store", store, *TINY]
         kill_after_checkpoint(job("pretrain", *flags, env=env), fs)
-        shown = done(job("pretrain", *flags, env=env))
+        cache = str(tmp_path / "cache")
+        shown = done(job("pretrain", *flags, "--cache-folder", cache, env=env))
         assert "resumed at step 10" in shown
+        assert f"shards are kept in {cache} of each node: at most 100.00 GB" in shown
         summary = committed(fs)
+        reads = summary["reads"]
+        assert reads["hits"] + reads["misses"] > 0 and "from the nodes' disks" in shown
         assert summary["steps"] == 20 and summary["model"].startswith(store)
         run_id = summary["tracking_run_id"]
         done(

@@ -19,6 +19,7 @@ from pipelines.data.stream import Batch
 from pipelines.data.stream_plan import StreamPlan
 from pipelines.pretrain import run
 from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.key import pretrain_key
 from pipelines.pretrain.messages import DataRead
 from pipelines.pretrain.worker import _tell_reads
 from pipelines.runtime.mailbox import create_mailbox
@@ -174,13 +175,19 @@ def test_the_stream_on_ray_counts_what_it_reads(
     assert sum(message.use.misses for message in posted) == 0
 
 
-def test_a_local_dataset_says_that_it_needs_no_cache(dataset_uri: str, remote: str) -> None:
+def test_a_cache_is_told_and_in_no_key_and_a_local_dataset_needs_none(
+    dataset_uri: str, remote: str
+) -> None:
     config = PretrainConfig(cache_folder="/fast", cache_gb=0.01, batch_size=8, shorter=0)
     recipe = run.resolve_recipe(config)
     local = run._plan(config, recipe, dataset_uri, read_manifest(dataset_uri))
     assert local.cache is None
     assert "--cache-folder /fast is not used" in run._describe_cache("/fast", local)
-    plan = run._plan(config, recipe, remote, read_manifest(remote))
+    manifest = read_manifest(remote)
+    plan = run._plan(config, recipe, remote, manifest)
+    plain = replace(config, cache_folder=None, cache_gb=None)
+    assert pretrain_key(config, manifest) == pretrain_key(plain, manifest)
+    assert run._plan(plain, recipe, remote, manifest) == replace(plan, cache=None)
     assert plan.cache is not None and plan.cache.limit_bytes == 10**7
     assert plan.cache.group == plan.manifest.fingerprint[:16]
     shown = run._describe_cache("/fast", plan)

@@ -487,6 +487,10 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path, ray_cluster: None)
         ({"num_workers": "4:1"}, "num_workers is 4:1; it must be 1 or more, or a range that rises"),
         ({"num_workers": 0}, "num_workers is 0; it must be 1 or more"),
         ({"num_workers": "2:5"}, "multiple of num_workers 5"),
+        ({"cache_folder": "/fast", "cache_gb": 0.0}, "cache_gb is 0.0; it must be a finite number"),
+        ({"cache_gb": 5.0}, "cache_gb is 5.0 without cache_folder; add --cache-folder FOLDER"),
+        ({"cache_folder": "fast"}, "cache_folder is 'fast'; it must be an absolute path"),
+        ({"cache_folder": "s3://b/c"}, "cache_folder is 's3://b/c'; it must be an absolute path"),
         ({"stall_timeout_s": 0.0}, "stall_timeout_s is 0.0; it must be a finite number above 0"),
         ({"learning_rate": np.nan}, "learning_rate is nan; it must be a finite number above 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a finite number above 0"),
@@ -627,7 +631,8 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures",
                      "stall_timeout_s", "log_to", "probe_every",
-                     "time_limit_s"}  # fmt: skip
+                     "time_limit_s",
+                     "cache_folder", "cache_gb"}  # fmt: skip
     names = {field.name for field in fields(PretrainConfig)}
     assert of_inpaint.keys() | of_alexnet.keys() | of_others.keys() == names - of_the_driver
     for name, needed in of_others.items():
