@@ -98,6 +98,7 @@ class FileCache:
         self._verified: set[str] = set()
         self._queue: SimpleQueue[Wanted | None] = SimpleQueue()
         self._queued: set[str] = set()
+        self._refused: set[str] = set()
         self._rest_until = 0.0
         self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
@@ -119,7 +120,7 @@ class FileCache:
 
     def find(self, wanted: Wanted) -> Path | None:
         """A verified file on this disk; None where it has to be read from the store for now."""
-        if self._hold is None:
+        if self._hold is None or wanted.sha256 in self._refused:
             return None
         path = self._folder / wanted.sha256
         if wanted.sha256 in self._verified or self._verify(path, wanted):
@@ -137,7 +138,8 @@ class FileCache:
         self._verified.discard(wanted.sha256)
         path = self._folder / wanted.sha256
         if path.exists():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is verified again
+                path.unlink()
             self._warn_of_damage(wanted)
 
     def fetch(self, wanted: Wanted) -> bool:
@@ -215,7 +217,7 @@ class FileCache:
             f"{wanted.uri} came {FETCHES} times with other bytes than its manifest says, so it is "
             "not kept: check the dataset with jobs/inspect_dataset.py --verify"
         )
-        self._rest_until = time.monotonic() + REST_S
+        self._refused.add(wanted.sha256)
         return False
 
     def _copy(self, file: int, wanted: Wanted) -> str:
@@ -241,7 +243,8 @@ class FileCache:
                         path.unlink()
         except FileNotFoundError:
             return False
-        except OSError as error:
+        except OSError as error:  # it cannot be read, or not be removed
+            self._refused.add(wanted.sha256)
             self._warn_of(error)
             return False
         self._warn_of_damage(wanted)
