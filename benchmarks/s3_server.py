@@ -17,7 +17,10 @@ CODES = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of a method whose path and query hold `part`."""
+    """What happens to the next `times` requests of a method whose path holds `part`.
+
+    Where `part` has a `?`, path and query are looked at.
+    """
 
     kind: str
     method: str
@@ -42,10 +45,10 @@ class FaultyServer:
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request, or fail it."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        asked = f"{path}?{environ['QUERY_STRING']}"
         self.requests.append(f"{method} {path}")
         for fault in self.faults:
-            if fault.method == method and fault.part in asked and fault.hits < fault.times:
+            place = f"{path}?{environ['QUERY_STRING']}" if "?" in fault.part else path
+            if fault.method == method and fault.part in place and fault.hits < fault.times:
                 fault.hits += 1
                 return self.fail(fault, environ, start)
         return self.answer(environ, start)
