@@ -96,7 +96,7 @@ def test_it_learns_a_batch_by_heart() -> None:
     image[0] += 60  # one image brighter in the hole than its surroundings tell
     image[:, 9:14, 12:27] //= 2
     networks = Networks(build_generator(UNET), None)
-    optimizers = make_optimizers(networks, 1e-3, 1e-4)
+    optimizers = make_optimizers(networks, 5e-4, 1e-4)
     losses = [
         float(
             train_step(
