@@ -11,8 +11,8 @@ other images, and its far corners do not matter.
 Source: Ronneberger et al., "U-Net", MICCAI 2015, arXiv:1505.04597, for the skips; Shi et al., CVPR
 2016, arXiv:1609.05158, for the sub-pixel stem and head; Sugawara et al., "Super-Resolution using
 Convolutional Neural Networks without Any Checkerboard Artifacts", ICIP 2018, arXiv:1806.02658, for
-smoothing behind it; Iizuka et al., "Globally and Locally
-Consistent Image Completion", SIGGRAPH 2017, for the dilated middle.
+smoothing behind it; Iizuka et al., "Globally and Locally Consistent Image Completion", SIGGRAPH
+2017, for the dilated middle.
 """
 
 from collections import OrderedDict

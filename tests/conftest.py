@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import write_images
+from s3_helpers import BUCKET
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster for this process alone, on loopback
 os.environ.setdefault("RAY_worker_niceness", "0")  # as the jobs do
@@ -59,7 +60,6 @@ def dataset_uri(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def s3_server() -> Iterator[Any]:
     """An S3 server on loopback that can fail, with an empty bucket."""
     import s3fs
-    from s3_helpers import BUCKET
 
     from benchmarks.s3_server import serving
     from pipelines import storage
@@ -74,8 +74,6 @@ def s3_server() -> Iterator[Any]:
 @pytest.fixture
 def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The server without faults and requests, hardly any wait before a new try."""
-    from s3_helpers import BUCKET
-
     from pipelines import storage
     from pipelines.storage import objects
 

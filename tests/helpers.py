@@ -110,7 +110,7 @@ def write_images(folder: Path, classes: dict[str, int], first: int = 0) -> None:
             first += 1
 
 
-def noise_picture(
+def noise_image(
     path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB"
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def class_folders(root: Path, per_class: int = 3) -> Path:
     for split in ("train", "val"):
         for label, name in enumerate(("cat", "dog")):
             for number in range(per_class):
-                noise_picture(root / split / name / f"{number}.png", seed=10 * label + number)
+                noise_image(root / split / name / f"{number}.png", seed=10 * label + number)
     return root
 
 
@@ -139,7 +139,7 @@ def voc_folder(root: Path) -> Path:
     """Two images of 40 x 30 px: a cat and a difficult dog; nothing."""
     folder = root / "VOCdevkit" / "VOC2007"
     for number, name in enumerate(("a", "b")):
-        noise_picture(folder / "JPEGImages" / f"{name}.jpg", seed=number)
+        noise_image(folder / "JPEGImages" / f"{name}.jpg", seed=number)
     (folder / "Annotations").mkdir()
     text = annotation(("cat", (1, 1, 40, 30), 0), ("dog", (11, 6, 20, 25), 1))
     (folder / "Annotations" / "a.xml").write_text(text)

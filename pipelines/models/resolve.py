@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.models import checkpoint, files
 from pipelines.models.backbones import build_network
 from pipelines.runtime.progress import plain_console
+from pipelines.store_page.page import KEY_LETTERS
 from pipelines.tracking import client, models, runs
 
 Kind = Literal["model", "random", "random-kmeans", "autoencoder", "supervised"]
@@ -27,7 +28,6 @@ REFERENCES = "a model folder, a pretraining stage, an MLflow run id or models:/n
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 KEY = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")  # of a stage or a run: it says nothing to people
-KEY_LETTERS = 8
 
 
 AVERAGE_UPDATES = "average.updates"  # a count beside the averaged weights

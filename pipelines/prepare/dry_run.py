@@ -32,6 +32,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
     """Print what the job would do, from a sample spread over the source."""
     untrusted.use_one_thread()
     faults: Counter[str] = Counter()
+    bare_names: Counter[str] = Counter()  # the job tells of them
     seen = _Seen(config.validation_share)
     read_bytes = stored_bytes = images = 0
     ends = [time.perf_counter()]
@@ -39,7 +40,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
         images += 1
         size = len(member.data or b"")
         read_bytes += tars.BLOCK + tars.padded_size(size) if piece.kind == "tar" else size
-        member = labelled(member, labels, Counter())
+        member = labelled(member, labels, bare_names)
         seen.add(member)
         try:
             if member.data is None:
@@ -68,7 +69,7 @@ def show(config: PrepareConfig, found: Listing, labels: Labels | None) -> None:
         seen = _Seen(config.validation_share)
         for piece in found:
             split = piece.split if found.has_validation else None
-            seen.add(labelled(Member(piece.key, None, split, piece.class_name), labels, Counter()))
+            seen.add(labelled(Member(piece.key, None, split, piece.class_name), labels, bare_names))
     by_class = seen.by_class()
     names = tuple(sorted({*by_class["train"], *by_class["val"]} - {class_facts.NO_CLASS}))
     classes = class_facts.facts(by_class, names)

@@ -9,10 +9,8 @@ from pipelines.errors import redact
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.recipe import Recipe
 
-NOT_PARAMETERS = (  # where, not what
-    *("store", "tracking_uri", "experiment", "summary"),
-    *("cache_folder", "cache_gb"),
-)
+# Where, not what.
+NOT_PARAMETERS = ("store", "tracking_uri", "experiment", "summary", "cache_folder", "cache_gb")
 USED_BY = {
     "norm": ("alexnet",),
     "dropout": ("alexnet",),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import class_folders, noise_picture, write_images
+from helpers import class_folders, noise_image, write_images
 from rich.console import Console
 
 from pipelines import storage
@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_is_refused_before_any_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serially: None
 ) -> None:
     for number in range(6):
-        noise_picture(tmp_path / "flat" / f"{number}.png", seed=number)
+        noise_image(tmp_path / "flat" / f"{number}.png", seed=number)
     wanted = replace(config(str(tmp_path / "flat"), tmp_path), adversarial=(0.0,), seeds=1)
     monkeypatch.setattr(sweep, "execute", None)  # would fail here
     with pytest.raises(UserError, match="task 'linear' needs labels of at least 2 classes"):

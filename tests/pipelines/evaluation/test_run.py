@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_helpers import empty_manifest
-from helpers import ROOT, class_folders, noise_picture, voc_folder
+from helpers import ROOT, class_folders, noise_image, voc_folder
 from model_helpers import SMALL, save_small_model
 from rich.console import Console
 
@@ -166,7 +166,7 @@ def test_labels_are_required_for_probes_and_named_in_the_message(
     evaluated: Path, tmp_path: Path
 ) -> None:
     for number in range(3):
-        noise_picture(tmp_path / "flat" / f"{number}.png", seed=number)
+        noise_image(tmp_path / "flat" / f"{number}.png", seed=number)
     with pytest.raises(UserError, match=r"task 'linear' has no data; it needs one of prepared"):
         evaluate_models(config(evaluated, data=(str(tmp_path / "flat"),)))
 

@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from helpers import class_folders, noise_picture
+from helpers import class_folders, noise_image
 from PIL import Image
 
 from pipelines import storage
@@ -25,7 +25,7 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path: Path) -> None:
 def test_a_class_may_have_a_dot_in_its_name_and_a_file_is_none(tmp_path: Path) -> None:
     names = ("001.Black_footed_Albatross", "jeep", "st.bernard")
     for name in names:
-        noise_picture(tmp_path / "train" / name / "0.png")
+        noise_image(tmp_path / "train" / name / "0.png")
     (tmp_path / "train" / "README").write_text("not a class")
     assert layout_of(str(tmp_path)) == "classes"
     found = read_images(str(tmp_path), "train", 0)
@@ -35,7 +35,7 @@ def test_a_class_may_have_a_dot_in_its_name_and_a_file_is_none(tmp_path: Path) -
 def test_a_bucket_is_not_asked_whether_images_are_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise_picture(tmp_path / "0.png")
+    noise_image(tmp_path / "0.png")
     data = (tmp_path / "0.png").read_bytes()
     for name in ("st.bernard/0.png", "0.png", "1.JPG"):
         storage.publish(f"memory://dogs/train/{name}", data)
@@ -64,7 +64,7 @@ def test_labels_are_those_of_the_images_that_are_read(tmp_path: Path, dataset_ur
 
 def test_a_flat_folder_has_no_labels_and_reads_grey_and_palette_images(tmp_path: Path) -> None:
     for number, mode in enumerate(("RGB", "L", "P", "RGBA")):
-        noise_picture(tmp_path / f"{number}.png", mode=mode)
+        noise_image(tmp_path / f"{number}.png", mode=mode)
     (tmp_path / "notes.txt").write_text("not an image")
     found = read_images(str(tmp_path), "val", 0)
     assert layout_of(str(tmp_path)) == "images"
@@ -83,7 +83,7 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     folder = class_folders(tmp_path)
     before = read_images(str(folder), "train", 0).fingerprint
     assert read_images(str(folder), "train", 0).fingerprint == before
-    noise_picture(folder / "train" / "cat" / "0.png", seed=99)
+    noise_image(folder / "train" / "cat" / "0.png", seed=99)
     assert read_images(str(folder), "train", 0).fingerprint != before
 
 
@@ -94,7 +94,7 @@ def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    noise_picture(tmp_path / "large.png")
+    noise_image(tmp_path / "large.png")
     data = (tmp_path / "large.png").read_bytes()
     claimed = struct.pack(">II", 10_000, 8_000)
     (tmp_path / "large.png").write_bytes(data[:16] + claimed + data[24:])
@@ -104,7 +104,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 
 def test_a_class_that_training_has_not_is_refused(tmp_path: Path) -> None:
     folder = class_folders(tmp_path)
-    noise_picture(folder / "val" / "emu" / "0.png")
+    noise_image(folder / "val" / "emu" / "0.png")
     with pytest.raises(UserError, match="emu"):
         read_images(str(folder), "val", 0)
 

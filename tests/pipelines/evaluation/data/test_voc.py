@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import annotation, noise_picture, voc_folder
+from helpers import annotation, noise_image, voc_folder
 from PIL import Image
 
 from pipelines.errors import UserError
@@ -64,7 +64,7 @@ def test_label_maps_keep_palette_numbers_and_void(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_camvid_folders_are_read_by_name(suffix: str, tmp_path: Path) -> None:
     for split in ("train", "val"):
-        noise_picture(tmp_path / split / f"x.{suffix}")
+        noise_image(tmp_path / split / f"x.{suffix}")
         (tmp_path / f"{split}annot").mkdir()
         Image.fromarray(np.full((30, 40), 10, np.uint8)).save(tmp_path / f"{split}annot" / "x.png")
     assert layout_of(str(tmp_path)) == "camvid"
