@@ -37,8 +37,13 @@ def main(run: Callable[[Config], object], config_type: type[Config]) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its cache, where HOME is read-only
     if isinstance(sys.stdout, io.TextIOWrapper):  # under LANG=C or PYTHONIOENCODING=ascii
         sys.stdout.reconfigure(errors="backslashreplace")
+    pipe = getattr(signal, "SIGPIPE", None)  # there is none on Windows
     try:
+        if pipe is not None:
+            signal.signal(pipe, signal.SIG_DFL)  # `--help | head` ends as every program does
         config = parse(config_type)
+        if pipe is not None:
+            signal.signal(pipe, signal.SIG_IGN)  # a connection that breaks is an error to tell
         # What a job needs takes seconds to load.
         sys.stderr.write(f"starting {Path(sys.argv[0]).stem.split()[-1]}\n")
         result = run(config)

@@ -1,6 +1,8 @@
 """Help and mistakes on the command line are answered before anything heavy is imported."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from helpers import ROOT, in_fresh_process
@@ -51,3 +53,13 @@ def test_help_and_mistakes_are_answered_without_heavy_imports(
     assert help_text[0] == 0 and "usage:" in help_text[1]
     assert typo[0] == 2 and "there is no flag --sotre" in typo[1]
     assert broken[0] == 2 and "cannot be read as YAML" in broken[1]
+
+
+def test_help_ends_in_silence_with_a_reader_that_has_seen_enough() -> None:
+    command = [sys.executable, ROOT / "jobs/promote.py", "--help"]
+    asked = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert asked.stdout is not None and asked.stderr is not None
+    asked.stdout.close()  # as `| head` does
+    assert asked.stderr.read() == b""
+    assert asked.wait() != 0
+    asked.stderr.close()
