@@ -28,7 +28,7 @@ from typing import Any
 
 from ce_model.masks import MASK_VERSION, STRATEGIES, Strategy
 from pipelines import storage
-from pipelines.errors import UserError
+from pipelines.errors import UserError, redact
 
 FORMAT_VERSION = 1
 
@@ -126,7 +126,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """The count that must always hold."""
+        """The count that must always hold; and no password in what earlier versions wrote."""
+        object.__setattr__(self, "source", redact(self.source))
         if self.listed != self.written + self.quarantined + self.duplicates:
             raise ValueError(
                 f"listed {self.listed} != written {self.written} + quarantined "

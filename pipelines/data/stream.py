@@ -7,7 +7,7 @@ same batches from s on. So a checkpoint's data position is one integer, the step
 Order: in every epoch the row groups are permuted, laid end to end and cut into windows of whole
 global batches; the rows of a window are permuted; a window is read and decoded by one task, which
 yields blocks of whole per-worker batches: some steps of worker 0, the same steps of worker 1, and
-so on. The rows that do not fill a last batch (fewer tha one batch) are left out of that epoch;
+so on. The rows that do not fill a last batch (fewer than one batch) are left out of that epoch;
 the next epoch leaves out others.
 
 Everything stays uint8; normalising, filling the hole and flipping happen on the device.
@@ -40,17 +40,10 @@ from pipelines.runtime.ray_internals import RefreshLimits, RestBetweenTurns
 from pipelines.storage import file_cache
 
 MAX_THREADS = 8  # of a task; what Python itself does for an image, it does for one at a time
-
-
 FLIP = 8  # bit of `augment` above the 3 bits of the mask's symmetry
-
-
 PADDING = -1  # step of the rows that only fill up a block
 
-
 Batch = dict[str, NDArray[Any]]
-
-
 TellReads = Callable[[storage.Use, tuple[str, ...]], None]
 """Gets what was read through a cache, and warnings, after each window."""
 

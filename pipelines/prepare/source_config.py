@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, redact
 from pipelines.prepare.sources.layout import ClassFrom, Rules
 
 
@@ -40,8 +40,8 @@ class SourceConfig:
 
     @property
     def shown_source(self) -> str:
-        """The source as it is typed."""
-        return " ".join(self.sources)
+        """The source as it is typed, without user, password and signature."""
+        return redact(" ".join(self.sources))
 
     @property
     def rules(self) -> Rules:

@@ -1,11 +1,15 @@
 """The plan of a preparation: what the tasks read, without what nobody else may."""
 
+import json
 from pathlib import Path
 
 import pytest
+from dataset_helpers import empty_manifest
 
+from pipelines.data import manifest
 from pipelines.errors import UserError
 from pipelines.prepare import plan
+from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.sources.piece import Piece
 
 LOGIN = "http://alice:s3cr3t@host/a.tar"
@@ -32,6 +36,16 @@ def test_stored_units_hold_no_secret_and_the_tasks_get_whole_addresses(tmp_path:
     assert read == pieces
     # What an earlier version stored whole is read as it stands.
     assert plan.reveal(pieces[0], {}) == pieces[0]
+
+
+def test_no_manifest_names_a_secret_not_even_one_of_an_earlier_version(tmp_path: Path) -> None:
+    shown = PrepareConfig(source=(LOGIN, SIGNED)).shown_source
+    assert shown == "http://host/a.tar https://bucket.host/b.tar?X-Amz-Signature=...&part=1"
+    manifest.write_manifest(str(tmp_path), empty_manifest())
+    path = tmp_path / "manifest.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "source": f"{LOGIN} {SIGNED}"}))
+    assert manifest.read_manifest(str(tmp_path)).source == shown
 
 
 def test_one_address_with_two_logins_is_refused() -> None:
