@@ -45,6 +45,19 @@ class Machine:
                 found.append(psutil.Process(int(pid)))
         return found
 
+    def unplug(self) -> None:
+        """Cut its cable: nothing says goodbye."""
+        _ip("link", "set", self.cable, "down")
+
+    def plug_in(self) -> None:
+        """Mend it."""
+        _ip("link", "set", self.cable, "up")
+
+    @property
+    def cable(self) -> str:
+        """The end of it that is in the bridge."""
+        return f"{self.namespace}h"
+
 
 @contextmanager
 def network(folder: Path, *names: str) -> Iterator[dict[str, Machine]]:
@@ -66,7 +79,7 @@ def network(folder: Path, *names: str) -> Iterator[dict[str, Machine]]:
             (each.folder / "hosts").write_text("\n".join([*hosts, ""]))
             # gRPC asks a name server for what the file lacks, and waits: here nobody listens.
             (each.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-            _plug_in(each, bridge, f"{start}1")
+            _wire(each, bridge, f"{start}1")
         yield made
     finally:
         for each in made.values():
@@ -74,8 +87,8 @@ def network(folder: Path, *names: str) -> Iterator[dict[str, Machine]]:
         subprocess.run(["ip", "link", "del", bridge], capture_output=True)
 
 
-def _plug_in(machine: Machine, bridge: str, gateway: str) -> None:
-    outer, inner = f"{machine.namespace}h", "eth0"
+def _wire(machine: Machine, bridge: str, gateway: str) -> None:
+    outer, inner = machine.cable, "eth0"
     _ip("netns", "add", machine.namespace)
     _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", machine.namespace)
     _ip("link", "set", outer, "master", bridge, "up")

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from pipelines import storage
 from pipelines.data import stream
@@ -103,8 +103,8 @@ def _fit(config: PretrainConfig, task: Task, scaling: ScalingConfig, mailbox: An
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
-        torch_config=TorchConfig(
-            timeout_s=max(COLLECTIVE_TIMEOUT_S, math.ceil(2 * config.stall_timeout_s))
+        torch_config=ray_internals.torch_config(
+            max(COLLECTIVE_TIMEOUT_S, math.ceil(2 * config.stall_timeout_s))
         ),
         datasets={"train": lambda: ray_internals.number_dataset(0, 1)},  # see _Shares
         dataset_config=_Shares(task, mailbox),

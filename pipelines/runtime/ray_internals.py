@@ -4,6 +4,7 @@ Callbacks that fix two habits of Ray Data's scheduler; a dataset of numbers; a t
 when it should; a start that a busy machine may take its time for; what Ray knows of this machine.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -170,6 +171,44 @@ def without_idle_cleaner(callbacks: list[Any]) -> list[Any]:
         return callbacks
     cleaner = placement_group_callback.PlacementGroupCleanerCallback
     return [each for each in callbacks if not isinstance(each, cleaner)]
+
+
+def torch_config(timeout_s: int) -> Any:
+    """Ray Train's process group, whose members find each other on every network.
+
+    Gloo takes the address that a machine's own name stands for, which Debian sets to 127.0.1.1: no
+    other machine reaches that. So workers on several machines talk at the address by which Ray
+    knows their machine, unless GLOO_SOCKET_IFNAME names another interface.
+    """
+    from ray.train.torch.config import TorchConfig, _TorchBackend
+
+    class Backend(_TorchBackend):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_use_interface_of_node)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    return Config(timeout_s=timeout_s)
+
+
+def _use_interface_of_node() -> None:
+    context = ray.train.get_context()
+    if context.get_local_world_size() < context.get_world_size():
+        name = interface_of(ray.util.get_node_ip_address())
+        if name is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this machine that has the address."""
+    for name, held in psutil.net_if_addrs().items():
+        if any(each.address == address for each in held):
+            return str(name)
+    return None
 
 
 def elastic_policy(scaling: Any, sizes: Sequence[int]) -> Any:

@@ -111,3 +111,9 @@ def test_ray_asks_for_its_node_where_we_wait_for_it() -> None:
     from ray._private.node import Node
 
     assert "get_node" in Node.__init__.__code__.co_names
+
+
+def test_an_address_has_an_interface_or_none() -> None:
+    name = ray_internals.interface_of("127.0.0.1")
+    assert name is not None and name.startswith("lo")
+    assert ray_internals.interface_of("203.0.113.9") is None  # for documents, RFC 5737
