@@ -72,6 +72,6 @@ def create_mailbox(**options: Any) -> Any:
     Args:
         options: of the actor, such as its name.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
     return actor.options(**options).remote()
