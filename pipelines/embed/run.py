@@ -1,10 +1,13 @@
 """The job: list, embed what is missing, commit; then the neighbours of the queries, if any."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util import ActorPool
 
 from pipelines import storage
 from pipelines.embed import features, neighbours, sources, worker
@@ -12,13 +15,13 @@ from pipelines.embed.config import EmbedConfig
 from pipelines.embed.features import Embeddings
 from pipelines.embed.sources import Listed
 from pipelines.embed.worker import Embedder, Task
-from pipelines.errors import UserError
+from pipelines.errors import UserError, counted
 from pipelines.models import embed, files
 from pipelines.models.files import LoadedModel
 from pipelines.models.resolve import ModelRef, resolve_model
 from pipelines.prepare import doubts
 from pipelines.prepare.sources.layout import Rules
-from pipelines.prepare.tasks import finish
+from pipelines.prepare.tasks import consume
 from pipelines.prepare.unread import not_read
 from pipelines.runtime import cluster
 from pipelines.runtime.progress import plain_console
@@ -26,6 +29,7 @@ from pipelines.tracking import client
 
 KEY_VERSION = 1  # part of every key: raise it when the same settings give other features
 MAX_THREADS = 8
+MAX_LOSSES = 3  # of processes, before embedding gives up
 JOB = "job.json"
 
 
@@ -184,24 +188,41 @@ def _store_units(found: Listed, work: str) -> int:
 
 
 def _run(config: EmbedConfig, task: Task, todo: list[int], resources: cluster.Resources) -> None:
-    """Embed the units on the cluster.
+    """Embed the units on the cluster; where a process is lost, go on with what is left of them.
 
     Raises:
-        UserError: the first unit that failed did so for a reason outside the program.
+        UserError: the first unit that failed did so for a reason outside the program, or processes
+            were lost again and again.
     """
+    for _ in range(1 + MAX_LOSSES):
+        try:
+            consume(_results(config, task, todo, resources), "embedding", len(todo))
+        except RayActorError:
+            todo = sorted(set(todo) - worker.finished_units(task.work))
+            if not todo:
+                return
+            text = f"a process that embeds was lost; {counted(len(todo), 'part')} left to embed"
+            plain_console(soft_wrap=True).print(text)
+        else:
+            return
+    raise UserError(
+        f"embedding lost a process {1 + MAX_LOSSES} times; often the memory is full: use fewer "
+        f"--actors or a smaller --batch-size than {config.batch_size}. Nothing is committed; what "
+        "is finished is kept; rerun the same command to resume there"
+    )
+
+
+def _results(
+    config: EmbedConfig, task: Task, todo: list[int], resources: cluster.Resources
+) -> Iterator[dict[str, int]]:
+    """What each unit gives, as it is done."""
     gpus = resources.gpus
     each = 1 if gpus else min(2, max(1, resources.cpus))  # CPUs of an actor
     actors = config.actors or gpus or max(1, resources.cpus // each)
     threads = min(MAX_THREADS, max(1, resources.cpus // (gpus or actors)))
-    items = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
-    work = items.map(
-        Embedder,
-        fn_constructor_args=(task._replace(threads=threads),),
-        concurrency=min(actors, len(todo)),
-        num_gpus=1 if gpus else 0,
-        num_cpus=each,
-    )
-    finish(work, "embedding", len(todo))
+    start = ray.remote(num_cpus=each, num_gpus=1 if gpus else 0)(Embedder)
+    held = [start.remote(task._replace(threads=threads)) for _ in range(min(actors, len(todo)))]
+    yield from ActorPool(held).map_unordered(lambda actor, unit: actor.embed.remote(unit), todo)
 
 
 def _check_sources(config: EmbedConfig, found: Listed, records: list[dict[str, Any]]) -> None:

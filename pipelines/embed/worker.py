@@ -4,7 +4,7 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
 
 class Embedder:
-    """Ray Data actor: holds the model, embeds one unit after the other."""
+    """Ray actor: holds the model, embeds one unit after the other."""
 
     def __init__(self, task: Task) -> None:
         """Load the model, once per process."""
@@ -56,9 +56,8 @@ class Embedder:
         self._model.generator.to("cuda" if torch.cuda.is_available() else "cpu")
         self._pool = ThreadPoolExecutor(task.threads)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+    def embed(self, unit: int) -> dict[str, int]:
         """Do a unit; returns what the progress display shows."""
-        unit = int(row["unit"])
         with failing_as_user_error("embedding"):
             stored = storage.read_json(unit_uri(self._task.work, unit))
             return self._embed(sources.reveal(stored, self._task.secrets), unit)

@@ -262,10 +262,11 @@ def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
         Recorder,  # takes seconds to import, and only this needs it
     )
 
+    home = config.output or config.store  # a store that nothing is kept in stays as it is
     recorder = Recorder(
         runs.RunSpec(
-            uri=client.tracking_uri(config.tracking_uri, config.store),
-            store=config.store,
+            uri=client.tracking_uri(config.tracking_uri, home),
+            store=home,
             experiment="prepare",
             key=manifest.jobs[-1],
             name=f"{source_name(manifest.source)}, {manifest.jobs[-1][:8]}",

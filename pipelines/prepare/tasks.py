@@ -1,6 +1,6 @@
 """One Ray Data task per item, with progress, and failures in the user's words."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -41,9 +41,18 @@ def finish(work: ray.data.Dataset, what: str, count: int) -> None:
     """
     work.context.custom_execution_callback_classes = [RefreshLimits]
     work.context.raise_original_map_exception = True  # else a full disk is no OSError
+    consume(work.iter_rows(), what, count)
+
+
+def consume(results: Iterable[dict[str, Any]], what: str, count: int) -> None:
+    """Show how far tasks are, by the `images` and `bytes` of each that has ended.
+
+    Raises:
+        UserError: the first task that failed did so for a reason outside the program.
+    """
     with progress(what, count) as advance:
         try:
-            for result in work.iter_rows():
+            for result in results:
                 advance(1, result["images"], result["bytes"])
         except RayTaskError as error:
             if isinstance(error.cause, UserError):

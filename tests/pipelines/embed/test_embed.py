@@ -2,11 +2,13 @@
 
 import shutil
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
@@ -32,7 +34,7 @@ def here(serially: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def one_by_one(config: EmbedConfig, task: Any, todo: list[int], resources: Any) -> None:
         actor = Embedder(task._replace(threads=2))
         for unit in todo:
-            actor({"unit": unit})
+            actor.embed(unit)
             ran.append(unit)
 
     monkeypatch.setattr(run, "_run", one_by_one)
@@ -279,3 +281,42 @@ def test_actors_of_a_cluster_do_the_same(ray_cluster: None, model: str, tmp_path
     loaded = api.load(model, store=tmp_path / "store", device="cpu")
     expected = loaded.embed([tmp_path / "photos" / key for key in rows])
     np.testing.assert_allclose([vector for _, vector in rows.values()], expected, atol=1e-4)
+
+
+def kill_actors(most: int, ended: threading.Event) -> None:
+    killed: set[int] = set()
+    while len(killed) < most and not ended.wait(0.05):
+        for process in psutil.process_iter(["cmdline"]):
+            name = (process.info["cmdline"] or [""])[0]
+            if name.startswith("ray::Embedder.embed") and process.pid not in killed:
+                killed.add(process.pid)
+                process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "lost"), [(1, False), (100, True)])
+def test_a_lost_process_is_replaced_but_not_for_ever(
+    most: int,
+    lost: bool,
+    ray_cluster: None,
+    model: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_images(tmp_path / "photos", {"apple": 200, "pear": 200})
+    config = config_of(model, tmp_path / "photos", tmp_path / "store")
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_actors, args=(most, ended))
+    killer.start()
+    try:
+        if lost:
+            with pytest.raises(UserError, match=r"lost a process 4 times.*rerun the same command"):
+                embed_images(config)
+        else:
+            assert len(rows_of(embed_images(config))) > 0
+    finally:
+        ended.set()
+        killer.join()
+    told = capfd.readouterr()
+    assert "a process that embeds was lost; 1 part left to embed" in told.err
+    assert "core_worker.cc" not in told.err
