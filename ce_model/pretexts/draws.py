@@ -45,7 +45,8 @@ def uniform(origin: Tensor, count: int) -> Tensor:
     """Numbers from 0 to below 1 for each image: float64 (B, count)."""
     counter = torch.arange(1, count + 1, device=origin.device) * _signed(GOLDEN)
     bits = _shifted(_mix(origin[:, 1:] + counter), 64 - BITS)
-    return bits.double() / float(2**BITS)
+    drawn: Tensor = bits.double() / float(2**BITS)
+    return drawn
 
 
 def between(share: Tensor, low: float, high: float) -> Tensor:
