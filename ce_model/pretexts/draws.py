@@ -67,7 +67,8 @@ def _mix(x: Tensor) -> Tensor:
 
 def _shifted(x: Tensor, count: int) -> Tensor:
     """To the right, as if the 64 bits had no sign."""
-    return (x >> count) & (2 ** (64 - count) - 1)
+    unsigned: Tensor = (x >> count) & (2 ** (64 - count) - 1)
+    return unsigned
 
 
 def _signed(value: int) -> int:
