@@ -80,7 +80,7 @@ class Round(NamedTuple):
 
 def _round(plan: StreamPlan, step: cuda_graph.Step, device: torch.device) -> Round:
     fed = _fed(plan, device)
-    batch = DeviceBatch(*(tensor.clone() for tensor in next(fed)))
+    batch = DeviceBatch(*(tensor.clone() for tensor in next(fed).given))
     feed_rate, _ = _rate(plan, fed, None, device)
     few = min(plan.steps, 300)
     step_rate, _ = _rate(replace(plan, steps=few), itertools.repeat(batch, few), step, device)
@@ -114,7 +114,7 @@ def _rate(
         elif number > skip:
             count += len(batch.image)
         if step is not None:
-            step(*batch)
+            step(*batch.given)
         idle.begin()
     wait_for(device)
     elapsed = time.perf_counter() - began

@@ -10,6 +10,7 @@ Preset = Literal["alexnet", "inpaint", "unet", "features"]
 Output = Literal["center", "full"]
 Target = Literal["pixels", "normalized", "hog"]
 Layers = Literal["masked", "dense"]
+Pretext = Literal["inpainting", "relative_position", "exemplar", "transformation"]
 
 ALEXNET_SIDE = 227
 INPAINT_SIDE = 128
@@ -18,6 +19,7 @@ CENTER_SIDE = 64
 DROPOUT = 0.5
 BOTTLENECK = 4000
 ALEXNET = "alexnet"
+INPAINTING: Pretext = "inpainting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,11 @@ class NetworkConfig:
     antialias: bool = False
     """Whether unet smooths what it adds over 3 x 3 px, so that it cannot learn a pattern of every
     other pixel; no in models of 0.1."""
+    pretext: Pretext = INPAINTING
+    """What the encoder of features learns from: holes, or a sibling pretext, which shows it whole
+    views of an image and asks where, which or how (`ce_model.pretexts`)."""
+    exemplar_classes: int = 0
+    """Images that pretext exemplar tells apart, each a class; 0 for the others."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range and settings that the preset would ignore."""
@@ -75,10 +82,26 @@ class NetworkConfig:
             self._refuse_unused("target", self.target, "hog")
             self._refuse_unused("layers", self.layers, "masked")
             self._refuse_unused("encoder", self.encoder, ALEXNET)
+            self._refuse_unused("pretext", self.pretext, INPAINTING)
+        self._check_pretext()
         if self.encoder != ALEXNET and self.groups != 1:
             raise ValueError(
                 f"network.groups is {self.groups}; it must stay 1 with network.encoder "
                 f"{self.encoder}, which has its own"
+            )
+
+    def _check_pretext(self) -> None:
+        """Refuse what a sibling pretext, which hides nothing, would ignore."""
+        if self.pretext != INPAINTING and (self.layers != "dense" or self.target != "hog"):
+            raise ValueError(
+                f"network.layers is {self.layers} and network.target {self.target}; they must be "
+                f"dense and hog with network.pretext {self.pretext}, which hides nothing and "
+                "predicts no cell"
+            )
+        if (self.pretext == "exemplar") != (self.exemplar_classes > 0):
+            raise ValueError(
+                f"network.exemplar_classes is {self.exemplar_classes} with network.pretext "
+                f"{self.pretext}; it must be 1 or more with exemplar, and 0 with the others"
             )
 
     def _refuse_unused(self, name: str, value: object, default: object) -> None:
@@ -112,8 +135,20 @@ def predicts_images(config: NetworkConfig) -> bool:
     return config.preset != "features"
 
 
+def describe_pretext(pretext: str, strategy: str) -> str:
+    """What a training is about, in words: `grid_60 holes`, `relative position`."""
+    return f"{strategy} holes" if pretext == INPAINTING else pretext.replace("_", " ")
+
+
 # What came after the first stored models: left out of keys at these values, so that keys stay.
-LATER = {"target": "hog", "layers": "masked", "encoder": ALEXNET, "antialias": False}
+LATER = {
+    "target": "hog",
+    "layers": "masked",
+    "encoder": ALEXNET,
+    "antialias": False,
+    "pretext": INPAINTING,
+    "exemplar_classes": 0,
+}
 
 
 def network_in_key(config: NetworkConfig) -> dict[str, Any]:

@@ -5,7 +5,8 @@ fully-connected layer, a 1x1 convolution and five up-convolutions back to 227 px
 fills holes: a 128 px image through a 4000-unit bottleneck to the 64 px centre or the whole 128 px
 image, with a DCGAN discriminator. Two presets are not the paper's: `unet` fills any hole in an
 image of any size (see `unet`), and `features` learns features from 128 px images (see
-`feature_networks`). Images are RGB in [-1, 1].
+`feature_networks`), from holes or from a sibling pretext (see `pretexts`). Images are RGB in
+[-1, 1].
 
 Source: Pathak et al., "Context Encoders: Feature Learning by Inpainting", CVPR 2016,
 arXiv:1604.07379, sections 3 and 5 and figure 9; layer tables of `train.lua` and
@@ -34,6 +35,7 @@ from ce_model.network_config import BOTTLENECK as BOTTLENECK
 from ce_model.network_config import CENTER_SIDE as CENTER_SIDE
 from ce_model.network_config import DROPOUT as DROPOUT
 from ce_model.network_config import INPAINT_SIDE as INPAINT_SIDE
+from ce_model.network_config import INPAINTING as INPAINTING
 from ce_model.network_config import NetworkConfig as NetworkConfig
 from ce_model.network_config import Output as Output
 from ce_model.network_config import Preset as Preset
@@ -42,6 +44,7 @@ from ce_model.network_config import output_side as output_side
 from ce_model.network_config import predicts_images as predicts_images
 from ce_model.network_config import takes_any_size as takes_any_size
 from ce_model.patch_discriminator import PatchDiscriminator
+from ce_model.pretexts.questions import PretextHead, map_shape, questions_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -56,7 +59,8 @@ class ContextEncoder(nn.Module):
         context: float (B, 3, S, S) in [-1, 1], S = input_side; result: float (B, 3, T, T) in the
         same range, T = output_side (alexnet and unet have a linear last layer and may leave the
         range). unet: context (B, 4, H, W), result (B, 3, H, W). features: cells bool (B, 8, 8),
-        True where hidden, and result float (B, D, 8, 8); see `feature_targets`.
+        True where hidden, and result float (B, D, 8, 8); see `feature_targets`. With a sibling
+        pretext: context (B, V, 3, s, s), and result (B, Q, answers); see `pretexts.questions`.
     """
 
     def __init__(self, config: NetworkConfig, backbone: Backbone | None = None) -> None:
@@ -65,7 +69,11 @@ class ContextEncoder(nn.Module):
         self.config = config
         self.encoder: nn.Sequential | Backbone
         self.decoder: nn.Module
-        if backbone is not None:
+        if config.pretext != INPAINTING:
+            self.encoder = backbone or padded_alexnet(config.groups)
+            asked = questions_of(config)
+            self.decoder = PretextHead(asked, map_shape(self.encoder, asked.side))
+        elif backbone is not None:
             self.encoder = backbone
             self.decoder = HierarchicalDecoder(
                 config.target, config.layers, backbone.channels, backbone.strides
@@ -85,6 +93,9 @@ class ContextEncoder(nn.Module):
         prediction: Tensor
         if isinstance(self.decoder, unet.Decoder):
             prediction = self.decoder(context, self.encoder_features(context))
+        elif isinstance(self.decoder, PretextHead):
+            views = context.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            prediction = self.decoder(self.encoder(views))
         elif isinstance(self.decoder, CellDecoder):
             assert cells is not None, "preset features predicts hidden cells: say which"
             masked = self.config.layers == "masked"

@@ -155,11 +155,16 @@ class Model:
     def __repr__(self) -> str:
         """What it is, what it reached and where it lies."""
         info = self._loaded.info
-        parts = [self.preset, f"{info.get('strategy', 'unknown')} holes"]
+        from ce_model.network_config import describe_pretext
+
+        about = describe_pretext(self._loaded.network.pretext, info.get("strategy", "unknown"))
+        parts = [self.preset, about]
         if "steps" in info:
             parts.append(f"{info['steps']:,} steps")
         if "psnr_hole" in self.metrics:
             parts.append(f"PSNR in the hole {self.metrics['psnr_hole']:.2f} dB")
+        if "accuracy" in self.metrics:
+            parts.append(f"right answers {self.metrics['accuracy']:.1%}")
         return f"<Model {', '.join(parts)}: {self.uri}>"
 
     @property

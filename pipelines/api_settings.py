@@ -28,7 +28,7 @@ from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from ce_model.masks import Strategy
-    from ce_model.network_config import Layers, Target
+    from ce_model.network_config import Layers, Pretext, Target
     from ce_model.training import Optimizer, Schedule, TrainPrecision
     from pipelines.prepare.sources.layout import ClassFrom
     from pipelines.pretrain.config import Sink
@@ -67,6 +67,8 @@ class PrepareSettings(TypedDict, total=False):
 class PretrainSettings(TypedDict, total=False):
     """Of `pretrain`, as `python -m pipelines pretrain --help` explains them."""
 
+    pretext: Pretext
+    exemplar_classes: int | None
     strategy: Strategy | None
     target: Target | None
     layers: Layers | None

@@ -70,6 +70,7 @@ def table(
     row_class: str = "",
     *,
     best: Collection[tuple[int, int]] = (),
+    quoted: Collection[int] = (),
 ) -> str:
     """A table of plain text and links.
 
@@ -79,11 +80,12 @@ def table(
         rows: cells.
         row_class: facts, texts or quoted; numbers otherwise.
         best: cells to mark, each by row and column.
+        quoted: numbers of the rows that are not ours, where only some are.
     """
     kind = f" class='{text(row_class)}'" if row_class else ""
     head = "".join(f"<th>{text(name)}</th>" for name in heads)
     body = "".join(
-        f"<tr{kind}>"
+        f"<tr{' class=quoted' if number in quoted else kind}>"
         + "".join(
             f"<td{' class=best' if (number, place) in best else ''}>{_cell(cell)}</td>"
             for place, cell in enumerate(row)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -87,19 +87,6 @@ def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def serially(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the tasks of `prepare` one after the other in this process: no cluster, no start-up."""
-    import importlib
+    from dataset_helpers import run_serially
 
-    from pipelines.errors import UserError
-    from pipelines.runtime import cluster
-
-    def one_by_one(what: str, items: Any, task: Any) -> None:
-        for item in items:
-            try:
-                task(dict(item))
-            except OSError as error:
-                raise UserError(f"{what} failed: {error}") from None
-
-    for name in ("passes", "relabel", "sidecars"):
-        module = importlib.import_module(f"pipelines.prepare.{name}")
-        monkeypatch.setattr(module, "run_tasks", one_by_one)
-    monkeypatch.setattr(cluster, "connect", nullcontext)
+    run_serially(monkeypatch)

@@ -1,16 +1,21 @@
 """Prepared datasets for the tests."""
 
 import hashlib
+import importlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.shards import read_row_group, row_groups
+from pipelines.errors import UserError
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.run import prepare_dataset
+from pipelines.runtime import cluster
 
 
 def prepare_config(source: Path | str, output: Path | str, **more: Any) -> PrepareConfig:
@@ -28,6 +33,22 @@ def prepare_config(source: Path | str, output: Path | str, **more: Any) -> Prepa
 
 def prepared(source: Path | str, output: Path | str, **more: Any) -> Manifest:
     return read_manifest(prepare_dataset(prepare_config(source, output, **more)))
+
+
+def run_serially(patch: pytest.MonkeyPatch) -> None:
+    """Run the tasks of `prepare` one after the other in this process."""
+
+    def one_by_one(what: str, items: Any, task: Any) -> None:
+        for item in items:
+            try:
+                task(dict(item))
+            except OSError as error:
+                raise UserError(f"{what} failed: {error}") from None
+
+    for name in ("passes", "relabel", "sidecars"):
+        module = importlib.import_module(f"pipelines.prepare.{name}")
+        patch.setattr(module, "run_tasks", one_by_one)
+    patch.setattr(cluster, "connect", nullcontext)
 
 
 def rows_of(uri: Path | str, *columns: str) -> dict[str, tuple[Any, ...]]:

@@ -15,8 +15,9 @@ from ce_model import training
 from ce_model.networks import NetworkConfig
 from ce_model.training import Networks, Objective, Optimizers
 
-Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""As `train_step`: image uint8 (B, S, S, 3) and hidden bool (B, S, S) -> metrics."""
+Step = Callable[..., dict[str, Tensor]]
+"""As `train_step`: image uint8 (B, S, S, 3), hidden bool (B, S, S) and of a sibling pretext origin
+int64 (B, 2) -> metrics."""
 
 WARM_UP_STEPS = 3  # in which cuDNN chooses its algorithms and torch.compile compiles
 
@@ -66,8 +67,8 @@ class GraphedStep:
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, image: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        """One step; images and masks have the shape of the first ones.
+    def __call__(self, *batch: Tensor) -> dict[str, Tensor]:
+        """One step; images, masks and origins have the shape of the first ones.
 
         Raises:
             ValueError: they have another shape than those that were recorded.
@@ -75,36 +76,36 @@ class GraphedStep:
         if self._graph is None:
             if self._taken < WARM_UP_STEPS:
                 self._taken += 1
-                return self._warm_up(image, hidden)
-            self._record(image, hidden)
-        if image.shape != self._image.shape or hidden.shape != self._hidden.shape:
+                return self._warm_up(batch)
+            self._record(batch)
+        shapes, recorded = ([tuple(x.shape) for x in xs] for xs in (batch, self._batch))
+        if shapes != recorded:
             raise ValueError(
-                f"images have shape {tuple(image.shape)} and masks {tuple(hidden.shape)}; the "
-                f"step was recorded with {tuple(self._image.shape)} and "
-                f"{tuple(self._hidden.shape)}: give it full batches only"
+                f"images, masks and what else there is have shapes {shapes}; the step was recorded "
+                f"with {recorded}: give it full batches only"
             )
         assert self._graph is not None
-        self._image.copy_(image)
-        self._hidden.copy_(hidden)
+        for kept, given in zip(self._batch, batch, strict=True):
+            kept.copy_(given)
         self._graph.replay()
         # The next replay overwrites what this one has measured.
         return dict(zip(self._names, self._measured.clone().unbind(), strict=True))
 
-    def _warm_up(self, image: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+    def _warm_up(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         # On a stream beside the default one, as a graph has to be recorded.
-        current = torch.cuda.current_stream(image.device)
+        current = torch.cuda.current_stream(batch[0].device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            metrics = self.plain(image, hidden)
+            metrics = self.plain(*batch)
         current.wait_stream(self._stream)
         return metrics
 
-    def _record(self, image: Tensor, hidden: Tensor) -> None:
-        self._image, self._hidden = image.clone(), hidden.clone()
+    def _record(self, batch: tuple[Tensor, ...]) -> None:
+        self._batch = tuple(given.clone() for given in batch)
         graph = torch.cuda.CUDAGraph()
         # Other threads, which bring the next batches, may use the device meanwhile.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            metrics = self.plain(self._image, self._hidden)
+            metrics = self.plain(*self._batch)
             self._measured = torch.stack([value.float() for value in metrics.values()])
         self._names = list(metrics)
         self._graph = graph

@@ -20,7 +20,7 @@ class Fault(NamedTuple):
 
 
 def find_fault(
-    networks: Networks, take: Callable[[Tensor, Tensor], Any], image: Tensor, hidden: Tensor
+    networks: Networks, take: Callable[..., Any], image: Tensor, *others: Tensor
 ) -> Fault | None:
     """Take a step that is known to fail, and watch each layer; None where all is finite.
 
@@ -30,7 +30,7 @@ def find_fault(
         networks: plain or wrapped.
         take: the step, layer by layer; it applies no update that is not finite.
         image: uint8 (B, S, S, 3).
-        hidden: bool (B, S, S).
+        others: what else the step takes: hidden bool (B, S, S), and origins.
     """
     seen: list[Fault] = []
     handles = []
@@ -53,7 +53,7 @@ def find_fault(
             handles.append(module.register_forward_hook(_watch(name, len(image), seen)))
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code does not see new hooks
-            take(image, hidden)
+            take(image, *others)
     finally:
         for handle in handles:
             handle.remove()

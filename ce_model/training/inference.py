@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ce_model import feature_targets
 from ce_model.networks import NetworkConfig
+from ce_model.pretexts.samples import Samples
 from ce_model.training.distributed import unwrap
 from ce_model.training.objective import Objective
 from ce_model.training.precision import autocast
@@ -112,6 +113,32 @@ def predict_cells(
         values.float().permute(0, 2, 3, 1)[views.cells] for values in (prediction, views.target)
     )
     return CellPrediction(found, target)
+
+
+class Answers(NamedTuple):
+    """What a sibling pretext answers, beside what it was asked.
+
+    Shape:
+        logits: float (B, Q, answers); samples: views and right answers.
+    """
+
+    logits: Tensor
+    samples: Samples
+
+
+@torch.no_grad()
+def answer(
+    generator: nn.Module,
+    image: Tensor,
+    hidden: Tensor,
+    origin: Tensor,
+    **how: Unpack[Computation],
+) -> Answers:
+    """Answer the questions of a sibling pretext in evaluation mode. Shapes as in `train_step`."""
+    views = make_views(image, hidden, how["network"], how["objective"], origin)
+    with _evaluating(generator) as network, autocast(image.device, how["dtype"]):
+        logits = predict_from(network, views)
+    return Answers(logits.float(), Samples(views.context, views.target))
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ce_model.losses import joint_loss, reconstruction_loss
-from ce_model.networks import NetworkConfig
+from ce_model.networks import INPAINTING, NetworkConfig
+from ce_model.pretexts.questions import classification_loss, is_right
 from ce_model.training.adversary import discriminator_verdict, generator_losses
 from ce_model.training.distributed import count_hidden, exchanging
 from ce_model.training.loss_scale import LossScale
@@ -117,6 +118,7 @@ def train_step(
     optimizers: Optimizers,
     image: Tensor,
     hidden: Tensor,
+    origin: Tensor | None = None,
     *,
     network: NetworkConfig,
     objective: Objective,
@@ -134,6 +136,8 @@ def train_step(
         image: uint8 (B, S, S, 3), RGB; B a multiple of `optimizers.accumulate`. Part i of n has
             the images i, i + n and so on: with more ranks the parts of a batch stay the same.
         hidden: bool (B, S, S), True where hidden.
+        origin: int64 (B, 2), from which a sibling pretext draws its samples (`pretexts.draws`);
+            None for inpainting.
         network: the networks' config.
         objective: the loss.
         dtype: float32, bfloat16 or float16, from `resolve_precision`.
@@ -142,10 +146,14 @@ def train_step(
         0-d tensors on the device, by metric name. `nonfinite` is 1 when an update was left out.
     """
     assert (networks.discriminator is None) == (objective.adversarial == 0)
+    assert (origin is None) == (network.pretext == INPAINTING)
     statistics = _statistics(networks)
     before = [value.clone() for value in statistics]
     count = optimizers.accumulate
-    views = make_views(*by_parts(image, hidden, count), network, objective)
+    image, hidden = by_parts(image, hidden, count)
+    if origin is not None:
+        origin, _ = by_parts(origin, origin, count)
+    views = make_views(image, hidden, network, objective, origin)
     num_pixels = count_hidden(views.weight, networks.generator)
     parts = views.chunk(count)
     skip = torch.zeros((), device=image.device)
@@ -166,8 +174,12 @@ def train_step(
     for at, part in enumerate(parts):
         with exchanging(networks.generator, at == count - 1):
             prediction = kept[0] if kept else _predict(networks.generator, part, dtype)
-            found = _generator_losses(
-                networks.discriminator, part, prediction, num_pixels(), objective, dtype, count
+            found = (
+                _generator_losses(
+                    networks.discriminator, part, prediction, num_pixels(), objective, dtype, count
+                )
+                if origin is None
+                else _pretext_losses(part, prediction, num_pixels())
             )
             _backward(found["loss/joint"], optimizers.scale)
         _add(losses, found)
@@ -251,6 +263,13 @@ def _generator_losses(
             losses["loss/feature_matching"] = matching / count
             joint = joint + objective.feature_matching * losses["loss/feature_matching"]
     return {**losses, "loss/joint": joint}
+
+
+def _pretext_losses(part: Views, logits: Tensor, num_images: Tensor) -> dict[str, Tensor]:
+    """What a part adds to the loss and to the accuracy of a sibling pretext."""
+    loss = classification_loss(logits, part.target, num_images)
+    right = is_right(logits, part.target).float().mean(dim=1).sum() / num_images
+    return {"loss/classification": loss, "loss/joint": loss, "pretext/accuracy": right}
 
 
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ce_model import feature_targets
 from ce_model.mask_tensors import shrink
-from ce_model.networks import NetworkConfig, input_side, output_side, takes_any_size
+from ce_model.networks import INPAINTING, NetworkConfig, input_side, output_side, takes_any_size
+from ce_model.pretexts.questions import make_samples
 from ce_model.push_pull import smooth_fill
 from ce_model.training.objective import Objective
 
@@ -24,6 +25,9 @@ class Views(NamedTuple):
         weight: float (B, 1, T, T), weight of each pixel in the reconstruction loss.
         cells: bool (B, G, G), the hidden cells of preset features, whose target is a vector per
             cell (B, D, G, G) with hole and weight (B, 1, G, G); None for other presets.
+
+    A sibling pretext has views (B, V, 3, s, s) as the context and int64 (B, Q), the right answers,
+    as the target; hole and weight are (B, 1), True and 1.
     """
 
     context: Tensor
@@ -39,7 +43,11 @@ class Views(NamedTuple):
 
 
 def make_views(
-    image: Tensor, hidden: Tensor, network: NetworkConfig, objective: Objective
+    image: Tensor,
+    hidden: Tensor,
+    network: NetworkConfig,
+    objective: Objective,
+    origin: Tensor | None = None,
 ) -> Views:
     """Hide pixels and cut out the target, on the device of the image.
 
@@ -47,7 +55,8 @@ def make_views(
     that takes any size is given images of H x W px instead of S x S, and predicts all of them.
 
     Shape:
-        image: uint8 (B, S, S, 3), RGB; hidden: bool (B, S, S).
+        image: uint8 (B, S, S, 3), RGB; hidden: bool (B, S, S); origin: int64 (B, 2), from which a
+        sibling pretext draws its samples (`pretexts.draws`); without it the image is seen as it is.
     """
     any_size = takes_any_size(network)
     side, target_side = input_side(network), output_side(network)
@@ -58,6 +67,10 @@ def make_views(
             f"images have shape {tuple(image.shape)} and masks {tuple(hidden.shape)}; "
             f"network.preset {network.preset} needs (B, {sides}, 3) and (B, {sides})"
         )
+    if network.pretext != INPAINTING and origin is not None:
+        views, classes = make_samples(network, image, origin)
+        every = torch.ones(len(image), 1, device=image.device)
+        return Views(views, classes, every.bool(), every)
     scaled = image.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     if network.preset == "features":
         return _cell_views(scaled, hidden, network, objective)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ce_model.network_config import Preset
+from ce_model.network_config import INPAINTING, Preset, Pretext
 from pipelines.ablation.config import AblateConfig, Cell, pretraining
 from pipelines.data.manifest import read_manifest
 from pipelines.evaluation import plan
@@ -21,8 +21,10 @@ from pipelines.workflow import graph, stages
 from pipelines.workflow.graph import Stage, StageOutcome
 
 
-def curve_of(preset: Preset) -> str:
+def curve_of(preset: Preset, pretext: Pretext) -> str:
     """The validation curve that a report shows."""
+    if pretext != INPAINTING:
+        return "validation/accuracy"
     return "validation/target_error" if preset == "features" else "validation/psnr_hole"
 
 
@@ -107,7 +109,7 @@ def train(inputs: Mapping[str, Any], *, config: PretrainConfig, data: str) -> di
     summary = pretrain_model(config, data)
     found = checkpoint.latest(stage_uri(config.store, summary["key"]))
     history = found.state["history"] if found else []
-    name = curve_of(config.preset)
+    name = curve_of(config.preset, config.pretext)
     curve = [[r["step"], r["values"][name]] for r in history if name in r["values"]]
     return {**summary, "curve": curve}
 
@@ -139,6 +141,7 @@ def cell_result(cell: Cell, outcomes: Mapping[str, StageOutcome]) -> dict[str, A
         "adversarial": cell.arm.adversarial,
         "target": cell.arm.target,
         "layers": cell.arm.layers,
+        "pretext": cell.arm.pretext,
         "seed": cell.seed,
         "steps": cell.steps,
         "status": "failed" if measured.result is None else "done",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 from ce_model.masks import Strategy
-from ce_model.network_config import Layers, Target
-from ce_model.training import Precision
+from ce_model.network_config import INPAINTING, Layers, Pretext, Target
+from ce_model.training import Precision, default_strategy
 from pipelines.evaluation.settings import (
     FinetuneSettings,
     InpaintingSettings,
@@ -21,6 +21,7 @@ from pipelines.pretrain.config import PretrainConfig
 NOT_UNDER_PRETRAIN = {
     "strategy": "--strategies",
     "adversarial": "--adversarial",
+    "pretext": "--pretexts",
     "seed": "--seeds",
     "source": "--source",
     "store": "--store",
@@ -43,9 +44,13 @@ class Arm(NamedTuple):
     adversarial: float
     target: Target | None = None
     layers: Layers | None = None
+    pretext: Pretext = INPAINTING
+    """A sibling pretext has none of the others."""
 
     def __str__(self) -> str:
         """Its name in tables."""
+        if self.pretext != INPAINTING:
+            return self.pretext
         given = (f"{self.adversarial:g}", self.target, self.layers)
         return "-".join([self.strategy, *(name for name in given if name is not None)])
 
@@ -74,6 +79,9 @@ class AblateConfig:
     """Targets of preset features to compare; none: that of --pretrain."""
     layers: tuple[Layers, ...] = ()
     """Layers of preset features to compare, masked and dense; none: those of --pretrain."""
+    pretexts: tuple[Pretext, ...] = (INPAINTING,)
+    """What preset features learns from: inpainting with each of the holes, losses, targets and
+    layers above, and each sibling pretext once."""
     seeds: int = 3
     """Every arm is trained with the seeds 0, 1, ... of this number."""
     source: str | None = None
@@ -121,7 +129,7 @@ class AblateConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything starts."""
-        for name in ("strategies", "adversarial", "tasks", "targets", "layers"):
+        for name in ("strategies", "adversarial", "tasks", "targets", "layers", "pretexts"):
             values = getattr(self, name)
             needed = name not in ("targets", "layers")
             if (needed and not values) or len(set(values)) < len(values):
@@ -146,6 +154,11 @@ class AblateConfig:
                     f"pretrain.{name} is {getattr(self.pretrain, name)}, and the sweep compares "
                     f"{', '.join(swept)}: leave one of them out"
                 )
+        if INPAINTING not in self.pretexts and (self.targets or self.layers):
+            raise ValueError(
+                f"pretexts is {', '.join(self.pretexts)}, without inpainting, whose targets and "
+                "layers the sweep compares: add inpainting, or leave targets and layers out"
+            )
         if list(self.rungs) != sorted({*self.rungs}) or any(
             not 0 < rung < self.pretrain.steps for rung in self.rungs
         ):
@@ -163,14 +176,14 @@ class AblateConfig:
 
 
 def arms(config: AblateConfig) -> list[Arm]:
-    """Every strategy with every loss, target and kind of layers."""
-    return [
-        Arm(*choice)
-        for choice in itertools.product(
-            config.strategies, config.adversarial, config.targets or (None,),
-            config.layers or (None,),
-        )
-    ]  # fmt: skip
+    """Every strategy with every loss, target and kind of layers; each sibling pretext."""
+    choices = itertools.product(
+        config.strategies, config.adversarial, config.targets or (None,), config.layers or (None,)
+    )
+    of_holes = [Arm(*choice) for choice in choices] if INPAINTING in config.pretexts else []
+    carried = default_strategy("features")
+    siblings = [Arm(carried, 0.0, pretext=p) for p in config.pretexts if p != INPAINTING]
+    return of_holes + siblings
 
 
 def cells(config: AblateConfig, chosen: list[Arm], steps: int) -> list[Cell]:
@@ -180,12 +193,14 @@ def cells(config: AblateConfig, chosen: list[Arm], steps: int) -> list[Cell]:
 
 def pretraining(config: AblateConfig, cell: Cell) -> PretrainConfig:
     """How a cell is trained."""
+    arm, has_holes = cell.arm, cell.arm.pretext == INPAINTING
     return replace(
         config.pretrain,
-        strategy=cell.arm.strategy,
-        adversarial=cell.arm.adversarial,
-        target=cell.arm.target or config.pretrain.target,
-        layers=cell.arm.layers or config.pretrain.layers,
+        pretext=arm.pretext,
+        strategy=arm.strategy if has_holes else None,
+        adversarial=arm.adversarial if has_holes else None,
+        target=arm.target or config.pretrain.target if has_holes else None,
+        layers=arm.layers or config.pretrain.layers if has_holes else None,
         seed=cell.seed,
         steps=cell.steps,
         source=config.source,

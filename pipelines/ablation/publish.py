@@ -15,6 +15,8 @@ from pipelines.tracking.client import client, tracking_uri
 from pipelines.tracking.models import DESCRIPTION_TAG
 from pipelines.tracking.reports import Report
 
+CELL_PARAMETERS = ("pretext", "strategy", "adversarial", "target", "layers", "seed", "steps")
+
 
 def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console) -> bool:
     """Write the report to the store and log it to MLflow; whether that has it."""
@@ -72,11 +74,7 @@ def _log(config: AblateConfig, found: dict[str, Any], uri: str, written: Report)
                 spec,
                 key=storage.content_key([found["key"], cell["arm"], cell["seed"], cell["steps"]]),
                 name=name,
-                params={
-                    n: cell[n]
-                    for n in ("strategy", "adversarial", "target", "layers", "seed", "steps")
-                    if cell.get(n) is not None
-                },
+                params={n: cell[n] for n in CELL_PARAMETERS if cell.get(n) is not None},
                 tags={"stage": "cell", "mlflow.parentRunId": parent},
             )
             with registry.open_run(below, good=cell["status"] == "done") as child:

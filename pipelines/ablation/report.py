@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from ce_model.network_config import INPAINTING
 from pipelines import html_page
 from pipelines.ablation.comparison import with_spread
 from pipelines.data.source_names import source_name
@@ -36,7 +37,7 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         *_warnings(found),
         *(_decisive(found, decisive) if decisive else ()),
         "<h2>Learning curves</h2>",
-        html_page.chart(f"{_curve_name(found)}, in the arm's own holes", curves(found)),
+        html_page.chart(_curve_title(found), curves(found)),
         "<h2>The same images, filled by each arm</h2>",
         *(html_page.image(arm, data) for arm, data in panels.items()),
         "<h2>All scores</h2>",
@@ -66,7 +67,18 @@ def _curve_name(found: Mapping[str, Any]) -> str:
     """What the learning curves show, with its unit."""
     if found.get("curve", PSNR) == PSNR:
         return "validation PSNR in the hole, dB"
+    if found["curve"] == "validation/accuracy":
+        return "validation share of right answers"
     return "validation error of the target"
+
+
+def _curve_title(found: Mapping[str, Any]) -> str:
+    """An arm is measured in its own holes; a sibling pretext has none."""
+    if found.get("curve", PSNR) == "validation/accuracy":
+        return f"{_curve_name(found)}, of the arm's own questions"
+    shown = f"{_curve_name(found)}, in the arm's own holes"
+    others = {c["arm"] for c in found["cells"] if c.get("pretext", INPAINTING) != INPAINTING}
+    return f"{shown}; without {', '.join(sorted(others))}, which has none" if others else shown
 
 
 def table(found: Mapping[str, Any]) -> Table:

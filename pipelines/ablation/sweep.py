@@ -166,6 +166,7 @@ def _result(
                 scores.setdefault(cell["arm"], {})[cell["seed"]] = cell["scores"][name]
         compared[name] = asdict(comparison.compare(scores, name, better(name)))
     manifest = read_manifest(data)
+    curve = curve_of(config.pretrain.preset, arms(config)[0].pretext)
     metric = config.verdict_metric
     verdict = (
         compared[metric]["verdict"]
@@ -181,14 +182,21 @@ def _result(
         "metric": metric,
         "verdict": verdict,
         "arms": [str(arm) for arm in arms(config)],
-        "curve": curve_of(config.pretrain.preset),
+        "curve": curve,
         "seeds": config.seeds,
         "steps": config.pretrain.steps,
         "rungs": rungs,
         "comparisons": compared,
-        "cells": results,
+        "cells": [
+            cell if _shows(config, cell, curve) else {**cell, "curve": []} for cell in results
+        ],
         "pretrain": _plain(asdict(config.pretrain)),
     }
+
+
+def _shows(config: AblateConfig, cell: dict[str, Any], curve: str) -> bool:
+    """Whether a cell has the curve of the report: holes and sibling pretexts measure other ones."""
+    return curve_of(config.pretrain.preset, cell["pretext"]) == curve
 
 
 def sweep_key(config: AblateConfig, data: str) -> str:

@@ -229,7 +229,7 @@ def window_rows(plan: StreamPlan, window: Window, columns: list[str] | None = No
     if columns is None:
         mask = plan.manifest.mask_spec(plan.strategy, plan.side).column
         columns = ["key", "label", "image", mask]
-    groups = shards.row_groups(plan.manifest, "train")
+    groups = [g for g in shards.row_groups(plan.manifest, "train") if g.first_row < plan.rows]
     cache = None if plan.cache is None else file_cache.opened(plan.cache)
     begin = window.first_batch * plan.batch_size
     end = begin + window.batches * plan.batch_size
@@ -237,10 +237,11 @@ def window_rows(plan: StreamPlan, window: Window, columns: list[str] | None = No
     position = 0
     for at in permutation(len(groups), plan.seed, "groups", window.epoch):
         group = groups[at]
-        cut = slice(max(begin - position, 0), min(end - position, group.rows))
+        rows = min(group.rows, plan.rows - group.first_row)  # that are used
+        cut = slice(max(begin - position, 0), min(end - position, rows))
         if cut.start < cut.stop:
             parts.append(_rows(plan.uri, group, cut, columns, cache))
-        position += group.rows
+        position += rows
     return pa.concat_tables(parts)
 
 

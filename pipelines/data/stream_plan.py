@@ -78,6 +78,8 @@ class StreamPlan:
     """Random changes of the colours."""
     cache: CacheSettings | None = None
     """Where shards are kept on the nodes' disks; changes no batch."""
+    most_rows: int | None = None
+    """Training images that are used, the first of the split; None: all."""
 
     def __post_init__(self) -> None:
         """Whole batches for every worker."""
@@ -94,8 +96,9 @@ class StreamPlan:
 
     @property
     def rows(self) -> int:
-        """Training images."""
-        return self.manifest.rows("train")
+        """Training images that are used."""
+        there = self.manifest.rows("train")
+        return there if self.most_rows is None else min(there, self.most_rows)
 
     @property
     def steps_per_epoch(self) -> int:

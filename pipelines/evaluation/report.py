@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ce_model.network_config import INPAINTING
 from pipelines import html_page
 from pipelines.evaluation import charts, paper_results
 from pipelines.evaluation.catalogue import TASKS
@@ -46,7 +47,7 @@ def page(report: dict[str, Any], figures: dict[str, dict[str, bytes]]) -> str:
     for section in report["sections"]:
         parts.append(_section(section, report["models"], figures.get(section["title"], {})))
     if summary.cells:
-        parts.append(_quoted_transfer())
+        parts.append(_transfer(report))
     about = (
         f"<p class='note'>Seeds {html_page.text(', '.join(map(str, report['seeds'])))}; a score is "
         "a mean, with the standard deviation over seeds and repetitions where there are several. "
@@ -121,16 +122,57 @@ def _share(row: dict[str, Any]) -> float:
     return float(row["labels"].partition("%")[0]) if "labels" in row else 0.0
 
 
-def _quoted_transfer() -> str:
-    names = ["classification", "detection", "segmentation"]
-    cells = [
-        [row["row"], *(_value(n, row.get(n), 100) for n in names)] for row in paper_results.TRANSFER
-    ]
-    grid = Grid("the paper's second table (quoted)", ["row", *names], cells)
-    return (
-        _table(grid, row_class="quoted")
-        + f"<p class='note'>{html_page.text(paper_results.TABLE_2)}.</p>"
+def transfer_rows(report: dict[str, Any]) -> list[tuple[list[str], bool]]:
+    """The paper's second table with our rows, each below the quoted one with its pretext.
+
+    Returns:
+        cells, and whether they are quoted.
+    """
+    names = list(paper_results.COLUMNS)
+    models = {model["name"]: model for model in report["models"]}  # repetitions are one row
+    left = [(row, model) for model in models.values() if (row := _own_transfer(report, model))]
+    found = []
+    for quoted in paper_results.TRANSFER:
+        found.append(([quoted["row"], *(_value(n, quoted.get(n), 100) for n in names)], True))
+        if "pretext" in quoted:
+            same = [pair for pair in left if _pretext_of(pair[1]) == quoted["pretext"]]
+            found += [(cells, False) for cells, _ in same]
+            left = [pair for pair in left if pair not in same]
+    return [*found, *((cells, False) for cells, _ in left)]
+
+
+def _pretext_of(model: dict[str, Any]) -> str:
+    """Of an untrained model none."""
+    return model.get("pretext", INPAINTING) if model.get("kind") == "model" else ""
+
+
+def _own_transfer(report: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    """The cells of a model; nothing where no column was measured of it."""
+    cells = []
+    for task, scores in paper_results.COLUMNS.values():
+        rows = [
+            row
+            for section in report["sections"]
+            if section["task"] == task
+            for row in _most_labels([r for r in section["rows"] if r["model"] == model["name"]])
+        ]
+        measured = [(n, row[n]) for row in rows for n in scores if isinstance(row.get(n), dict)]
+        cells.append(_cell(*measured[0]) if measured else "n/a")
+    return [] if set(cells) == {"n/a"} else [f"{model['name']} (ours)", *cells]
+
+
+def _transfer(report: dict[str, Any]) -> str:
+    rows = transfer_rows(report)
+    ours = any(not is_quoted for _, is_quoted in rows)
+    caption = f"the paper's second table (quoted{', in italics' if ours else ''})"
+    table = html_page.table(
+        caption,
+        ["row", *paper_results.COLUMNS],
+        [cells for cells, _ in rows],
+        quoted={number for number, (_, is_quoted) in enumerate(rows) if is_quoted},
     )
+    note = f"{paper_results.TABLE_2}. {paper_results.DIFFERENCES['finetune'] if ours else ''}"
+    return table + f"<p class='note'>{html_page.text(note.strip())}</p>"
 
 
 def _section(

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ce_model.network_config import ALEXNET, NetworkConfig
+from ce_model.network_config import ALEXNET, INPAINTING, NetworkConfig
 from ce_model.networks import predicts_images
 from pipelines import storage
 from pipelines.errors import UserError
@@ -158,13 +158,15 @@ def _describe(subject: ModelRef) -> dict[str, Any]:
     origin = "drawn with each seed"
     if subject.uri:
         info = storage.read_json(storage.join(subject.uri, MODEL))["info"]
-        known = ("strategy", "steps", "seed")
+        known = ("strategy", "pretext", "steps", "seed")
         origin = ", ".join(f"{name} {info[name]}" for name in known if name in info)
     return {
         "name": subject.name,
         "kind": subject.kind,
         "sha256": subject.sha256,
-        "network": f"{network.preset}, {network.output}{_encoder(network)}",
+        "network": f"{network.preset}, {network.output}{_encoder(network)}{_pretext(network)}",
+        # Absent for holes, so that reports made before keep their key.
+        **({} if network.pretext == INPAINTING else {"pretext": network.pretext}),
         "origin": origin,
         "uri": subject.uri,
         "run_id": subject.run_id,
@@ -173,6 +175,10 @@ def _describe(subject: ModelRef) -> dict[str, Any]:
 
 def _encoder(network: NetworkConfig) -> str:
     return "" if network.encoder == ALEXNET else f", {network.encoder}"
+
+
+def _pretext(network: NetworkConfig) -> str:
+    return "" if network.pretext == INPAINTING else f", pretext {network.pretext}"
 
 
 def _figures(jobs: list[Job], found: dict[str, Any]) -> dict[str, dict[str, bytes]]:

@@ -2,18 +2,30 @@
 
 from typing import Any
 
-from ce_model.network_config import ALEXNET, NetworkConfig
+from ce_model.network_config import ALEXNET, INPAINTING, NetworkConfig
 
 INTRODUCTIONS = {
     "alexnet": "AlexNet to pool5, pretrained by inpainting to learn features of whole images.",
-    "features": "AlexNet with padding to pool5, pretrained to predict hidden cells of an image.",
     "inpaint": "The encoder of an inpainting network: a bottleneck that describes the context.",
 }
-PAPER = (
-    "Pathak et al., *Context Encoders: Feature Learning by Inpainting*, CVPR 2016, arXiv:1604.07379"
-)
+PAPERS = {
+    "inpainting": "Pathak et al., *Context Encoders: Feature Learning by Inpainting*, CVPR 2016, "
+    "arXiv:1604.07379",
+    "relative_position": "Doersch et al., *Unsupervised Visual Representation Learning by Context "
+    "Prediction*, ICCV 2015, arXiv:1505.05192",
+    "exemplar": "Dosovitskiy et al., *Discriminative Unsupervised Feature Learning with "
+    "Convolutional Neural Networks*, NIPS 2014, arXiv:1406.6909",
+    "transformation": "Agrawal et al., *Learning to See by Moving*, ICCV 2015, arXiv:1505.01596",
+}
+LEARNED = {
+    "inpainting": "to predict hidden cells of an image",
+    "relative_position": "to tell where a second patch of an image lies",
+    "exemplar": "to tell each image, transformed, from all others",
+    "transformation": "to tell how a second view of an image was moved",
+}
 TRAINED = {  # entries of model.json, and how the card calls them
     "strategy": "holes it was trained with",
+    "pretext": "pretext",
     "steps": "training steps",
     "seed": "seed",
     "dataset_fingerprint": "fingerprint of the dataset",
@@ -28,7 +40,21 @@ MEASURED = {
     "ssim_hole": "SSIM in the hole",
     "l1_hole": "L1 in the hole, share of the range",
     "l2_hole": "L2 in the hole, share of the range",
+    "accuracy": "right answers, share",
+    "accuracy_chance": "right answers by chance, share",
 }
+
+
+LIMITS_OF_HOLES = """\
+- It was trained on images with holes; its batch-norm statistics are those of such images. Where
+  whole images are what counts, compare with statistics of your own images before relying on it."""
+LIMITS_OF_VIEWS = """\
+- It was trained on small views of images; its batch-norm statistics are those of such views. Where
+  whole images are what counts, compare with statistics of your own images before relying on it."""
+
+
+def _tag(network: NetworkConfig) -> str:
+    return network.pretext.replace("_", "-")
 
 
 def model_card(description: dict[str, Any], info: dict[str, Any]) -> str:
@@ -42,17 +68,18 @@ def model_card(description: dict[str, Any], info: dict[str, Any]) -> str:
     of_backbone = network.encoder != ALEXNET
     usual = f"An encoder of preset {network.preset}."
     introduction = INTRODUCTIONS.get(network.preset, usual)
-    if of_backbone:
-        introduction = f"{network.encoder}, pretrained to predict hidden cells of an image."
+    if network.preset == "features":
+        encoder = network.encoder if of_backbone else "AlexNet with padding to pool5"
+        introduction = f"{encoder}, pretrained {LEARNED[network.pretext]}."
     width = " x ".join(map(str, description["output"][1:]))
     return f"""---
 library_name: {"transformers" if of_backbone else "pytorch"}
-tags: [feature-extraction, self-supervised-learning, inpainting, context-encoder, pytorch]
+tags: [feature-extraction, self-supervised-learning, {_tag(network)}, context-encoder, pytorch]
 ---
 
 # Context encoder: {network.preset}
 
-{introduction} Method: {PAPER}.
+{introduction} Method: {PAPERS[network.pretext]}.
 
 ## Use
 
@@ -80,11 +107,10 @@ Measured by the training on its first validation images, at the end:
 
 ## Limits
 
-- It was trained on images with holes; its batch-norm statistics are those of such images. Where
-  whole images are what counts, compare with statistics of your own images before relying on it.
+{LIMITS_OF_HOLES if network.pretext == INPAINTING else LIMITS_OF_VIEWS}
 - It knows what its training images show, with their biases. Licences and consent of those images
   are not recorded here: ask whoever trained it before you publish results or the weights.
-- The figures above are of inpainting. How good the features are for your task is for you to
+- The figures above are of {_tag(network)}. How good the features are for your task is for you to
   measure.
 """
 

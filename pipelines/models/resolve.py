@@ -88,7 +88,8 @@ def trained_ref(
         ) from None
     digest = description["info"]["weights_sha256"]
     if KEY.fullmatch(name):
-        trained = description["network"]["preset"], description["info"].get("strategy", "")
+        network, info = description["network"], description["info"]
+        trained = network["preset"], info.get("pretext") or info.get("strategy", "")
         name = " ".join([*filter(None, trained), name[:KEY_LETTERS]])
     return ModelRef(
         name=name,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ce_model.masks import Strategy
-from ce_model.network_config import ALEXNET, Layers, Preset, Target
+from ce_model.network_config import ALEXNET, INPAINTING, Layers, Preset, Pretext, Target
 from ce_model.training import ADAPTIVE, Optimization, Optimizer, Schedule, TrainPrecision
 from pipelines.data.stream_plan import WINDOW_ROWS
 from pipelines.errors import UserError
@@ -31,8 +31,14 @@ LEAST = {  # what a setting must be at the least
     "probe_every": 1,
     "probe_images": 1,
     "profile_steps": 0,
+    "exemplar_classes": 1,
 }
 Sink = Literal["mlflow", "tensorboard"]
+# Settings of holes and of filling them, which a sibling pretext has not.
+OF_HOLES = (
+    "strategy", "target", "adversarial", "feature_matching", "reconstruction", "region", "overlap",
+    "ring_weight", "fill",
+)  # fmt: skip
 MAX_SEED = 2**64 - 1  # torch takes no larger one
 
 
@@ -48,6 +54,13 @@ class PretrainConfig:
     """alexnet learns features from 227 px images, as in the paper; features learns better ones from
     128 px images; inpaint fills holes in 128 px images; unet fills any hole in an image of any
     size."""
+    pretext: Pretext = INPAINTING
+    """What features learns from: holes, or a sibling pretext without holes: where a second patch
+    lies (relative_position), which image it is (exemplar), how a second view was moved
+    (transformation)."""
+    exemplar_classes: int | None = None
+    """Images that pretext exemplar tells apart, the first of the training split; it trains on these
+    alone. None: 8000, or all where there are fewer."""
     strategy: Strategy | None = None
     """Where the holes are; None: central for inpaint, random_region for alexnet, free_form for
     unet, grid_60 (60 % of the cells of a grid) for features."""
@@ -56,7 +69,7 @@ class PretrainConfig:
     over their deviation (normalized), or histograms of its gradients (hog). None: hog."""
     layers: Layers | None = None
     """masked: the encoder of features computes on visible cells alone while it is trained; dense:
-    on all, holes painted over. None: masked."""
+    on all, holes painted over. None: masked; dense with a sibling pretext, which has no holes."""
     encoder: str = ALEXNET
     """Encoder of features: alexnet, resnet18, resnet50, convnextv2_atto and other backbones of
     transformers (docs/features.md has the list), which has to be installed for them."""
@@ -227,6 +240,7 @@ class PretrainConfig:
         if self.seed > MAX_SEED:
             raise UserError(f"seed is {self.seed}; it must be {MAX_SEED} or less")
         self._check_batch()
+        self._check_pretext()
         recipe = resolve_recipe(self)  # checks network, losses and optimizer
         if self.overlap and recipe.network.output != "center":
             raise UserError(
@@ -290,6 +304,36 @@ class PretrainConfig:
                     "inpaint needs at least 2 images per worker and part, since its bottleneck is "
                     "batch-normalised"
                 )
+
+    def _check_pretext(self) -> None:
+        """Refuse a sibling pretext with another preset or with settings of holes."""
+        if self.exemplar_classes is not None and self.pretext != "exemplar":
+            raise UserError(
+                f"exemplar_classes is {self.exemplar_classes} with pretext {self.pretext}; it "
+                "belongs to --pretext exemplar: leave it out"
+            )
+        if self.pretext == INPAINTING:
+            return
+        if self.preset != "features":
+            raise UserError(
+                f"pretext is {self.pretext} with preset {self.preset}; sibling pretexts train the "
+                "encoder of preset features: add --preset features"
+            )
+        given = [name for name in OF_HOLES if getattr(self, name) not in (None, 0)]
+        if self.layers == "masked":
+            given.append("layers")
+        if given:
+            values = ", ".join(f"{name} {getattr(self, name)}" for name in given)
+            raise UserError(
+                f"pretext is {self.pretext} with {values}; this pretext hides and fills nothing, "
+                f"and its layers are dense: leave {', '.join(given)} out, or train --pretext "
+                "inpainting"
+            )
+        if self.exemplar_classes is not None and self.exemplar_classes < self.batch_size:
+            raise UserError(
+                f"exemplar_classes is {self.exemplar_classes}; it must be at least batch_size "
+                f"{self.batch_size}, since only these images are trained on"
+            )
 
     def _check_features(self, recipe: Recipe) -> None:
         """Refuse settings of features and of crops that would be ignored."""

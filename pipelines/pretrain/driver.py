@@ -61,6 +61,7 @@ class TrainingProgress(ProgressDisplay):
             f"{short} {values[name]:.4f}"
             for short, name in (
                 ("rec", "loss/reconstruction"),
+                ("class", "loss/classification"),
                 ("joint", "loss/joint"),
                 ("D", "loss/discriminator"),
             )
@@ -230,9 +231,7 @@ class DriverWatch:
             self._progress.note(f"warning: the trace is not in MLflow: {error}")
 
     def _publish_panel(self, step: int, images: dict[str, Any]) -> None:
-        title = (
-            f"{self._config.preset}, {self._task.recipe.strategy} holes, step {step}: validation"
-        )
+        title = f"{self._config.preset}, {self._task.recipe.about}, step {step}: validation"
         png = panel.draw(images, title)
         try:
             storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)

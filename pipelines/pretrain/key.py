@@ -41,12 +41,15 @@ NOT_IN_KEY = {
 LATER = {
     *("export", "init", "init_map", "scale_learning_rate", "start", "feature_matching", "target"),
     *("layers", "encoder", "crop_area", "crop_ratio", "flip", "colour_jitter", "grey"),
+    *("pretext", "exemplar_classes"),
     *(field.name for field in fields(Optimization)),
 }
 """Settings that came after the first keys: in a key only where they depart from the paper's."""
 
 
-def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[str, Any]:
+def settings_in_key(
+    config: PretrainConfig, mean_rgb: Color = NO_COLOR, rows: int | None = None
+) -> dict[str, Any]:
     """What the settings that matter come to; no path, time or worker count.
 
     A default is the same setting when it is given: the fields of the network and of the objective
@@ -54,7 +57,7 @@ def settings_in_key(config: PretrainConfig, mean_rgb: Color = NO_COLOR) -> dict[
     because the stream does not depend on it.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_KEY | LATER}
-    recipe = resolve_recipe(config, mean_rgb)
+    recipe = resolve_recipe(config, mean_rgb, rows)
     initial = find_initial_of(config)
     generator, discriminator = recipe.learning_rates
     return {
@@ -102,7 +105,9 @@ def keys_of_all_versions(config: PretrainConfig, manifest: Manifest) -> set[str]
 
 def _keys(config: PretrainConfig, manifest: Manifest) -> tuple[str, str]:
     """Today's key and that of before 2026-11-28, which held the number of validation images."""
-    settings = settings_in_key(config, manifest.mean_rgb)
+    # A class of exemplar is a training image.
+    rows = manifest.rows("train") if config.pretext == "exemplar" else None
+    settings = settings_in_key(config, manifest.mean_rgb, rows)
     before = {**settings, "validation_images": config.validation_images}
     today, earlier = (
         storage.content_key({"stage": "pretrain", "dataset": manifest.fingerprint, **each})

@@ -3,10 +3,10 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from ce_model.network_config import NetworkConfig
+from ce_model.network_config import INPAINTING, NetworkConfig
 from ce_model.training.optimization import ADAPTIVE
 from pipelines.errors import redact
-from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.config import OF_HOLES, PretrainConfig
 from pipelines.pretrain.recipe import Recipe
 
 # Where, not what.
@@ -19,6 +19,8 @@ USED_BY = {
     "target": ("features",),
     "layers": ("features",),
     "encoder": ("features",),
+    "pretext": ("features",),
+    "exemplar_classes": ("features",),
 }
 
 
@@ -60,6 +62,9 @@ def effective(
         "source": source or config.source,
         "use_gpu": use_gpu,
     }
+    if recipe.network.pretext != INPAINTING:
+        found |= dict.fromkeys(OF_HOLES)
+    found["exemplar_classes"] = recipe.network.exemplar_classes or None
     if optimization.optimizer in ADAPTIVE:
         found["momentum"] = None
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ce_model.choices import Precision
 from ce_model.masks import Strategy
-from ce_model.network_config import NetworkConfig, input_side
+from ce_model.network_config import INPAINTING, NetworkConfig, describe_pretext, input_side
 from ce_model.training import (
     LearningRates,
     Objective,
@@ -28,6 +28,7 @@ Export = Literal["raw", "ema"]
 PAPER_BATCH = 64  # images per step for which the learning rates were chosen
 Color = tuple[float, float, float]
 NO_COLOR: Color = (0.0, 0.0, 0.0)
+EXEMPLAR_CLASSES = 8000  # beyond about so many the paper's features did not gain
 FEATURES_AREA = (0.35, 1.0)  # share of an image that a crop of preset features takes
 
 
@@ -55,13 +56,26 @@ class Recipe:
         """Side of the images the network reads, px."""
         return input_side(self.network)
 
+    @property
+    def about(self) -> str:
+        """What is learned from, in words."""
+        return describe_pretext(self.network.pretext, self.strategy)
 
-def resolve_recipe(config: "PretrainConfig", mean_rgb: Color = NO_COLOR) -> Recipe:
+    @property
+    def fixed_split(self) -> Literal["train", "val"]:
+        """Split of the validation images: the classes of exemplar are training images."""
+        return "train" if self.network.pretext == "exemplar" else "val"
+
+
+def resolve_recipe(
+    config: "PretrainConfig", mean_rgb: Color = NO_COLOR, rows: int | None = None
+) -> Recipe:
     """Every setting as it is used: what is given, else the preset's own.
 
     Args:
         config: the settings as given.
         mean_rgb: mean colour of the dataset, 0 to 255; before there is one, black stands for it.
+        rows: training images of the dataset; before there is one, as many as can be used.
     """
     strategy = config.strategy or default_strategy(config.preset)
     center = config.preset == "inpaint" and strategy == "central"
@@ -72,7 +86,9 @@ def resolve_recipe(config: "PretrainConfig", mean_rgb: Color = NO_COLOR) -> Reci
         groups=config.groups,
         encoder=config.encoder,
         antialias=config.preset == "unet",
-        **_given(config, "dropout", "bottleneck", "target", "layers"),
+        pretext=config.pretext,
+        exemplar_classes=_exemplar_classes(config, rows),
+        **{**_layers(config), **_given(config, "dropout", "bottleneck", "target", "layers")},
     )
     usual = default_objective(network)
     objective = replace(
@@ -97,6 +113,16 @@ def resolve_recipe(config: "PretrainConfig", mean_rgb: Color = NO_COLOR) -> Reci
         crop=crop,
         colour=_colour(config),
     )
+
+
+def _layers(config: "PretrainConfig") -> dict[str, Any]:
+    return {} if config.pretext == INPAINTING else {"layers": "dense"}
+
+
+def _exemplar_classes(config: "PretrainConfig", rows: int | None) -> int:
+    if config.pretext != "exemplar":
+        return 0
+    return config.exemplar_classes or min(EXEMPLAR_CLASSES, rows or EXEMPLAR_CLASSES)
 
 
 def measured_in(config: "PretrainConfig") -> Precision:

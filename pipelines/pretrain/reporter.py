@@ -172,6 +172,7 @@ class Reporter:
             prefix = "validation_ema" if self._task.recipe.export == "ema" else "validation"
             psnr, error = point.get(f"{prefix}/psnr_hole"), point.get(f"{prefix}/target_error")
             score = psnr if error is None else -error  # preset features predicts targets
+            score = point.get(f"{prefix}/accuracy", score)  # a sibling pretext answers
             self._score = None if score is None else (step, score)
             self._post_panel(step, networks, optimizers)
 

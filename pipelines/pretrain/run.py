@@ -8,7 +8,8 @@ from typing import Any
 from ray.train import ScalingConfig
 from rich.console import Console
 
-from ce_model.networks import NetworkConfig
+from ce_model.masks import Strategy
+from ce_model.networks import INPAINTING, NetworkConfig
 from pipelines import storage
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.source_names import source_name
@@ -79,13 +80,13 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     """
     console = plain_console()
     manifest = read_manifest(dataset_uri)
-    recipe = resolve_recipe(config, manifest.mean_rgb)
+    recipe = resolve_recipe(config, manifest.mean_rgb, manifest.rows("train"))
     plan = _plan(config, recipe, dataset_uri, manifest)
     uri = tracking_uri(config.tracking_uri, config.store)
     key = stored_key(config, manifest)
     stage = stage_uri(config.store, key)
     what = describe_training(
-        config.preset, recipe.strategy, config.steps, config.batch_size, plan.rows
+        config.preset, recipe.about, config.steps, config.batch_size, plan.rows
     )
 
     def tell(owner: str) -> None:
@@ -96,6 +97,12 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     with storage.naming_full(config.store), ExitStack() as held:
         if not is_committed(stage):
             console.print(f"training {what}", soft_wrap=True)
+            if left := manifest.rows("train") - plan.rows:
+                console.print(
+                    f"the first {plan.rows:,} training images are the classes of exemplar; "
+                    f"{left:,} others are not used (--exemplar-classes)",
+                    soft_wrap=True,
+                )
             resources = held.enter_context(cluster.connect())
             scaling = scaling_config(config, resources)  # may refuse: before anything is written
             held.enter_context(lease.alone(storage.join(stage, LEASE), lease_s=LEASE_S, tell=tell))
@@ -161,7 +168,7 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
     plan = StreamPlan(
         uri=storage.absolute(uri),
         manifest=manifest,
-        strategy=recipe.strategy,
+        strategy=_carried(recipe, manifest),
         side=recipe.side,
         shorter=recipe.shorter,
         batch_size=config.batch_size,
@@ -173,7 +180,13 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
         flip=config.flip,
         colour=recipe.colour,
         cache=_cache(config, uri, manifest),
+        most_rows=recipe.network.exemplar_classes or None,
     )
+    if plan.most_rows is not None and plan.rows < plan.most_rows:
+        raise UserError(
+            f"exemplar_classes is {plan.most_rows}, and '{uri}' has {plan.rows} training images: "
+            f"give {plan.rows} or less, or leave it out"
+        )
     manifest.mask_spec(plan.strategy, plan.side)
     if not manifest.rows("val"):
         raise UserError(
@@ -181,6 +194,14 @@ def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) 
             "with a val/ folder or --validation-share above 0"
         )
     return plan
+
+
+def _carried(recipe: Recipe, manifest: Manifest) -> Strategy:
+    """The holes that the stream brings; a sibling pretext uses none, so any will do."""
+    there = [spec.strategy for spec in manifest.masks if spec.side == recipe.side]
+    if recipe.network.pretext == INPAINTING or recipe.strategy in there or not there:
+        return recipe.strategy
+    return there[0]
 
 
 def _cache(config: PretrainConfig, uri: str, manifest: Manifest) -> storage.CacheSettings | None:
@@ -245,12 +266,12 @@ def _run_spec(
         store=config.store,
         experiment=config.experiment,
         key=key,
-        name=f"{config.preset}, {recipe.strategy} holes, {data}, {key[:8]}",
+        name=f"{config.preset}, {recipe.about}, {data}, {key[:8]}",
         params=effective(config, recipe, source=manifest.source, use_gpu=scaling.use_gpu),
         tags={
             "stage": "pretrain",
             "preset": config.preset,
-            "strategy": recipe.strategy,
+            **_learned_from(recipe),
             GIVEN_TAG: json.dumps(given(config)),
             "dataset_fingerprint": manifest.fingerprint,
             # Runs of one arm differ in nothing but the seed; promotion takes their spread.
@@ -259,6 +280,12 @@ def _run_spec(
         dataset_uri=dataset_uri,
         dataset_fingerprint=manifest.fingerprint,
     )
+
+
+def _learned_from(recipe: Recipe) -> dict[str, str]:
+    """The holes, or the sibling pretext that has none."""
+    pretext = recipe.network.pretext
+    return {"strategy": recipe.strategy} if pretext == INPAINTING else {"pretext": pretext}
 
 
 def _train(

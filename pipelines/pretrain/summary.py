@@ -3,7 +3,7 @@
 import importlib.metadata
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ce_model.network_config import ALEXNET
+from ce_model.network_config import ALEXNET, INPAINTING, describe_pretext
 from ce_model.networks import NetworkConfig, input_side, predicts_images
 from pipelines import storage
 from pipelines.data.source_names import source_name
@@ -29,7 +29,8 @@ from pipelines.tracking import models, runs
 CURVE_POINTS = 100
 VALIDATION = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean",
               "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam",
-              "target_error", "target_error_mean")  # fmt: skip
+              "target_error", "target_error_mean", "accuracy", "accuracy_chance", "loss",
+              "accuracy_rotation", "accuracy_shift_across", "accuracy_shift_down")  # fmt: skip
 SERVED_WITH = (
     "torch", "numpy", "safetensors", "fsspec", "pyarrow", "mlflow",
     "opencv-contrib-python-headless", "scipy", "simplejpeg", "Pillow",
@@ -51,8 +52,9 @@ def export_model(
         name: value for record in found.state["history"] for name, value in record["values"].items()
     }
     measured = _validation(last, export)
+    pretext = task.recipe.network.pretext
     info = {
-        "strategy": task.recipe.strategy,
+        **({"strategy": task.recipe.strategy} if pretext == INPAINTING else {"pretext": pretext}),
         "steps": config.steps,
         "seed": config.seed,
         "key": spec.key,
@@ -73,6 +75,7 @@ def export_model(
         "key": spec.key,
         "preset": config.preset,
         "strategy": task.recipe.strategy,
+        "pretext": pretext,
         "adversarial": task.recipe.objective.adversarial,
         "dataset": task.plan.uri,
         "dataset_fingerprint": task.plan.manifest.fingerprint,
@@ -140,9 +143,19 @@ def log_trained_model(
             input_side(network),
             requirements,
             fills=predicts_images(network),
-            name=f"{summary['preset']}-{summary['strategy']}-{summary['steps']}-steps",
+            name=f"{summary['preset']}-{_short(summary)}-{summary['steps']}-steps",
             description=describe_model(summary),
         )
+
+
+def _short(summary: dict[str, Any]) -> str:
+    pretext = summary.get("pretext", INPAINTING)
+    return str(summary["strategy"] if pretext == INPAINTING else pretext)
+
+
+def about(summary: Mapping[str, Any]) -> str:
+    """What a training learned from; one of an earlier version from holes."""
+    return describe_pretext(summary.get("pretext", INPAINTING), summary["strategy"])
 
 
 SHOWN_KEYS = 3
@@ -173,7 +186,7 @@ def describe_model(summary: dict[str, Any]) -> str:
     """What a model is and what was measured of it, in two sentences."""
     trained = describe_training(
         summary["preset"],
-        summary["strategy"],
+        about(summary),
         summary["steps"],
         summary["batch_size"],
         summary["training_images"],
@@ -190,12 +203,17 @@ def describe_model(summary: dict[str, Any]) -> str:
             f"{text} Error of the target on validation images: {measured['target_error']:.4f}; the "
             f"mean of all cells {mean:.4f}."
         )
+    if "accuracy" in measured:
+        return (
+            f"{text} Right answers on fixed images: {measured['accuracy']:.1%}; by chance "
+            f"{measured['accuracy_chance']:.1%}."
+        )
     return text
 
 
-def describe_training(preset: str, holes: str, steps: int, batch_size: int, images: int) -> str:
+def describe_training(preset: str, about: str, steps: int, batch_size: int, images: int) -> str:
     """A training in one line."""
-    return f"{preset}, {holes} holes, {steps:,} steps of {batch_size} on {images:,} images"
+    return f"{preset}, {about}, {steps:,} steps of {batch_size} on {images:,} images"
 
 
 def _describe_memory(summary: dict[str, Any]) -> str:
@@ -262,6 +280,16 @@ def _measured_rows(measured: dict[str, float]) -> dict[str, str]:
             f"{measured['target_error']:.4f}   (the mean of all cells "
             f"{measured['target_error_mean']:.4f})"
         )
+    if "accuracy" in measured:
+        rows["right answers"] = (
+            f"{measured['accuracy']:.1%}   (by chance {measured['accuracy_chance']:.1%}), loss "
+            f"{measured['loss']:.3f}"
+        )
+        rows |= {
+            f"of {name.removeprefix('accuracy_').replace('_', ' ')}": f"{value:.1%}"
+            for name, value in measured.items()
+            if name.startswith("accuracy_") and name != "accuracy_chance"
+        }
     return rows
 
 
@@ -273,7 +301,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     rows = {
         "trained": describe_training(
             summary["preset"],
-            summary["strategy"],
+            about(summary),
             summary["steps"],
             summary["batch_size"],
             summary["training_images"],
@@ -289,7 +317,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     if "reads" in summary:
         rows["shards"] = _describe_reads(storage.Use(**summary["reads"]))
     if summary.get("export") == "ema":
-        name = "psnr_hole" if "psnr_hole" in measured else "target_error"
+        name = next(n for n in ("psnr_hole", "target_error", "accuracy") if n in measured)
         raw = summary["validation_raw"][name]
         rows["weights"] = f"averaged: {name} {measured[name]:.4g}; the raw ones have {raw:.4g}"
     table.add_column()

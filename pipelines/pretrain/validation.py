@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ce_model import mask_tensors, training
 from ce_model.hole_metrics import gradient_energies, hole_errors, ssim
-from ce_model.networks import NetworkConfig
+from ce_model.networks import INPAINTING, NetworkConfig
 from ce_model.training import Objective, fill, predict
 from pipelines.data import classical_fill
 from pipelines.pretrain.cell_validation import cell_panel, measure_cells
+from pipelines.pretrain.pretext_validation import measure_pretext, pretext_panel
 
 PANEL_IMAGES = 8
 CHUNK = 64  # images evaluated at once
@@ -30,6 +31,8 @@ class FixedImages:
     """uint8 (N, S, S, 3)."""
     hidden: Tensor
     """bool (N, S, S)."""
+    row: Tensor | None = None
+    """int64 (N,), number of each in its split; only sibling pretexts need it."""
 
 
 class EvalSettings(NamedTuple):
@@ -49,7 +52,13 @@ def to_device(
 
 
 def measure(generator: nn.Module, images: FixedImages, look: EvalSettings) -> dict[str, float]:
-    """Errors in the hole; of preset features those of its target, and of colours if it has them."""
+    """Errors in the hole; of preset features those of its target, and of colours if it has them.
+
+    Of a sibling pretext its loss and accuracy.
+    """
+    if look.network.pretext != INPAINTING:
+        assert images.row is not None
+        return measure_pretext(generator, images.image, images.hidden, images.row, **look._asdict())
     if look.network.preset != "features":
         return measure_colours(generator, images, look)
     found = measure_cells(generator, images.image, images.hidden, **look._asdict())
@@ -151,8 +160,15 @@ def _hole_colour(image: Tensor, hole: Tensor) -> Tensor:
 
 
 def panel(generator: nn.Module, images: FixedImages, look: EvalSettings) -> dict[str, Any]:
-    """Input, hole, output and target of the first images: uint8 (N, S, S, 3), hole (N, S, S)."""
+    """Input, hole, output and target of the first images: uint8 (N, S, S, 3), hole (N, S, S).
+
+    Of a sibling pretext image, views and answers.
+    """
     image, hidden = images.image[:PANEL_IMAGES], images.hidden[:PANEL_IMAGES]
+    if look.network.pretext != INPAINTING:
+        assert images.row is not None
+        row = images.row[:PANEL_IMAGES]
+        return pretext_panel(generator, image, hidden, row, **look._asdict())
     if look.network.preset == "features":
         return cell_panel(generator, image, hidden, **look._asdict())
     hole = mask_tensors.shrink(hidden, look.objective.overlap)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import torch.distributed
 
 from ce_model import training
-from ce_model.networks import build_discriminator
+from ce_model.networks import INPAINTING, build_discriminator
 from ce_model.training import Networks, Optimizers, TrainPrecision, cuda_graph
 from ce_model.training.fault import find_fault
 from pipelines import storage
@@ -107,7 +108,7 @@ def _train_until(
         if task.threads is None:
             warn_of_others(context.get_local_world_size(), mailbox)
     part = (rank, ranks)
-    images = read_fixed_images(task, "val", task.validation_images, part, device)
+    images = read_fixed_images(task, task.recipe.fixed_split, task.validation_images, part, device)
     typical = None
     if training.dropout_shifts_statistics(networks.generator):
         typical = read_fixed_images(
@@ -218,7 +219,8 @@ def read_fixed_images(
 ) -> validation.FixedImages:
     """This rank's share of the first images of a split."""
     image, bits = stream.read_fixed_images(task.plan, split, count, part)
-    return validation.to_device(image, bits, device)
+    row = torch.arange(len(image), device=device) * part[1] + part[0]
+    return replace(validation.to_device(image, bits, device), row=row)
 
 
 def run_steps(
@@ -243,9 +245,9 @@ def run_steps(
     )  # fmt: skip
     profiler = StepProfiler(task.profile_steps if reporter.rank == 0 else 0, device)
     reporter.curves.data_wait.begin()
-    for step, (image, hidden) in enumerate(
-        device_feed.feed(in_order(batches, start), device), start
-    ):
+    # Only a sibling pretext draws on the device.
+    seed = None if recipe.network.pretext == INPAINTING else task.plan.seed
+    for step, batch in enumerate(device_feed.feed(in_order(batches, start), device, seed), start):
         reporter.curves.data_wait.end()
         stop.enter("step")
         seed_dropout(task.plan.seed, step, reporter.rank)
@@ -253,7 +255,7 @@ def run_steps(
             optimizers, recipe.learning_rates, recipe.optimization, step, task.plan.steps
         )
         profiler.before_step()
-        reporter.add(take(image, hidden))
+        reporter.add(take(*batch.given))
         if (uri := profiler.after_step(step + 1, task.stage_uri)) is not None:
             reporter.traced(uri)
         done = step + 1
@@ -271,7 +273,7 @@ def run_steps(
         ):
             seed_dropout(task.plan.seed, step, reporter.rank)
             plain = take.plain if isinstance(take, cuda_graph.GraphedStep) else take
-            reporter.blame(step, find_fault(networks, plain, image, hidden))
+            reporter.blame(step, find_fault(networks, plain, *batch.given))
             break
         stop.enter("other")
         # One in the midst of updates left out would take the place of a good one.

@@ -14,7 +14,7 @@ from pipelines.storage import commits
 READS_AT_ONCE = 16  # in a bucket each is a request
 STATE = "state.json"  # as in models.checkpoint, which needs torch
 MAX_STATE_BYTES = 4 << 20  # of a checkpoint's curves, for trainings that left no summary of theirs
-SHOWN = ("preset", "strategy", "steps", "dataset", "dataset_fingerprint", "validation")
+SHOWN = ("preset", "strategy", "pretext", "steps", "dataset", "dataset_fingerprint", "validation")
 
 Found = TypeVar("Found")
 Curve = list[tuple[int, float]]
@@ -157,8 +157,11 @@ def _read_state(state: str | None) -> dict[str, Any]:
 
 
 def curve_of(history: Sequence[dict[str, Any]]) -> Curve:
-    """The validation curve of a training's history: PSNR of the hole, else the target's error."""
-    for name in ("validation/psnr_hole", "validation/target_error"):
+    """The validation curve of a training's history: PSNR of the hole, else the target's error.
+
+    Of a sibling pretext its accuracy.
+    """
+    for name in ("validation/psnr_hole", "validation/target_error", "validation/accuracy"):
         found = [(int(r["step"]), float(r["values"][name])) for r in history if name in r["values"]]
         if found:
             return found

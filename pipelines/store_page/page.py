@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 from urllib.parse import quote
 
+from ce_model.network_config import INPAINTING, describe_pretext
 from pipelines import html_page, storage
 from pipelines.data.source_names import source_name
 from pipelines.html_page import Link
@@ -75,7 +77,8 @@ def name_of(training: Training, contents: Contents) -> str:
         return f"{network}not finished, step {training.step:,}"
     dataset = contents.datasets.get(summary["dataset_fingerprint"])
     data = dataset.name if dataset else source_name(summary.get("source") or summary["dataset"])
-    return f"{summary['preset']}, {summary['strategy']} holes on {data}, {summary['steps']:,} steps"
+    about = describe_pretext(summary.get("pretext", INPAINTING), summary["strategy"])
+    return f"{summary['preset']}, {about} on {data}, {summary['steps']:,} steps"
 
 
 def _card(training: Training, contents: Contents, store: str) -> str:
@@ -89,17 +92,27 @@ def _card(training: Training, contents: Contents, store: str) -> str:
         panel = html_page.text(href(storage.join(training.uri, "panel.png"), store))
         parts.append(
             f"<a href='{panel}'><img class='strip' loading='lazy' src='{panel}' "
-            "alt='validation images: input, hole, output, target'></a>"
+            f"alt='validation images: {_columns(summary)}'></a>"
         )
     if summary:
         parts.append(_methods(summary["validation"]))
     if training.curve:
-        unit = "error of the target" if "target_error" in summary.get("validation", {}) else "dB"
-        parts.append(_curve(training.curve, unit))
+        parts.append(_curve(training.curve, _unit(summary.get("validation", {}))))
     if summary.get("tracking_run_id"):
         run = f"MLflow run {summary['tracking_run_id']}"
         parts.append(f"<p class='note'>{html_page.text(run)}</p>")
     return f"<section class='run'>{''.join(parts)}</section>"
+
+
+def _columns(summary: dict[str, Any]) -> str:
+    is_pretext = summary.get("pretext", INPAINTING) != INPAINTING
+    return "what was asked, and the answers" if is_pretext else "input, hole, output, target"
+
+
+def _unit(measured: dict[str, float]) -> str:
+    if "accuracy" in measured:
+        return "share of right answers"
+    return "error of the target" if "target_error" in measured else "dB"
 
 
 def _folder(training: Training, contents: Contents, store: str) -> Link:
@@ -119,6 +132,12 @@ def _links(training: Training, contents: Contents, store: str) -> str:
 def _methods(measured: dict[str, float]) -> str:
     """Fillings beside what needs no training, the best first."""
     rows = [(measured[name], name) for name in METHODS if name in measured]
+    if "accuracy" in measured:
+        cells = [
+            ["this model", f"{measured['accuracy']:.1%}"],
+            ["by chance", f"{measured['accuracy_chance']:.1%}"],
+        ]
+        return html_page.table("right answers, validation", ["", ""], cells)
     if "psnr_hole" not in measured:
         error, mean = measured.get("target_error"), measured.get("target_error_mean")
         if error is None or mean is None:
@@ -161,6 +180,8 @@ def _result(training: Training) -> str:
     measured = training.summary.get("validation", {})
     if "psnr_hole" in measured:
         return f"{measured['psnr_hole']:.2f} dB"
+    if "accuracy" in measured:
+        return f"{measured['accuracy']:.1%} right"
     return f"error {measured['target_error']:.4f}" if "target_error" in measured else ""
 
 

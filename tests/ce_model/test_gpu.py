@@ -178,7 +178,7 @@ def test_the_feed_brings_every_batch_as_the_stream_drew_it() -> None:
             column.setflags(write=False)  # as those of the object store
     expected = list(feed.feed(iter(batches), torch.device("cpu")))
     found = []
-    for image, hidden in feed.feed(iter(batches), GPU):
+    for image, hidden, _ in feed.feed(iter(batches), GPU):
         torch.cuda._sleep(10**7)  # the consumer is behind: nothing may be overwritten
         found.append((image.clone(), hidden.clone()))
     assert len(found) == len(batches)

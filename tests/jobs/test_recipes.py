@@ -18,16 +18,26 @@ from pipelines.pretrain.recipe import resolve_recipe
 RECIPES = ROOT / "configs" / "recipes"
 SMALLEST = {  # of a recipe: flags after its file
     "features": ["--warmup-steps", "1"],
+    "relative_position": ["--warmup-steps", "1"],
+    "exemplar": ["--warmup-steps", "1"],
+    "transformation": ["--warmup-steps", "1"],
     "features_resnet50_imagenet": ["--warmup-steps", "1", "--validate-every", "2"],
     "paper_features": [],
     "paper_inpaint": ["--bottleneck", "16"],
 }
 
 
-@pytest.mark.parametrize("name", ["features", "paper_features", "paper_inpaint"])
+@pytest.mark.parametrize(
+    "name",
+    ["features", "relative_position", "exemplar", "transformation", "paper_features",
+     "paper_inpaint"],
+)  # fmt: skip
 def test_recipe_spells_out_the_defaults_of_its_preset(name: str) -> None:
     config = parse(PretrainConfig, ["--config", str(RECIPES / f"{name}.yaml")])
-    usual = PretrainConfig(preset=config.preset, steps=config.steps, batch_size=config.batch_size)
+    usual = PretrainConfig(
+        preset=config.preset, pretext=config.pretext, steps=config.steps,
+        batch_size=config.batch_size,
+    )  # fmt: skip
     assert resolve_recipe(config) == resolve_recipe(usual)
     assert settings_in_key(config).keys() == settings_in_key(usual).keys()
     assert config.steps * config.batch_size == 102_400
@@ -80,7 +90,7 @@ def test_recipe_goes_from_images_to_a_model_elsewhere(
     run_job("export", "--model", found["model"], "--output", str(tmp_path / "out"), *common)
     described = json.loads((tmp_path / "out" / "encoder.json").read_text())
     assert max(described["largest_difference"].values()) < 1e-3
-    if name == "features":
+    if name in ("features", "relative_position"):
         run_job("embed", "--model", found["model"], "--source", str(photographs), *common)
         run_job(
             "evaluate", "--model", found["model"], "--data", str(photographs), *common,

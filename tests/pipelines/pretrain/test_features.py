@@ -58,7 +58,7 @@ def test_features_go_from_images_to_a_model_that_evaluation_reads(
         batch for window in stream_plan.windows(plan) for batch in stream.read_window(plan, window)
     )
     losses = []
-    for step, (image, hidden) in enumerate(device_feed.feed(batches, CPU)):
+    for step, (image, hidden, _) in enumerate(device_feed.feed(batches, CPU)):
         assert image.shape == (6, 128, 128, 3)
         assert hidden.float().mean() == pytest.approx(round(0.6 * 64) / 64)
         set_learning_rates(

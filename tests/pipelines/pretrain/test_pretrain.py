@@ -598,7 +598,7 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
 
     def made(**changes: Any) -> tuple[Task, str]:
         config = PretrainConfig(**{"batch_size": 8, "shorter": None, **changes})
-        recipe = resolve_recipe(config, manifest.mean_rgb)
+        recipe = resolve_recipe(config, manifest.mean_rgb, manifest.rows("train"))
         plan = run_module._plan(config, recipe, dataset_uri, manifest)
         task = run_module._task(config, recipe, plan, "stage")
         return task, pretrain_key(config, manifest)
@@ -627,6 +627,8 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
         "target": {"preset": "features"},
         "encoder": {"preset": "features"},
         "layers": {"preset": "features"},
+        "pretext": {"preset": "features"},
+        "exemplar_classes": {"preset": "features", "pretext": "exemplar"},
     }  # settings that need another one
     of_alexnet = {"norm": "lrn", "groups": 2, "dropout": 0.0, "region": "image"}
     of_the_driver = {"source", "store", "summary", "tracking_uri", "experiment", "max_failures",
@@ -640,7 +642,7 @@ def test_every_setting_of_a_training_reaches_it_and_its_key(
             "momentum": 0.5, "milestones": (7,), "crop_ratio": (1.0, 1.0),
             "target": "normalized", "layers": "dense", "encoder": "resnet18",
             "feature_matching": 2.0, "export": "raw", "init": initial, "init_map": ("a=b",),
-            "scale_learning_rate": "sqrt",
+            "scale_learning_rate": "sqrt", "pretext": "transformation", "exemplar_classes": 20,
         }[name]  # fmt: skip
         first, second = made(**needed), made(**needed, **{name: value})
         assert first[1] != second[1], name

@@ -161,7 +161,7 @@ def test_images_are_flipped_and_holes_are_turned_as_the_stream_drew() -> None:
         "mask": np.packbits(hidden.reshape(16, -1), axis=1),
         "augment": np.arange(16, dtype=np.uint8),
     }
-    images, holes = next(device_feed.feed(iter([batch]), torch.device("cpu")))
+    images, holes, _ = next(device_feed.feed(iter([batch]), torch.device("cpu")))
     np.testing.assert_array_equal(images[:8], image[:8])
     np.testing.assert_array_equal(images[8:], image[8:, :, ::-1])
     turned = apply_symmetry(torch.from_numpy(hidden), torch.arange(16) % 8)

@@ -1,0 +1,1 @@
+"""Sibling pretexts: what an encoder can learn to answer about images instead of filling holes."""
