@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,6 +35,17 @@ def prepare_config(source: Path | str, output: Path | str, **more: Any) -> Prepa
 
 def prepared(source: Path | str, output: Path | str, **more: Any) -> Manifest:
     return read_manifest(prepare_dataset(prepare_config(source, output, **more)))
+
+
+def write_smooth_images(folder: Path, count: int) -> Path:
+    """JPEG files of 200 x 160 px with wide blots of colour."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for at in range(count):
+        coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        image = cv2.resize(coarse, (200, 160), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{at}.jpg"), image)
+    return folder
 
 
 def run_serially(patch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,21 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 import torch
 
 from ce_model import training
-from ce_model.networks import NetworkConfig
-from ce_model.training import LearningRates, Networks, Objective, Optimization
-from pipelines.models import checkpoint
-from pipelines.pretrain import worker
+from ce_model.networks import NetworkConfig, layer_features
+from ce_model.training import LearningRates, Networks, Objective, Optimization, Optimizers
+from pipelines.data import stream
+from pipelines.data.stream_plan import windows
+from pipelines.errors import UserError
+from pipelines.evaluation import encoders
+from pipelines.models import checkpoint, files, resolve
+from pipelines.models.files import LoadedModel
+from pipelines.models.fill import fill_photograph
+from pipelines.models.resolve import ModelRef
+from pipelines.pretrain import device_feed, worker
 from pipelines.pretrain.curves import Curves
 from pipelines.pretrain.recipe import Recipe
 from pipelines.pretrain.reporter import Reporter
@@ -30,6 +38,48 @@ from pipelines.runtime.ray_internals import is_training_process
 
 ALEXNET = NetworkConfig(preset="alexnet", output="full")
 PIXELS = Objective(adversarial=0.0, overlap=0)
+
+
+def take_steps(
+    task: Task, networks: Networks, optimizers: Optimizers
+) -> Iterator[tuple[device_feed.DeviceBatch, dict[str, torch.Tensor]]]:
+    """The steps of a task in this process: what each got, and what it measured."""
+    recipe, plan, cpu = task.recipe, task.plan, torch.device("cpu")
+    networks.generator.train()
+    take = worker.cuda_graph.make_step(
+        networks, optimizers, cpu,
+        network=recipe.network, objective=recipe.objective, dtype=torch.float32,
+    )  # fmt: skip
+    seed = None if recipe.network.pretext == "inpainting" else plan.seed
+    batches = (b for window in windows(plan) for b in stream.read_window(plan, window))
+    for step, batch in zip(range(plan.steps), device_feed.feed(batches, cpu, seed), strict=False):
+        training.set_learning_rates(
+            optimizers, recipe.learning_rates, recipe.optimization, step, plan.steps
+        )
+        yield batch, take(*batch.given)
+
+
+def check_features(networks: Networks, recipe: Recipe, folder: Path, **info: str) -> LoadedModel:
+    """Save a model of preset features; evaluation reads it, and nothing takes it for a filler."""
+    generator: Any = networks.generator
+    files.save_model(str(folder), generator, recipe.network, recipe.objective, info)
+    model = files.load_model(str(folder))
+    assert model.network == recipe.network and model.side == 128
+    x = torch.rand(4, 3, 128, 128) * 2 - 1
+    reference = reference_of(folder)
+    encoder = encoders.encoder_of(reference, 0, [x])
+    assert layer_features(encoder, x)["pool5"].shape == (4, 256, 4, 4)
+    with pytest.raises(UserError, match="learns features alone"):
+        encoders.require_network(reference, "inpainting")
+    photograph, hole = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.bool_)
+    hole[20:30, 20:30] = True
+    with pytest.raises(UserError, match="fills no holes"):
+        fill_photograph(model, photograph, hole)
+    return model
+
+
+def reference_of(folder: Path) -> ModelRef:
+    return resolve.trained_ref("0" * 16, str(folder))
 
 
 def images(count: int, seed: int = 0) -> FixedImages:

@@ -150,10 +150,9 @@ def train_step(
     statistics = _statistics(networks)
     before = [value.clone() for value in statistics]
     count = optimizers.accumulate
-    image, hidden = by_parts(image, hidden, count)
-    if origin is not None:
-        origin, _ = by_parts(origin, origin, count)
-    views = make_views(image, hidden, network, objective, origin)
+    given = (image, hidden) if origin is None else (image, hidden, origin)
+    image, hidden, *origins = by_parts(count, *given)
+    views = make_views(image, hidden, network, objective, *origins)
     num_pixels = count_hidden(views.weight, networks.generator)
     parts = views.chunk(count)
     skip = torch.zeros((), device=image.device)
@@ -196,16 +195,17 @@ def train_step(
     return metrics | losses | {"grad_norm/generator": norm, "nonfinite": skip}
 
 
-def by_parts(image: Tensor, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def by_parts(count: int, *batch: Tensor) -> tuple[Tensor, ...]:
     """The batch, the images of one part beside each other."""
-    if len(image) % count:
+    size = len(batch[0])
+    if size % count:
         raise ValueError(
-            f"the batch has {len(image)} images; taken in {count} parts, it needs a multiple of it"
+            f"the batch has {size} images; taken in {count} parts, it needs a multiple of it"
         )
     if count == 1:
-        return image, hidden
-    order = torch.arange(len(image), device=image.device).view(-1, count).T.flatten()
-    return image[order], hidden[order]
+        return batch
+    order = torch.arange(size, device=batch[0].device).view(-1, count).T.flatten()
+    return tuple(each[order] for each in batch)
 
 
 def _predict(generator: nn.Module, views: Views, dtype: torch.dtype) -> Tensor:

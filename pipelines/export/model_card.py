@@ -45,14 +45,6 @@ MEASURED = {
 }
 
 
-LIMITS_OF_HOLES = """\
-- It was trained on images with holes; its batch-norm statistics are those of such images. Where
-  whole images are what counts, compare with statistics of your own images before relying on it."""
-LIMITS_OF_VIEWS = """\
-- It was trained on small views of images; its batch-norm statistics are those of such views. Where
-  whole images are what counts, compare with statistics of your own images before relying on it."""
-
-
 def _tag(network: NetworkConfig) -> str:
     return network.pretext.replace("_", "-")
 
@@ -71,6 +63,9 @@ def model_card(description: dict[str, Any], info: dict[str, Any]) -> str:
     if network.preset == "features":
         encoder = network.encoder if of_backbone else "AlexNet with padding to pool5"
         introduction = f"{encoder}, pretrained {LEARNED[network.pretext]}."
+    seen, kind = "small views of images", "views"
+    if network.pretext == INPAINTING:
+        seen, kind = "images with holes", "images"
     width = " x ".join(map(str, description["output"][1:]))
     return f"""---
 library_name: {"transformers" if of_backbone else "pytorch"}
@@ -107,7 +102,8 @@ Measured by the training on its first validation images, at the end:
 
 ## Limits
 
-{LIMITS_OF_HOLES if network.pretext == INPAINTING else LIMITS_OF_VIEWS}
+- It was trained on {seen}; its batch-norm statistics are those of such {kind}. Where
+  whole images are what counts, compare with statistics of your own images before relying on it.
 - It knows what its training images show, with their biases. Licences and consent of those images
   are not recorded here: ask whoever trained it before you publish results or the weights.
 - The figures above are of {_tag(network)}. How good the features are for your task is for you to

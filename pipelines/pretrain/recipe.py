@@ -62,6 +62,13 @@ class Recipe:
         return describe_pretext(self.network.pretext, self.strategy)
 
     @property
+    def learned_from(self) -> dict[str, str]:
+        """For records: the holes, or the sibling pretext that has none."""
+        if self.network.pretext == INPAINTING:
+            return {"strategy": self.strategy}
+        return {"pretext": self.network.pretext}
+
+    @property
     def fixed_split(self) -> Literal["train", "val"]:
         """Split of the validation images: the classes of exemplar are training images."""
         return "train" if self.network.pretext == "exemplar" else "val"

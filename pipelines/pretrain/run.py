@@ -271,7 +271,7 @@ def _run_spec(
         tags={
             "stage": "pretrain",
             "preset": config.preset,
-            **_learned_from(recipe),
+            **recipe.learned_from,
             GIVEN_TAG: json.dumps(given(config)),
             "dataset_fingerprint": manifest.fingerprint,
             # Runs of one arm differ in nothing but the seed; promotion takes their spread.
@@ -280,12 +280,6 @@ def _run_spec(
         dataset_uri=dataset_uri,
         dataset_fingerprint=manifest.fingerprint,
     )
-
-
-def _learned_from(recipe: Recipe) -> dict[str, str]:
-    """The holes, or the sibling pretext that has none."""
-    pretext = recipe.network.pretext
-    return {"strategy": recipe.strategy} if pretext == INPAINTING else {"pretext": pretext}
 
 
 def _train(

@@ -52,9 +52,8 @@ def export_model(
         name: value for record in found.state["history"] for name, value in record["values"].items()
     }
     measured = _validation(last, export)
-    pretext = task.recipe.network.pretext
     info = {
-        **({"strategy": task.recipe.strategy} if pretext == INPAINTING else {"pretext": pretext}),
+        **task.recipe.learned_from,
         "steps": config.steps,
         "seed": config.seed,
         "key": spec.key,
@@ -75,7 +74,7 @@ def export_model(
         "key": spec.key,
         "preset": config.preset,
         "strategy": task.recipe.strategy,
-        "pretext": pretext,
+        "pretext": task.recipe.network.pretext,
         "adversarial": task.recipe.objective.adversarial,
         "dataset": task.plan.uri,
         "dataset_fingerprint": task.plan.manifest.fingerprint,

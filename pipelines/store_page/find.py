@@ -14,7 +14,7 @@ from pipelines.storage import commits
 READS_AT_ONCE = 16  # in a bucket each is a request
 STATE = "state.json"  # as in models.checkpoint, which needs torch
 MAX_STATE_BYTES = 4 << 20  # of a checkpoint's curves, for trainings that left no summary of theirs
-SHOWN = ("preset", "strategy", "pretext", "steps", "dataset", "dataset_fingerprint", "validation")
+SHOWN = ("preset", "strategy", "steps", "dataset", "dataset_fingerprint", "validation")
 
 Found = TypeVar("Found")
 Curve = list[tuple[int, float]]

@@ -114,8 +114,8 @@ def test_parts_that_are_alike_give_the_step_of_one_of_them_with_batch_norm_and_j
 
 def test_ranks_take_their_shares_of_the_same_parts() -> None:
     number = torch.arange(12)
-    whole, _ = by_parts(number, number, 3)
-    shares = [by_parts(number[at : at + 6], number[at : at + 6], 3)[0] for at in (0, 6)]
+    (whole,) = by_parts(3, number)
+    shares = [by_parts(3, number[at : at + 6])[0] for at in (0, 6)]
     for part in range(3):
         joined = torch.cat([share.chunk(3)[part] for share in shares])
         assert torch.equal(joined, whole.chunk(3)[part])

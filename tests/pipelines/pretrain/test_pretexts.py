@@ -5,24 +5,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import prepared, run_serially
+from dataset_helpers import prepared, run_serially, write_smooth_images
+from training_helpers import check_features, reference_of, take_steps
 
-from ce_model.networks import layer_features
 from ce_model.pretexts.draws import origin_of
-from ce_model.training import set_learning_rates
 from pipelines.ablation.cells import curve_of
 from pipelines.ablation.config import AblateConfig, arms, cells, pretraining
 from pipelines.data import stream, stream_plan
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
-from pipelines.evaluation import encoders, report
+from pipelines.evaluation import report
 from pipelines.export.model_card import LEARNED, PAPERS
-from pipelines.models import files, resolve
-from pipelines.models.fill import fill_photograph
 from pipelines.pretrain import device_feed, panel, validation, worker
 from pipelines.pretrain import run as run_module
 from pipelines.pretrain.config import PretrainConfig
@@ -42,12 +38,7 @@ each_pretext = pytest.mark.parametrize("name", NAMES)
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
     """Some 20 training images; holes of another kind than those of preset features."""
     folder = tmp_path_factory.mktemp("pretexts")
-    generator = np.random.default_rng(0)
-    (folder / "images").mkdir()
-    for at in range(24):
-        coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        image = cv2.resize(coarse, (200, 160), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / "images" / f"{at}.jpg"), image)
+    write_smooth_images(folder / "images", 24)
     uri = str(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         run_serially(patch)
@@ -76,20 +67,10 @@ def batches_of(task: Task) -> list[stream.Batch]:
 def test_a_pretext_goes_from_images_to_a_model_that_evaluation_reads(
     name: str, dataset: tuple[str, Manifest], tmp_path: Path
 ) -> None:
-    config, task = task_of(name, dataset)
+    _, task = task_of(name, dataset)
     recipe = task.recipe
     networks, optimizers = worker.build(task, CPU)
-    networks.generator.train()
-    take = worker.cuda_graph.make_step(
-        networks, optimizers, CPU,
-        network=recipe.network, objective=recipe.objective, dtype=torch.float32,
-    )  # fmt: skip
-    fed = device_feed.feed(iter(batches_of(task)), CPU, config.seed)
-    for step, batch in zip(range(config.steps), fed, strict=False):
-        set_learning_rates(
-            optimizers, recipe.learning_rates, recipe.optimization, step, config.steps
-        )
-        measured = take(*batch.given)
+    for _, measured in take_steps(task, networks, optimizers):
         assert measured["nonfinite"] == 0 and 0 <= measured["pretext/accuracy"] <= 1
 
     fixed = worker.read_fixed_images(task, recipe.fixed_split, 3, (0, 1), CPU)
@@ -99,22 +80,8 @@ def test_a_pretext_goes_from_images_to_a_model_that_evaluation_reads(
     assert found == validation.measure(networks.generator, fixed, look)
     assert panel.draw(validation.panel(networks.generator, fixed, look), name)[1:4] == b"PNG"
 
-    folder = str(tmp_path / "model")
-    generator: Any = networks.generator
-    files.save_model(folder, generator, recipe.network, recipe.objective, {"pretext": name})
-    model = files.load_model(folder)
-    assert model.network == recipe.network and model.side == 128
-    reference = resolve.trained_ref("0" * 16, folder)
-    assert reference.name.startswith(f"features {name}")
-    x = torch.rand(4, 3, 128, 128) * 2 - 1
-    encoder = encoders.encoder_of(reference, 0, [x])
-    assert layer_features(encoder, x)["pool5"].shape == (4, 256, 4, 4)
-    with pytest.raises(UserError, match="learns features alone"):
-        encoders.require_network(reference, "inpainting")
-    photograph, hole = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.bool_)
-    hole[20:30, 20:30] = True
-    with pytest.raises(UserError, match="fills no holes"):
-        fill_photograph(model, photograph, hole)
+    check_features(networks, recipe, tmp_path / "model", pretext=name)
+    assert reference_of(tmp_path / "model").name.startswith(f"features {name}")
 
 
 @each_pretext
