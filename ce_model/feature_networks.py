@@ -14,7 +14,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from ce_model.feature_targets import CELL_PX, target_channels
+from ce_model.feature_targets import CELL_PX, predicting_layer
 from ce_model.layers import ChannelwiseLinear
 from ce_model.masked import hide, masked_layer
 from ce_model.network_config import FEATURES_SIDE, Layers, Target
@@ -59,7 +59,7 @@ class CellDecoder(nn.Module):
         self.channelwise = ChannelwiseLinear(width, CELLS)
         self.mix = _block(nn.Conv2d(width, width, 1, bias=False))
         self.refine = _block(nn.Conv2d(width, width, 3, padding=1, bias=False))
-        self.predict = nn.Conv2d(width, target_channels(target), 1)
+        self.predict = predicting_layer(width, target)
 
     def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
         """Predict every cell."""

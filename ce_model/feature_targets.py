@@ -15,16 +15,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ce_model import hog
+from ce_model.layers import ZeroConv2d
 from ce_model.network_config import Target
 
 CELL_PX = 16  # side of a cell of the holes, and stride of conv5
 EPSILON = 1e-6  # of a cell's variance, as in MAE
 HOGS = CELL_PX // hog.CELL_PX  # histograms along the side of a cell
+MEAN_HOG = 0.25  # of the values of photographs
 
 
 def target_channels(target: Target) -> int:
     """Values to predict of each cell."""
     return 3 * hog.NUM_DIRECTIONS * HOGS**2 if target == "hog" else 3 * CELL_PX**2
+
+
+def predicting_layer(channels: int, target: Target, taps: int = 1) -> ZeroConv2d:
+    """The last layer of a decoder, one vector from the taps x taps positions of each cell.
+
+    It begins with the same prediction for every cell, about the mean of all. Random predictions,
+    whose error is twenty times the spread of the targets, would first be silenced, also by the
+    encoder, whose maps lose their rank by it and hardly find it again.
+    """
+    layer = ZeroConv2d(channels, target_channels(target), taps, taps)
+    layer.value = MEAN_HOG if target == "hog" else 0.0
+    return layer
 
 
 def make_target(target: Target, image: Tensor) -> Tensor:

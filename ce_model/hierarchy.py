@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ce_model import masked_conversion
-from ce_model.feature_targets import CELL_PX, target_channels
+from ce_model.feature_targets import CELL_PX, predicting_layer
 from ce_model.masked import hide, visible_positions
 from ce_model.network_config import FEATURES_SIDE, Layers, Target
 
@@ -140,7 +140,7 @@ class HierarchicalDecoder(nn.Module):
             for width in widths
         )
         taps = CELL_PX // strides[0]
-        self.predict = nn.Conv2d(widths[-1], target_channels(target), taps, taps)
+        self.predict = predicting_layer(widths[-1], target, taps)
 
     def forward(self, maps: Sequence[Tensor], hidden: Tensor) -> Tensor:
         """Predict every cell."""

@@ -65,10 +65,16 @@ class BilinearResize(nn.Module):
 
 
 class ZeroConv2d(nn.Conv2d):
-    """A convolution that begins at zero (`networks.init_weights`), so that it adds nothing.
+    """A convolution with weights of zero at the beginning (`networks.init_weights`).
+
+    What it adds begins at nothing; what it predicts begins at `value`, so that the layers before it
+    do not first learn to silence random predictions.
 
     Source: Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, arXiv:1901.09321.
     """
+
+    value = 0.0
+    """Of the bias at the beginning."""
 
 
 class SpectralConv2d(nn.Conv2d):

@@ -216,7 +216,7 @@ def init_weights(network: nn.Module, std: float | None, generator: torch.Generat
         elif isinstance(module, ZeroConv2d):
             nn.init.zeros_(module.weight)
             assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            nn.init.constant_(module.bias, module.value)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | ChannelwiseLinear):
             spread = std or math.sqrt(2 / _fan_in(module))
             nn.init.normal_(module.weight, 0.0, spread, generator=generator)

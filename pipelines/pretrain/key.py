@@ -3,7 +3,7 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from ce_model.network_config import network_in_key
+from ce_model.network_config import INPAINTING, NetworkConfig, network_in_key
 from ce_model.training import Objective, Optimization
 from pipelines import storage
 from pipelines.data.manifest import Manifest
@@ -13,6 +13,7 @@ from pipelines.pretrain.recipe import NO_COLOR, Color, resolve_recipe
 from pipelines.tracking.client import tracking_uri
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
+FEATURES_VERSION = 2  # the same for preset features: since 2 its last layer begins at zero
 # How a run is carried out, as opposed to what it computes: never part of a key.
 NOT_IN_KEY = {
     "source",
@@ -66,6 +67,7 @@ def settings_in_key(
         **network_in_key(recipe.network),
         **{k: v for k, v in asdict(recipe.objective).items() if k not in LATER},
         "version": KEY_VERSION,
+        **({"features_version": FEATURES_VERSION} if _predicts_cells(recipe.network) else {}),
         "strategy": recipe.strategy,
         "learning_rate": generator,
         "discriminator_learning_rate": discriminator if recipe.objective.adversarial else None,
@@ -78,6 +80,10 @@ def settings_in_key(
         **({} if config.flip else {"flip": False}),
         **({} if recipe.colour is None else {"colour": asdict(recipe.colour)}),
     }
+
+
+def _predicts_cells(network: NetworkConfig) -> bool:
+    return network.preset == "features" and network.pretext == INPAINTING
 
 
 def _departures(wanted: Any, paper: Any) -> dict[str, Any]:

@@ -189,10 +189,12 @@ def test_no_activation_depends_on_a_hidden_pixel(training: bool) -> None:
 
 def test_prediction_sees_holes_only_as_holes() -> None:
     network = build_generator(NetworkConfig(preset="features", output="full"))
+    torch.nn.init.normal_(network.decoder.predict.weight)  # zero in a fresh network
     hidden, x = _hidden(cells=8), _maps(2, 3, 128, 128)
     other = torch.where(whole_cells(hidden).unsqueeze(1), -x, x)
     with torch.no_grad():
         assert torch.equal(network(x, hidden), network(other, hidden))
+        assert not torch.equal(network(x, hidden), network(-x, hidden))
 
 
 def test_side_that_is_no_multiple_of_the_grid_is_an_error() -> None:

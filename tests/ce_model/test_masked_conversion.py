@@ -138,3 +138,18 @@ def test_a_backbone_is_asked_for_where_the_config_names_one() -> None:
     config = NetworkConfig(preset="features", output="full", encoder="small")
     with pytest.raises(ValueError, match="has to be given as a backbone"):
         build_generator(config)
+
+
+@pytest.mark.parametrize(("target", "value"), [("hog", 0.25), ("pixels", 0.0)])
+@pytest.mark.parametrize("encoder", ["alexnet", "small"])
+def test_a_fresh_network_predicts_one_value_so_that_the_encoder_has_no_noise_to_silence(
+    encoder: str, target: str, value: float
+) -> None:
+    config = NetworkConfig(preset="features", output="full", encoder=encoder, target=target)
+    backbone = None if encoder == "alexnet" else Backbone(small_body(), "masked")
+    network = build_generator(config, backbone=backbone)
+    predicted = network(images(), cells())
+    assert (predicted == value).all()
+    (predicted - 1).square().mean().backward()
+    assert all(not weight.grad.any() for weight in network.encoder.parameters())
+    assert network.decoder.predict.weight.grad.any()
