@@ -140,6 +140,14 @@ def test_data_tasks_start_without_torch_and_mlflow(module: str, tmp_path: Path) 
     in_fresh_process(program, tmp_path)
 
 
+def test_training_processes_start_without_mlflow(tmp_path: Path) -> None:
+    program = (
+        "import sys, pipelines.pretrain.fit, pipelines.pretrain.probe\n"
+        "assert not {'mlflow', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+    )
+    in_fresh_process(program, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("library", "home"),
     [

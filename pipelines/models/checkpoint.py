@@ -9,7 +9,7 @@ its step, and a worker loads the checkpoint of the step that the stream sends fi
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipelines.models import files
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
+AVERAGE_UPDATES = "average.updates"  # a count beside the averaged weights
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """Networks, optimizers and the moving average by flat names, on the CPU."""
         return safetensors.torch.load(_verified(self.uri, self.state))
+
+
+def exported_weights(tensors: Mapping[str, Tensor], export: str) -> dict[str, Tensor]:
+    """The generator among the tensors of a checkpoint, or its moving average (`ema`), by name."""
+    prefix = "average." if export == "ema" else "generator."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) and name != AVERAGE_UPDATES
+    }
 
 
 def save(stage_uri: str, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> str:

@@ -30,9 +30,6 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 KEY = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")  # of a stage or a run: it says nothing to people
 
 
-AVERAGE_UPDATES = "average.updates"  # a count beside the averaged weights
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelRef:
     """One model to measure."""
@@ -193,12 +190,7 @@ def _from_checkpoint(uri: str, folder: str) -> None:
             f"checkpoint '{uri}' does not say of what network it is; measure the model folder of "
             "its pretraining stage instead"
         )
-    prefix = "average." if state.get("export") == "ema" else "generator."
-    tensors = {
-        key.removeprefix(prefix): value
-        for key, value in saved.items()
-        if key.startswith(prefix) and key != AVERAGE_UPDATES
-    }
+    tensors = checkpoint.exported_weights(saved, state.get("export", "raw"))
     network = NetworkConfig(**state["network"])
     objective = Objective(**{**state["objective"], "fill": tuple(state["objective"]["fill"])})
     generator = build_network(network)

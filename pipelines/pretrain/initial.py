@@ -19,7 +19,6 @@ from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.models import backbones, files
 from pipelines.models.backbones import build_network
-from pipelines.models.resolve import resolve_model
 
 STATE_DICTS = (".safetensors", ".pt", ".pth", ".bin")
 FILE = "init.safetensors"
@@ -94,6 +93,9 @@ def find_initial(
         if not storage.exists(uri):
             raise UserError(f"init is '{ref}', where there is no file")
         return InitialWeights(uri, storage.sha256_of_bytes(storage.read_bytes(uri)), tuple(pairs))
+    # Here, since MLflow costs every process of a training some seconds, and the driver alone asks.
+    from pipelines.models.resolve import resolve_model
+
     found = resolve_model(ref, store=store, tracking_uri=tracking_uri)
     return InitialWeights(found.uri, found.sha256, tuple(pairs))
 

@@ -16,15 +16,14 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from ce_model import training
-from ce_model.networks import ContextEncoder
 from ce_model.transfer.metrics import neighbour_vote, ridge
 from pipelines.data import images, shards, stream
 from pipelines.data.images import ImageArray
 from pipelines.errors import first_line
-from pipelines.models import checkpoint, embed
+from pipelines.models import checkpoint, embed, files
+from pipelines.models.backbones import build_network
 from pipelines.models.files import LoadedModel
-from pipelines.pretrain import validation, worker
+from pipelines.pretrain import validation
 from pipelines.pretrain.task import Task
 
 NEIGHBOURS = 10
@@ -140,13 +139,9 @@ def measure(task: Task, step: int) -> dict[str, float]:
 
 def exported(task: Task, found: checkpoint.Checkpoint) -> LoadedModel:
     """The model that a checkpoint would become, on the CPU."""
-    networks, optimizers = worker.build(task, device=CPU)
-    training.load_state_tensors(networks, optimizers, found.tensors())
-    generator = networks.generator
-    if task.recipe.export == "ema":
-        assert optimizers.average is not None
-        generator = optimizers.average.module
-    assert isinstance(generator, ContextEncoder)
+    generator = build_network(task.recipe.network)
+    weights = checkpoint.exported_weights(found.tensors(), task.recipe.export)
+    files.load_strictly(generator, weights, found.uri)
     return LoadedModel(generator.eval(), task.recipe.network, task.recipe.objective, {})
 
 

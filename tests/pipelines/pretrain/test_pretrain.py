@@ -398,6 +398,7 @@ def test_a_panel_that_cannot_be_stored_stops_no_curve(tmp_path: Path) -> None:
     assert "warning: the panel of step 8 is not in the store" in " ".join(screen.getvalue().split())
 
 
+@pytest.mark.slow  # a minute; ranks that share a step are in ce_model/test_training.py
 def test_two_workers_train_one_network(dataset_uri: str, tmp_path: Path) -> None:
     # The ranks compare the bits of their parameters at every checkpoint and fail if they differ.
     summary = pretrain_model(
