@@ -135,9 +135,14 @@ def predicts_images(config: NetworkConfig) -> bool:
     return config.preset != "features"
 
 
-def describe_pretext(pretext: str, strategy: str) -> str:
-    """What a training is about, in words: `grid_60 holes`, `relative position`."""
-    return f"{strategy} holes" if pretext == INPAINTING else pretext.replace("_", " ")
+def describe_training(preset: str, encoder: str, pretext: str, strategy: str) -> str:
+    """What a training is about: `unet, free_form holes`, `features (resnet18), relative position`.
+
+    The encoder is named where it is not the one of the preset.
+    """
+    network = preset if encoder == ALEXNET else f"{preset} ({encoder})"
+    about = f"{strategy} holes" if pretext == INPAINTING else pretext.replace("_", " ")
+    return f"{network}, {about}"
 
 
 # What came after the first stored models: left out of keys at these values, so that keys stay.

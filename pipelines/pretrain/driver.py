@@ -231,7 +231,7 @@ class DriverWatch:
             self._progress.note(f"warning: the trace is not in MLflow: {error}")
 
     def _publish_panel(self, step: int, images: dict[str, Any]) -> None:
-        title = f"{self._config.preset}, {self._task.recipe.about}, step {step}: validation"
+        title = f"{self._task.recipe.about}, step {step}: validation"
         png = panel.draw(images, title)
         try:
             storage.publish(storage.join(self._task.stage_uri, "panel.png"), png)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ce_model.choices import Precision
 from ce_model.masks import Strategy
-from ce_model.network_config import INPAINTING, NetworkConfig, describe_pretext, input_side
+from ce_model.network_config import INPAINTING, NetworkConfig, describe_training, input_side
 from ce_model.training import (
     LearningRates,
     Objective,
@@ -58,8 +58,9 @@ class Recipe:
 
     @property
     def about(self) -> str:
-        """What is learned from, in words."""
-        return describe_pretext(self.network.pretext, self.strategy)
+        """Which network learns from what, in words."""
+        network = self.network
+        return describe_training(network.preset, network.encoder, network.pretext, self.strategy)
 
     @property
     def learned_from(self) -> dict[str, str]:

@@ -27,8 +27,8 @@ from pipelines.pretrain.parameters import effective, given
 from pipelines.pretrain.recipe import Recipe, resolve_recipe
 from pipelines.pretrain.summary import (
     closing_table,
+    describe_budget,
     describe_divergence,
-    describe_training,
     export_model,
     log_trained_model,
 )
@@ -85,9 +85,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
     uri = tracking_uri(config.tracking_uri, config.store)
     key = stored_key(config, manifest)
     stage = stage_uri(config.store, key)
-    what = describe_training(
-        config.preset, recipe.about, config.steps, config.batch_size, plan.rows
-    )
+    what = describe_budget(recipe.about, config.steps, config.batch_size, plan.rows)
 
     def tell(owner: str) -> None:
         text = f"waiting: {owner} is training {what}, which this command needs, too"
@@ -266,7 +264,7 @@ def _run_spec(
         store=config.store,
         experiment=config.experiment,
         key=key,
-        name=f"{config.preset}, {recipe.about}, {data}, {key[:8]}",
+        name=f"{recipe.about}, {data}, {key[:8]}",
         params=effective(config, recipe, source=manifest.source, use_gpu=scaling.use_gpu),
         tags={
             "stage": "pretrain",

@@ -3,7 +3,7 @@
 import importlib.metadata
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ce_model.network_config import ALEXNET, INPAINTING, describe_pretext
+from ce_model.network_config import ALEXNET, INPAINTING
 from ce_model.networks import NetworkConfig, input_side, predicts_images
 from pipelines import storage
 from pipelines.data.source_names import source_name
@@ -23,7 +23,7 @@ from pipelines.pretrain.messages import Diverged, FaultFound
 from pipelines.pretrain.recipe import Export
 from pipelines.pretrain.task import Task
 from pipelines.store_page.find import Curve, curve_of
-from pipelines.store_page.page import WITHOUT
+from pipelines.store_page.page import WITHOUT, about
 from pipelines.tracking import models, runs
 
 CURVE_POINTS = 100
@@ -73,6 +73,7 @@ def export_model(
     return {
         "key": spec.key,
         "preset": config.preset,
+        "encoder": task.recipe.network.encoder,
         "strategy": task.recipe.strategy,
         "pretext": task.recipe.network.pretext,
         "adversarial": task.recipe.objective.adversarial,
@@ -152,11 +153,6 @@ def _short(summary: dict[str, Any]) -> str:
     return str(summary["strategy"] if pretext == INPAINTING else pretext)
 
 
-def about(summary: Mapping[str, Any]) -> str:
-    """What a training learned from; one of an earlier version from holes."""
-    return describe_pretext(summary.get("pretext", INPAINTING), summary["strategy"])
-
-
 SHOWN_KEYS = 3
 
 
@@ -183,8 +179,7 @@ def describe_divergence(diverged: Diverged, faults: Sequence[FaultFound]) -> str
 
 def describe_model(summary: dict[str, Any]) -> str:
     """What a model is and what was measured of it, in two sentences."""
-    trained = describe_training(
-        summary["preset"],
+    trained = describe_budget(
         about(summary),
         summary["steps"],
         summary["batch_size"],
@@ -210,9 +205,9 @@ def describe_model(summary: dict[str, Any]) -> str:
     return text
 
 
-def describe_training(preset: str, about: str, steps: int, batch_size: int, images: int) -> str:
+def describe_budget(about: str, steps: int, batch_size: int, images: int) -> str:
     """A training in one line."""
-    return f"{preset}, {about}, {steps:,} steps of {batch_size} on {images:,} images"
+    return f"{about}, {steps:,} steps of {batch_size} on {images:,} images"
 
 
 def _describe_memory(summary: dict[str, Any]) -> str:
@@ -298,8 +293,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     measured = summary["validation"]
     losses = summary["losses"]
     rows = {
-        "trained": describe_training(
-            summary["preset"],
+        "trained": describe_budget(
             about(summary),
             summary["steps"],
             summary["batch_size"],

@@ -1,11 +1,11 @@
 """The page: a card for each of the newest trainings, then tables that link to everything else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from ce_model.network_config import INPAINTING, describe_pretext
+from ce_model.network_config import ALEXNET, INPAINTING, describe_training
 from pipelines import html_page, storage
 from pipelines.data.source_names import source_name
 from pipelines.html_page import Link
@@ -77,8 +77,17 @@ def name_of(training: Training, contents: Contents) -> str:
         return f"{network}not finished, step {training.step:,}"
     dataset = contents.datasets.get(summary["dataset_fingerprint"])
     data = dataset.name if dataset else source_name(summary.get("source") or summary["dataset"])
-    about = describe_pretext(summary.get("pretext", INPAINTING), summary["strategy"])
-    return f"{summary['preset']}, {about} on {data}, {summary['steps']:,} steps"
+    return f"{about(summary)} on {data}, {summary['steps']:,} steps"
+
+
+def about(summary: Mapping[str, Any]) -> str:
+    """Which network learned from what; an earlier version had no other encoder and pretext."""
+    return describe_training(
+        summary["preset"],
+        summary.get("encoder", ALEXNET),
+        summary.get("pretext", INPAINTING),
+        summary["strategy"],
+    )
 
 
 def _card(training: Training, contents: Contents, store: str) -> str:

