@@ -69,9 +69,13 @@ class Mailbox:
 def create_mailbox(**options: Any) -> Any:
     """The handle of a new mailbox actor, beside the driver: no other node's loss takes it away.
 
+    Where its process is lost (a machine short of memory ends one), an empty one takes its place: a
+    training hands its history over again at the end.
+
     Args:
         options: of the actor, such as its name.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+    settings = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    actor = ray.remote(scheduling_strategy=here, **settings)(Mailbox)
     return actor.options(**options).remote()
