@@ -27,6 +27,7 @@ from pipelines.store_page.page import WITHOUT, about
 from pipelines.tracking import models, runs
 
 CURVE_POINTS = 100
+JOINT_COST_DB = 0.5  # PSNR that a joint loss may cost
 VALIDATION = ("l1_hole", "l2_hole", "psnr_hole", "psnr_mean_fill", "psnr_visible_mean",
               "psnr_telea", "psnr_untrained", "ssim_hole", "sharpness", "seam",
               "target_error", "target_error_mean", "accuracy", "accuracy_chance", "loss",
@@ -237,21 +238,31 @@ def _looks(measured: dict[str, float]) -> str:
     )
 
 
-def shortfalls(measured: dict[str, float]) -> list[str]:
-    """What needs no training and yet fills the holes better, in words."""
+def shortfalls(measured: dict[str, float], adversarial: float) -> list[str]:
+    """What needs no training and yet fills the holes better: lines to print.
+
+    Args:
+        measured: of the validation images.
+        adversarial: weight of the adversarial loss, which gives PSNR for sharpness.
+    """
     reached = measured.get("psnr_hole", math.inf)  # a training of features fills nothing
     found = []
     if reached < measured.get("psnr_visible_mean", reached):
         found.append(
-            f"the fillings ({reached:.2f} dB) are worse than the mean colour of each image "
-            f"({measured['psnr_visible_mean']:.2f} dB), which needs no network: train for more "
-            "--steps, or lower --learning-rate"
+            f"warning: the fillings ({reached:.2f} dB) are worse than the mean colour of each "
+            f"image ({measured['psnr_visible_mean']:.2f} dB), which needs no network: train for "
+            "more --steps, or lower --learning-rate"
         )
-    if reached < measured.get("psnr_untrained", reached):
+    lost = measured.get("psnr_untrained", reached) - reached
+    if adversarial and 0 < lost <= JOINT_COST_DB:
         found.append(
-            f"the fillings ({reached:.2f} dB) are worse than those of the untrained network "
-            f"({measured['psnr_untrained']:.2f} dB): train for more --steps; a joint loss may cost "
-            "some of it for sharpness (--adversarial 0 costs none)"
+            f"{lost:.2f} dB below the untrained network, as the joint loss gives PSNR for "
+            "sharpness; --adversarial 0 does not"
+        )
+    elif lost > 0:
+        found.append(
+            f"warning: the fillings ({reached:.2f} dB) are worse than those of the untrained "
+            f"network ({measured['psnr_untrained']:.2f} dB): train for more --steps"
         )
     return found
 
@@ -318,8 +329,8 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
-    for warning in shortfalls(measured):
-        console.print(f"warning: {warning}", soft_wrap=True)
+    for line in shortfalls(measured, summary.get("adversarial", 0.0)):
+        console.print(line, soft_wrap=True)
     run_id = summary["tracking_run_id"]
     run = "no run yet" if run_id is None else f"run {run_id}"
     for name, place in (

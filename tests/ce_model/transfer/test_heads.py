@@ -90,8 +90,9 @@ def test_folding_batch_norm_changes_no_output(preset: str) -> None:
 
 @pytest.mark.parametrize("filters", ["gaussian", "kmeans"])
 def test_initialised_layers_have_zero_mean_and_unit_variance_on_the_data(
-    filters: initialisation.Filters,
+    filters: initialisation.Filters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(initialisation, "KMEANS_PATCHES", 500)
     plain = folded()
     layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
     x = images(4)

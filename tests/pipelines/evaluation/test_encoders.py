@@ -198,7 +198,10 @@ def test_kmeans_filters_are_drawn_from_images_of_all_batches(
     assert seen[0].tolist() == [-1.0, 1.0]
 
 
-def test_random_weights_follow_the_seed_and_kmeans_the_images() -> None:
+def test_random_weights_follow_the_seed_and_kmeans_the_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(initialisation, "KMEANS_PATCHES", 500)
     network = NetworkConfig(preset="alexnet", output="full")
     gaussian = resolve.untrained_ref("r", "random", network)
     kmeans = resolve.untrained_ref("k", "random-kmeans", network)

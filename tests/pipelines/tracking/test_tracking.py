@@ -228,6 +228,7 @@ class Relay:
             self.server.wait(60)
 
 
+@pytest.mark.slow  # the server takes half a minute to start
 def test_a_server_that_comes_late_gets_everything_and_nobody_waited(relay: Relay) -> None:
     recorder = Recorder(make_spec(relay.uri, relay.folder))
     began = time.monotonic()
