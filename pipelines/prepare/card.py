@@ -271,6 +271,7 @@ def track(config: PrepareConfig, uri: str, manifest: Manifest) -> None:
             key=manifest.jobs[-1],
             name=f"{source_name(manifest.source)}, {manifest.jobs[-1][:8]}",
             params={"source": config.shown_source, "dataset": uri, "rows": manifest.written},
+            tags={"stage": "prepare", "dataset_fingerprint": manifest.fingerprint},
             dataset_uri=uri,
             dataset_fingerprint=manifest.fingerprint,
         )

@@ -830,7 +830,7 @@ def test_mlflow_gets_the_dataset_with_its_digest_and_the_card(
     experiment = server.get_experiment_by_name("prepare")
     found = runs.find_run(server, experiment.experiment_id, manifest.jobs[0])
     assert found is not None
-    assert found.info.status == "FINISHED"
+    assert found.info.status == "FINISHED" and found.data.tags["stage"] == "prepare"
     (logged,) = found.inputs.dataset_inputs
     assert manifest.fingerprint.startswith(logged.dataset.digest)
     names = {artifact.path for artifact in server.list_artifacts(found.info.run_id)}
