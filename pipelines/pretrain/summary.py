@@ -215,10 +215,10 @@ def _describe_memory(summary: dict[str, Any]) -> str:
     if "peak_memory_ranks_bytes" not in summary:  # of an earlier version
         return f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
     driver, ranks = summary["peak_memory_driver_bytes"], summary["peak_memory_ranks_bytes"]
-    return (
-        f"{driver / 1e9:.1f} GB in this process and all below it, "
-        f"{ranks / 1e9:.1f} GB in the training processes of all nodes"
-    )
+    of_ranks = f"{ranks / 1e9:.1f} GB in the training processes of all nodes"
+    if not driver:  # this command only wrote the model of a training that had ended
+        return of_ranks
+    return f"{driver / 1e9:.1f} GB in this process and all below it, {of_ranks}"
 
 
 def _describe_reads(reads: storage.Use) -> str:

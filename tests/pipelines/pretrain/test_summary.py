@@ -1,6 +1,6 @@
 """The closing words of a training."""
 
-from pipelines.pretrain.summary import shortfalls
+from pipelines.pretrain.summary import _describe_memory, shortfalls
 
 
 def test_a_training_below_what_needs_none_is_told_so() -> None:
@@ -23,3 +23,10 @@ def test_what_a_joint_loss_costs_is_told_and_no_warning() -> None:
 def test_what_an_earlier_version_did_not_measure_is_not_judged() -> None:
     assert shortfalls({"psnr_hole": 9.0, "psnr_mean_fill": 12.0}, 0.0) == []
     assert shortfalls({"target_error": 0.5}, 0.0) == []
+
+
+def test_a_command_that_trained_nothing_tells_no_memory_of_its_own() -> None:
+    peak = {"peak_memory_driver_bytes": 3e9, "peak_memory_ranks_bytes": 2e9}
+    assert _describe_memory(peak).startswith("3.0 GB in this process and all below it, 2.0 GB in")
+    ended = {**peak, "peak_memory_driver_bytes": 0}
+    assert _describe_memory(ended) == "2.0 GB in the training processes of all nodes"
