@@ -8,8 +8,8 @@ it is.
 
 Holes are whole cells of a grid: `hidden` is bool (B, G, G), True where a cell is hidden, and a map
 of side H, a multiple of G, has H / G positions per cell side. In a map that is coarser than the
-grid, a position is visible where any of its cells is. Nothing here reads a value back to the host
-or makes a shape from one, so that a step can be recorded as a CUDA graph.
+grid, a position is visible where any of its cells is. Nothing here reads a value back from a GPU or
+makes a shape from one, so that a step can be recorded as a CUDA graph.
 
 Source: Tian et al., "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked
 Modeling" (SparK), ICLR 2023, arXiv:2301.03580, section 3.1; Woo et al., "ConvNeXt V2" (FCMAE),
@@ -22,6 +22,8 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ce_model.visible_convolution import convolve_visible, gathers
 
 
 def visible_positions(hidden: Tensor, side: int) -> Tensor:
@@ -162,6 +164,10 @@ def masked_layer(layer: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
     y: Tensor
     if isinstance(layer, nn.BatchNorm2d):
         return masked_batch_norm(layer, x, visible_positions(hidden, x.shape[-1]))
+    if isinstance(layer, nn.Conv2d) and x.shape[-1] % hidden.shape[-1] == 0:
+        visible = visible_positions(hidden, x.shape[-1])
+        if gathers(layer, x, visible):
+            return convolve_visible(x, layer.weight, visible)
     y = layer(x)
     # Batch norm behind a convolution leaves the hidden positions out and zeroes them.
     return hide(y, hidden) if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) else y
