@@ -164,10 +164,8 @@ def masked_layer(layer: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
     y: Tensor
     if isinstance(layer, nn.BatchNorm2d):
         return masked_batch_norm(layer, x, visible_positions(hidden, x.shape[-1]))
-    if isinstance(layer, nn.Conv2d) and x.shape[-1] % hidden.shape[-1] == 0:
-        visible = visible_positions(hidden, x.shape[-1])
-        if gathers(layer, x, visible):
-            return convolve_visible(x, layer.weight, visible)
+    if isinstance(layer, nn.Conv2d) and gathers(layer, x, hidden):
+        return convolve_visible(x, layer.weight, visible_positions(hidden, x.shape[-1]))
     y = layer(x)
     # Batch norm behind a convolution leaves the hidden positions out and zeroes them.
     return hide(y, hidden) if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) else y

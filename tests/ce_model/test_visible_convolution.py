@@ -70,20 +70,21 @@ def test_gradients_against_finite_differences() -> None:
 )
 def test_other_layers_stay_dense(layer: nn.Conv2d) -> None:
     hidden = cells()
-    x, visible = maps(4, 8, hidden), visible_positions(hidden, 8)
-    assert not gathers(layer, x, visible)
+    x = maps(4, 8, hidden)
+    assert not gathers(layer, x, hidden)
     assert torch.equal(masked_layer(layer, x, hidden), layer(x))
 
 
 def test_what_is_mostly_visible_or_in_low_precision_stays_dense() -> None:
     layer = nn.Conv2d(4, 4, 3, padding=1, bias=False)
     hidden = cells()
-    x, visible = maps(4, 8, hidden), visible_positions(hidden, 8)
-    assert visible.mean() < WORTH_IT and gathers(layer, x, visible)
-    assert not gathers(layer, x, torch.ones_like(visible))
-    assert not gathers(layer, x.bfloat16(), visible)
+    x = maps(4, 8, hidden)
+    assert hidden.float().mean() > WORTH_IT and gathers(layer, x, hidden)
+    assert not gathers(layer, x, torch.zeros_like(hidden))
+    assert not gathers(layer, x.bfloat16(), hidden)
+    assert not gathers(layer, maps(4, 2, hidden), hidden)  # coarser than the cells
     with torch.autocast("cpu", torch.bfloat16):
-        assert not gathers(layer, x, visible)
+        assert not gathers(layer, x, hidden)
 
 
 def test_preset_features_takes_it_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
