@@ -72,12 +72,10 @@ class _VisibleConvolution(torch.autograd.Function):
         row = at // width
         # Rows of padded images before this one, then the row and the column inside it.
         first = (row + row // height * (side - 1)) * (width + side - 1) + at % width
-        taps = weight.permute(2, 3, 1, 0).contiguous()
+        taps = weight.flatten(2).permute(2, 1, 0).contiguous()
         found = x.new_zeros(len(at), outputs)
-        for down in range(side):
-            for across in range(side):
-                shift = down * (width + side - 1) + across
-                found.addmm_(padded.index_select(0, first + shift), taps[down, across])
+        for tap, shift in enumerate(_shifts(side, width)):
+            found.addmm_(padded.index_select(0, first + shift), taps[tap])
         ctx.save_for_backward(padded, weight, at, first)
         ctx.shape = x.shape
         return _spread(found, at, (batch, height, width))
@@ -90,20 +88,21 @@ class _VisibleConvolution(torch.autograd.Function):
         gradient = gradients[0].permute(0, 2, 3, 1).reshape(-1, outputs).index_select(0, at)
         own = gradient.T.contiguous()
         around = _padded_rows(_spread(gradient, at, (batch, height, width)), side // 2)
-        taps = weight.permute(2, 3, 0, 1).contiguous()
+        taps = weight.flatten(2).permute(2, 0, 1).contiguous()
         of_taps = torch.empty_like(taps)
         of_rows = gradient.new_zeros(len(at), channels)
-        last = (side - 1) * (width + side - 1) + side - 1
-        for down in range(side):
-            for across in range(side):
-                shift = down * (width + side - 1) + across
-                if ctx.needs_input_grad[1]:
-                    torch.mm(own, padded.index_select(0, first + shift), out=of_taps[down, across])
-                if ctx.needs_input_grad[0]:
-                    # What a tap took from a position goes back to it from the opposite side.
-                    of_rows.addmm_(around.index_select(0, first + last - shift), taps[down, across])
-        of_x = _spread(of_rows, at, (batch, height, width)) if ctx.needs_input_grad[0] else None
-        return of_x, of_taps.permute(2, 3, 0, 1) if ctx.needs_input_grad[1] else None, None
+        shifts = _shifts(side, width)
+        for tap, shift in enumerate(shifts):
+            torch.mm(own, padded.index_select(0, first + shift), out=of_taps[tap])
+            # What a tap took from a position goes back to it from the opposite side.
+            of_rows.addmm_(around.index_select(0, first + shifts[-1] - shift), taps[tap])
+        of_weight = of_taps.permute(1, 2, 0).reshape(weight.shape)
+        return _spread(of_rows, at, (batch, height, width)), of_weight, None
+
+
+def _shifts(side: int, width: int) -> list[int]:
+    """Padded rows from the first tap of a kernel to each of them, for maps so wide."""
+    return [down * (width + side - 1) + across for down in range(side) for across in range(side)]
 
 
 def _padded_rows(x: Tensor, edge: int) -> Tensor:

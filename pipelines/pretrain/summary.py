@@ -180,12 +180,7 @@ def describe_divergence(diverged: Diverged, faults: Sequence[FaultFound]) -> str
 
 def describe_model(summary: dict[str, Any]) -> str:
     """What a model is and what was measured of it, in two sentences."""
-    trained = describe_budget(
-        about(summary),
-        summary["steps"],
-        summary["batch_size"],
-        summary["training_images"],
-    )
+    trained = _trained(summary)
     measured = summary["validation"]
     text = f"{trained} ({source_name(summary.get('source', ''))})."
     if "psnr_hole" in measured:
@@ -209,6 +204,11 @@ def describe_model(summary: dict[str, Any]) -> str:
 def describe_budget(about: str, steps: int, batch_size: int, images: int) -> str:
     """A training in one line."""
     return f"{about}, {steps:,} steps of {batch_size} on {images:,} images"
+
+
+def _trained(summary: dict[str, Any]) -> str:
+    steps, batch_size = summary["steps"], summary["batch_size"]
+    return describe_budget(about(summary), steps, batch_size, summary["training_images"])
 
 
 def _describe_memory(summary: dict[str, Any]) -> str:
@@ -304,12 +304,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     measured = summary["validation"]
     losses = summary["losses"]
     rows = {
-        "trained": describe_budget(
-            about(summary),
-            summary["steps"],
-            summary["batch_size"],
-            summary["training_images"],
-        ),
+        "trained": _trained(summary),
         "losses": "  ".join(
             f"{k.removeprefix('loss/')} {v:.4f}" for k, v in sorted(losses.items())
         ),
