@@ -2,9 +2,11 @@
 
 import os
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -109,7 +111,8 @@ def test_a_file_that_another_program_is_making_is_awaited(
     file = tmp_path / "mlflow.db"
     file.write_bytes(whole)
     run_sql(file, MIGRATION)
-    monkeypatch.setattr(sqlite_file.time, "sleep", lambda _: file.write_bytes(whole))
+    clock = SimpleNamespace(time=time.time, sleep=lambda _: file.write_bytes(whole))
+    monkeypatch.setattr(sqlite_file, "time", clock)  # this module's alone: other threads sleep too
     sqlite_file.ensure_database(file)
     assert file.read_bytes() == whole
 
