@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ce_model.masked import masked_batch_norm, visible_positions
+from ce_model.visible_convolution import convolve_visible, gathers
 
 # They mix positions in a way that has no masked form here.
 UNSUITED = (nn.GroupNorm, _InstanceNorm, _BatchNorm, nn.MultiheadAttention, nn.AdaptiveMaxPool2d)
@@ -63,6 +64,26 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input) * visible.to(input.dtype)
         return masked_batch_norm(self, input, visible)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """Computes at visible positions alone where that is the faster way; plain otherwise."""
+
+    visibility: Visibility
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See `visible_convolution`."""
+        hidden = self.visibility.hidden
+        if hidden is None or not gathers(self, input, hidden):
+            return super().forward(input)
+        return convolve_visible(input, self.weight, self.visibility.at(input.shape[-1]))
+
+
+MASKED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: MaskedBatchNorm2d,
+    nn.Conv2d: MaskedConv2d,
+}
+PLAIN = {masked: plain for plain, masked in MASKED.items()}
 
 
 class _Hide:
@@ -116,12 +137,12 @@ def convert(network: nn.Module) -> Visibility:
     for parent in list(network.modules()):
         layers = list(parent.children())
         for layer, after in zip_longest(layers, layers[1:]):
+            if type(layer) in MASKED:  # a layer that stands in two places is masked already
+                layer.__class__ = MASKED[type(layer)]
+                layer.visibility = visibility
             if isinstance(layer, MaskedBatchNorm2d):
-                continue  # stands in two places
-            if type(layer) is nn.BatchNorm2d:
-                layer.__class__ = MaskedBatchNorm2d
-                layer.visibility = visibility  # type: ignore[assignment]
-            elif isinstance(layer, UNSUITED):
+                continue
+            if isinstance(layer, UNSUITED):
                 raise UnsuitedLayerError(f"a {type(layer).__name__} mixes all positions of a map")
             elif isinstance(layer, nn.AdaptiveAvgPool2d):
                 layer.register_forward_hook(_CountVisible(visibility))
@@ -139,9 +160,9 @@ def convert(network: nn.Module) -> Visibility:
 def unconvert(network: nn.Module) -> None:
     """Make the layers of a converted network plain again, in place."""
     for layer in network.modules():
-        if isinstance(layer, MaskedBatchNorm2d):
+        if isinstance(layer, MaskedBatchNorm2d | MaskedConv2d):
             del layer.visibility
-            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+            layer.__class__ = PLAIN[type(layer)]  # type: ignore[assignment]
         for key, hook in list(layer._forward_hooks.items()):
             if isinstance(hook, _Hide | _CountVisible):
                 del layer._forward_hooks[key]

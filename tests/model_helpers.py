@@ -26,7 +26,7 @@ class Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.shortcut = nn.Conv2d(inputs, outputs, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from model_helpers import small_body
 from torch import Tensor, nn
 
+from ce_model import masked_conversion, visible_convolution
 from ce_model.hierarchy import Backbone, HierarchicalDecoder
-from ce_model.masked_conversion import MaskedBatchNorm2d, UnsuitedLayerError, convert, unconvert
+from ce_model.masked_conversion import PLAIN, UnsuitedLayerError, convert, unconvert
 from ce_model.network_config import Layers
 from ce_model.networks import NetworkConfig, build_generator
 
@@ -71,6 +72,25 @@ def test_batch_norm_counts_visible_positions_alone() -> None:
     )
 
 
+def test_convolutions_that_gather_give_the_maps_and_gradients_of_dense_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, hidden, found, asked = images(), cells(), [], []
+    convolve = masked_conversion.convolve_visible
+    monkeypatch.setattr(
+        masked_conversion, "convolve_visible", lambda *given: asked.append(1) or convolve(*given)
+    )
+    for worth_it in (0.0, 1.1):  # always, never
+        monkeypatch.setattr(visible_convolution, "WORTH_IT", worth_it)
+        encoder = Backbone(small_body(), "masked").train()
+        maps = encoder.visible_maps(x, hidden)
+        torch.stack([each.square().sum() for each in maps]).sum().backward()
+        found.append([*maps, *(weight.grad for weight in encoder.parameters())])
+    assert asked, "no layer of the body gathers"
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
 def test_a_copy_has_a_visibility_of_its_own() -> None:
     encoder = Backbone(small_body(), "masked").eval()
     other = copy.deepcopy(encoder)
@@ -87,8 +107,8 @@ def test_a_plain_copy_has_plain_layers_and_gives_the_same() -> None:
     plain = encoder.plain()
     x = images()
     torch.testing.assert_close(plain(x), encoder(x))
-    assert not any(isinstance(m, MaskedBatchNorm2d) or m._forward_hooks for m in plain.modules())
-    assert any(isinstance(m, MaskedBatchNorm2d) for m in encoder.modules())
+    assert not any(type(m) in PLAIN or m._forward_hooks for m in plain.modules())
+    assert {type(m) for m in encoder.modules()} >= PLAIN.keys()
     assert (
         plain.state_dict().keys()
         == encoder.state_dict().keys()
