@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--unseen", help="folder of images of another kind")
     parser.add_argument("--images", type=int, default=200, help="validation images, evenly taken")
     parser.add_argument("--minutes", type=float, default=25.0, help="of training")
+    parser.add_argument("--steps", type=int, help="of training, instead of --minutes")
+    parser.add_argument("--loss", choices=["l1", "l2"], default="l1")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -78,20 +81,24 @@ def _train(names: list[Path], args: argparse.Namespace) -> tuple[torch.nn.Module
         training.load_state_tensors(networks, optimizers, saved["tensors"])
         step, spent = saved["step"], saved["spent"]
     began, saved_at = time.monotonic() - spent, time.monotonic()
-    while (spent := time.monotonic() - began) < 60 * args.minutes:
-        done = spent / (60 * args.minutes)
+    objective = replace(OBJECTIVE, reconstruction=args.loss)
+    while True:
+        spent = time.monotonic() - began
+        done = step / args.steps if args.steps else spent / (60 * args.minutes)
+        if done >= 1:
+            break
         rate = args.learning_rate * min(1, (step + 1) * args.batch_size / WARM_UP_IMAGES)
         optimizers.generator.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
         image, hidden = _batch(names, step, args)
         metrics = train_step(
-            networks, optimizers, image, hidden, network=UNET, objective=OBJECTIVE,
+            networks, optimizers, image, hidden, network=UNET, objective=objective,
             dtype=torch.float32,
         )  # fmt: skip
         losses.append(float(metrics["loss/reconstruction"]))
         step += 1
         if step % 50 == 0:
             rate = step * args.batch_size / spent
-            print(f"step {step}: L1 {np.mean(losses[-50:]):.4f}, {rate:.1f} images/s", flush=True)
+            print(f"step {step}: loss {np.mean(losses[-50:]):.4f}, {rate:.1f} images/s", flush=True)
         if args.checkpoint and time.monotonic() - saved_at > 60:
             saved_at = time.monotonic()
             tensors = training.state_tensors(networks, optimizers)
