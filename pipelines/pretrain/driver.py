@@ -65,7 +65,7 @@ class TrainingProgress(ProgressDisplay):
                 ("joint", "loss/joint"),
                 ("D", "loss/discriminator"),
             )
-            if name in values
+            if name in values and (name != "loss/joint" or "loss/discriminator" in values)
         )
         self._text = f"{losses}  {values['images_per_second']:.0f} images/s"
         # A resumed run did not make the steps before in this time.

@@ -306,7 +306,9 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     rows = {
         "trained": _trained(summary),
         "losses": "  ".join(
-            f"{k.removeprefix('loss/')} {v:.4f}" for k, v in sorted(losses.items())
+            f"{k.removeprefix('loss/')} {v:.4f}"
+            for k, v in sorted(losses.items())
+            if k != "loss/joint" or "loss/discriminator" in losses  # else the same as the other
         ),
         **_measured_rows(measured),
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "

@@ -22,6 +22,7 @@ SMALLEST = {  # of a recipe: flags after its file
     "exemplar": ["--warmup-steps", "1"],
     "transformation": ["--warmup-steps", "1"],
     "features_resnet50_imagenet": ["--warmup-steps", "1", "--validate-every", "2"],
+    "fill_photographs": ["--warmup-steps", "1"],
     "paper_features": [],
     "paper_inpaint": ["--bottleneck", "16"],
 }
