@@ -101,7 +101,7 @@ def main() -> None:
         network = build_generator(
             recipe.network, generator=torch.Generator().manual_seed(args.seed)
         )
-        loss = float("nan")
+        loss = None
         if variant != "random":
             loss = _train(network, recipe, train, args)
         scores = _measure(network, known, test, args)
