@@ -16,14 +16,9 @@ Rates are those of the steps, without validations. The aims: at least 0.97 of pl
 """
 
 import argparse
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -31,6 +26,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from benchmarks.local_server import (
+    free_port,
+    mlflow_server_command,
+    process,
+    wait_until_serving,
+)
 from ce_model.network_config import Preset
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.run import pretrain_model
@@ -95,28 +96,18 @@ def _server(case: str, folder: Path) -> Iterator[str]:
     if case in ("plain", "probes"):
         yield f"sqlite:///{folder}/mlflow.db"
     elif case == "absent":
-        yield f"http://127.0.0.1:{_free_port()}"
+        yield f"http://127.0.0.1:{free_port()}"
     elif case in ("errors", "hangs"):
         with _relay(case, "") as uri:
             yield uri
     else:
-        port = _free_port()
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db",
-            "--artifacts-destination", str(folder / "artifacts"),
-        ]  # fmt: skip
-        with (folder / "server.log").open("wb") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        port, log = free_port(), folder / "server.log"
         inner = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(inner)
+        command = mlflow_server_command(folder, f"sqlite:///{folder}/server.db", port)
+        with process(command, log) as server:
+            wait_until_serving(f"{inner}/health", server, log)
             with _relay(case, inner) as uri:
                 yield uri
-        finally:
-            server.terminate()
-            server.wait(60)
-            shutil.rmtree(folder / "artifacts", ignore_errors=True)
 
 
 @contextmanager
@@ -174,22 +165,6 @@ def _passed_on(
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read()
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(200):
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(1)
-    raise SystemExit(f"the MLflow server at {url} did not start")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ $ python -m benchmarks.feature_recipe --images pretrain --steps 200 --variants b
 import argparse
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -39,28 +39,30 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """As in configs/recipes/features.yaml."""
+    """What one training is made of."""
 
-    network: NetworkConfig = field(
-        default_factory=lambda: NetworkConfig(preset="features", output="full")
-    )
-    strategy: Strategy = "grid_60"
-    area: tuple[float, float] | None = (0.35, 1.0)
-    """None: crops are not resized."""
-    rule: Optimization = field(
-        default_factory=lambda: Optimization(
-            optimizer="adamw", betas=(0.9, 0.95), weight_decay=0.05, schedule="cosine"
-        )
-    )
-    rate: float = 1e-3
+    network: NetworkConfig
+    strategy: Strategy
+    area: tuple[float, float] | None
+    """Of random resized crops; None: crops are not resized."""
+    rule: Optimization
+    """Its warm-up is a twentieth of the steps."""
+    rate: float
 
 
-BASE = Recipe()
+NETWORK = NetworkConfig(preset="features", output="full")
+BASE = Recipe(  # configs/recipes/features.yaml
+    network=NETWORK,
+    strategy=training.default_strategy("features"),
+    area=(0.35, 1.0),
+    rule=training.default_optimization(NETWORK, 0),
+    rate=training.default_learning_rates(NETWORK, "grid_60", 0.0).generator,
+)
 VARIANTS = {
     "base": BASE,
-    "pixels": replace(BASE, network=replace(BASE.network, target="pixels")),
-    "normalized": replace(BASE, network=replace(BASE.network, target="normalized")),
-    "dense": replace(BASE, network=replace(BASE.network, layers="dense")),
+    "pixels": replace(BASE, network=replace(NETWORK, target="pixels")),
+    "normalized": replace(BASE, network=replace(NETWORK, target="normalized")),
+    "dense": replace(BASE, network=replace(NETWORK, layers="dense")),
     "grid_40": replace(BASE, strategy="grid_40"),
     "grid_75": replace(BASE, strategy="grid_75"),
     "random_region": replace(BASE, strategy="random_region"),
@@ -73,7 +75,7 @@ VARIANTS = {
     "rate 5e-4": replace(BASE, rate=5e-4),
     # Pathak et al., section 3.3, on the same network.
     "paper": Recipe(
-        network=NetworkConfig(preset="features", output="full", target="pixels", layers="dense"),
+        network=replace(NETWORK, target="pixels", layers="dense"),
         strategy="random_region", area=None, rule=Optimization(), rate=1e-4,
     ),
 }  # fmt: skip

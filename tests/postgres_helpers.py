@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import ROOT, free_port, postgres_folder, process
+from helpers import ROOT, postgres_folder
 from network_helpers import Machine
+
+from benchmarks.local_server import free_port, process
 
 DATABASES = ROOT / "infra" / "kubernetes" / "platform" / "databases.sh"
 

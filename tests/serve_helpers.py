@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvicorn
-from helpers import free_port
 
+from benchmarks.local_server import free_port
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.counts import Counts
 from pipelines.serve.routes import make_app

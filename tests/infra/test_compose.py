@@ -15,9 +15,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from helpers import ROOT, postgres_folder, process, write_images
+from helpers import ROOT, postgres_folder, write_images
 from network_helpers import Machine, needs_namespaces, network
 from postgres_helpers import postgres
+
+from benchmarks.local_server import process
 
 FOLDER = ROOT / "infra" / "compose"
 FILE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())

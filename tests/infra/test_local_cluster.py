@@ -15,8 +15,9 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from helpers import ROOT, free_port, write_images
+from helpers import ROOT, write_images
 
+from benchmarks.local_server import free_port
 from infra.local import cluster, processes
 from pipelines.pretrain.gauges import GAUGES, PREFIX
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, process, write_images
+from helpers import ROOT, write_images
 from network_helpers import Machine, needs_namespaces, network
 
+from benchmarks.local_server import process
 from pipelines.models import checkpoint
 
 HOSTS = ROOT / "infra" / "hosts"

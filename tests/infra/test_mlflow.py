@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import ROOT, free_port, postgres_folder, process, wait_until_serving
+from helpers import ROOT, postgres_folder
 from postgres_helpers import postgres
+
+from benchmarks.local_server import free_port, process, wait_until_serving
 
 PLATFORM = ROOT / "infra" / "kubernetes" / "platform"
 PASSWORD = "long enough for anybody"

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT, free_port, process, wait_until_serving
+from helpers import ROOT
+
+from benchmarks.local_server import free_port, process, wait_until_serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SECURITY = (ROOT / "SECURITY.md").read_text()

@@ -18,8 +18,9 @@ import mlflow
 import psutil
 import pytest
 from dataset_helpers import files_of
-from helpers import ROOT, end_orphans, free_port, wait_until_serving, write_images
+from helpers import ROOT, end_orphans, write_images
 
+from benchmarks.local_server import free_port, wait_until_serving
 from pipelines.data import manifest
 from pipelines.errors import UserError
 from pipelines.models import checkpoint

@@ -13,15 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import s3fs
-from helpers import (
-    ROOT,
-    end_orphans,
-    free_port,
-    mlflow_server_command,
-    process,
-    wait_until_serving,
-    write_images,
-)
+from helpers import ROOT, end_orphans, write_images
+
+from benchmarks.local_server import free_port, mlflow_server_command, process, wait_until_serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.timeout(1800)]
 TINY = [

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, free_port, mlflow_server_command, wait_until_serving, write_images
+from helpers import ROOT, write_images
+
+from benchmarks.local_server import free_port, mlflow_server_command, wait_until_serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CANARY = "s3cr3t-PW"

@@ -12,15 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import (
-    free_port,
-    mlflow_server_command,
-    postgres_folder,
-    process,
-    wait_until_serving,
-)
+from helpers import postgres_folder
 from promotion_helpers import aliases, ask, log_run, make_home
 
+from benchmarks.local_server import free_port, mlflow_server_command, process, wait_until_serving
 from pipelines.promotion.explain import explain
 from pipelines.promotion.run import roll_back
 

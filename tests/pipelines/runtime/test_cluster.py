@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 import ray
-from helpers import free_port
 
+from benchmarks.local_server import free_port
 from pipelines.errors import UserError
 from pipelines.runtime import cluster, ray_internals
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import mlflow.pyfunc
 import pytest
-from helpers import free_port, mlflow_server_command
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from benchmarks.local_server import free_port, mlflow_server_command
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.tracking import models, runs
