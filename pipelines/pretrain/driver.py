@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,12 +65,17 @@ class TrainingProgress(ProgressDisplay):
                 ("joint", "loss/joint"),
                 ("D", "loss/discriminator"),
             )
-            if name in values and (name != "loss/joint" or "loss/discriminator" in values)
+            if name in values and is_told(name, values)
         )
         self._text = f"{losses}  {values['images_per_second']:.0f} images/s"
         # A resumed run did not make the steps before in this time.
         self._step_s = values["seconds_per_step"]
         self.step(step)
+
+
+def is_told(loss: str, losses: Mapping[str, float]) -> bool:
+    """Whether a person reads it: a joint loss without a discriminator is the other one again."""
+    return loss != "loss/joint" or "loss/discriminator" in losses
 
 
 def memory_of_tree() -> int:

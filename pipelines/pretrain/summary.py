@@ -18,7 +18,7 @@ from pipelines.data.source_names import source_name
 from pipelines.models import checkpoint, files
 from pipelines.pretrain import probe
 from pipelines.pretrain.config import PretrainConfig
-from pipelines.pretrain.driver import DriverWatch
+from pipelines.pretrain.driver import DriverWatch, is_told
 from pipelines.pretrain.messages import Diverged, FaultFound
 from pipelines.pretrain.recipe import Export
 from pipelines.pretrain.task import Task
@@ -308,7 +308,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
         "losses": "  ".join(
             f"{k.removeprefix('loss/')} {v:.4f}"
             for k, v in sorted(losses.items())
-            if k != "loss/joint" or "loss/discriminator" in losses  # else the same as the other
+            if is_told(k, losses)
         ),
         **_measured_rows(measured),
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
