@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     )
     from ce_model.training.optimization import (
         ADAM_BETAS,
-        ADAPTIVE,
+        MUON_MOMENTUM,
+        WITH_BETAS,
+        WITH_MOMENTUM,
         Optimization,
         Optimizer,
         Schedule,
@@ -58,10 +60,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADAM_BETAS",
-    "ADAPTIVE",
     "IMAGENET_MEAN",
+    "MUON_MOMENTUM",
     "STATISTICS_BATCH",
     "STATISTICS_IMAGES",
+    "WITH_BETAS",
+    "WITH_MOMENTUM",
     "Answers",
     "CellPrediction",
     "Computation",

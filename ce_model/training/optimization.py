@@ -7,10 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Optimizer = Literal["adam", "adamw", "sgd", "lars"]
+Optimizer = Literal["adam", "adamw", "sgd", "lars", "muon"]
 Schedule = Literal["constant", "cosine", "step"]
-ADAPTIVE: tuple[Optimizer, ...] = ("adam", "adamw")  # they use betas; the others momentum
+WITH_BETAS: tuple[Optimizer, ...] = ("adam", "adamw", "muon")
+WITH_MOMENTUM: tuple[Optimizer, ...] = ("sgd", "lars", "muon")
 ADAM_BETAS = (0.5, 0.999)  # train.lua
+MUON_MOMENTUM = 0.95  # of its authors
 STEP_FACTOR = 0.1  # of the learning rate, at each milestone
 
 
@@ -21,11 +23,11 @@ class Optimization:
     optimizer: Optimizer = "adam"
     """Rule of an update."""
     betas: tuple[float, float] = ADAM_BETAS
-    """Decay of Adam's means of the gradient and of its square."""
+    """Decay of Adam's means of the gradient and of its square; muon has it in some layers."""
     momentum: float = 0.9
-    """Of sgd and lars."""
+    """Of sgd, lars and muon."""
     weight_decay: float = 0.0
-    """Decoupled in adamw, else added to the gradient; never on biases and normalisations."""
+    """Decoupled in adamw and muon, else added to the gradient; never on biases and norms."""
     schedule: Schedule = "constant"
     """Learning rate over the steps: constant, half a cosine to 0, or a tenth at each milestone."""
     warmup_steps: int = 0

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ce_model.training.optimization import ADAPTIVE, Optimization
+from ce_model.training.muon import Muon, hidden_weights
+from ce_model.training.optimization import WITH_BETAS, Optimization
 
 TRUST = 0.001  # LARS: change of a weight per step as a share of its size, at learning rate 1
 
@@ -50,25 +51,20 @@ def make_optimizer(
     if on_gpu and optimization.is_moving:
         rate = torch.tensor(learning_rate, device=parameters[0].device)
     decay = optimization.weight_decay
-    if optimization.optimizer in ADAPTIVE:
+    if optimization.optimizer in WITH_BETAS:
+        settings: dict[str, Any] = {
+            "lr": rate,
+            "betas": optimization.betas,
+            "weight_decay": decay,
+            "fused": True,
+            "capturable": on_gpu,  # into the CUDA graph of a step
+        }
+        if optimization.optimizer == "muon":
+            muon = Muon(_muon_groups(network, decay), optimization.momentum, **settings)
+            return _with_state(muon, parameters)
         make = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
-        adam = make(
-            _groups(network, decay),
-            lr=rate,
-            betas=optimization.betas,
-            weight_decay=decay,
-            fused=True,
-            capturable=on_gpu,  # into the CUDA graph of a step
-        )
-        # Adam makes its state at the first step; made here, a state can be loaded before it.
-        for parameter in parameters:
-            adam.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter.detach()),
-                "exp_avg_sq": torch.zeros_like(parameter.detach()),
-            }
-        return adam
-    settings: dict[str, Any] = {"lr": rate, "momentum": optimization.momentum, "fused": True}
+        return _with_state(make(_groups(network, decay), **settings), parameters)
+    settings = {"lr": rate, "momentum": optimization.momentum, "fused": True}
     if optimization.optimizer == "lars":
         sgd: torch.optim.SGD = LARS(_lars_groups(network, decay), **settings)
     else:
@@ -76,6 +72,18 @@ def make_optimizer(
     for parameter in parameters if optimization.momentum else ():
         sgd.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter.detach())}
     return sgd
+
+
+def _with_state(adam: torch.optim.Adam, parameters: list[nn.Parameter]) -> torch.optim.Adam:
+    """Adam makes its state at the first step; made here, a state can be loaded before it."""
+    for parameter in parameters:
+        if parameter not in adam.state:
+            adam.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter.detach()),
+                "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            }
+    return adam
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -115,6 +123,17 @@ def _groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
         return [{"params": list(network.parameters())}]
     decayed, plain = _split(network)
     groups: Sequence[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _muon_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
+    hidden, plain = hidden_weights(network), undecayed(network)
+    named = list(network.named_parameters())
+    groups: Sequence[dict[str, Any]] = [
+        {"params": [p for n, p in named if n in hidden], "orthogonal": True},
+        {"params": [p for n, p in named if n not in hidden | plain]},
+        {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

@@ -6,7 +6,14 @@ from typing import Literal
 
 from ce_model.masks import Strategy
 from ce_model.network_config import ALEXNET, INPAINTING, Layers, Preset, Pretext, Target
-from ce_model.training import ADAPTIVE, Optimization, Optimizer, Schedule, TrainPrecision
+from ce_model.training import (
+    WITH_BETAS,
+    WITH_MOMENTUM,
+    Optimization,
+    Optimizer,
+    Schedule,
+    TrainPrecision,
+)
 from pipelines.data.stream_plan import WINDOW_ROWS
 from pipelines.errors import UserError
 from pipelines.models.encoder_names import require_encoder
@@ -121,9 +128,9 @@ class PretrainConfig:
     """Decoupled with adamw, else added to the gradient; biases and norms are never decayed.
     None: 0; 0.05 for features."""
     betas: tuple[float, float] | None = None
-    """Of adam and adamw; None: 0.5 0.999; 0.9 0.95 for features."""
+    """Of adam, adamw and muon; None: 0.5 0.999; 0.9 0.95 for features."""
     momentum: float | None = None
-    """Of sgd and lars; None: 0.9."""
+    """Of sgd, lars and muon; None: 0.9; 0.95 for muon."""
     schedule: Schedule | None = None
     """Learning rate over the steps: constant, half a cosine down to 0, or a tenth at each of
     the milestones. None: constant; cosine for features."""
@@ -361,12 +368,12 @@ class PretrainConfig:
 
     def _check_optimization(self, wanted: Optimization) -> None:
         """Refuse settings of the optimizer that would be ignored or cannot work."""
-        adaptive = wanted.optimizer in ADAPTIVE
-        for name, of in (("betas", adaptive), ("momentum", not adaptive)):
-            if getattr(self, name) is not None and not of:
+        for name, users in (("betas", WITH_BETAS), ("momentum", WITH_MOMENTUM)):
+            if getattr(self, name) is not None and wanted.optimizer not in users:
                 raise UserError(
                     f"{name} is {getattr(self, name)} with optimizer {wanted.optimizer}, which "
-                    "has none: betas belong to adam and adamw, momentum to sgd and lars"
+                    f"has none: betas belong to {', '.join(WITH_BETAS)}, momentum to "
+                    f"{', '.join(WITH_MOMENTUM)}"
                 )
         if self.export is not None and not wanted.ema:
             raise UserError(

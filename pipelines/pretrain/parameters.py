@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ce_model.network_config import INPAINTING, NetworkConfig
-from ce_model.training.optimization import ADAPTIVE
+from ce_model.training.optimization import WITH_BETAS, WITH_MOMENTUM
 from pipelines.errors import redact
 from pipelines.pretrain.config import OF_HOLES, PretrainConfig
 from pipelines.pretrain.recipe import Recipe
@@ -65,9 +65,9 @@ def effective(
     if recipe.network.pretext != INPAINTING:
         found |= dict.fromkeys(OF_HOLES)
     found["exemplar_classes"] = recipe.network.exemplar_classes or None
-    if optimization.optimizer in ADAPTIVE:
+    if optimization.optimizer not in WITH_MOMENTUM:
         found["momentum"] = None
-    else:
+    if optimization.optimizer not in WITH_BETAS:
         found["betas"] = None
     unused = {name for name, presets in USED_BY.items() if config.preset not in presets}
     return {

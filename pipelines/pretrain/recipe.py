@@ -8,6 +8,7 @@ from ce_model.choices import Precision
 from ce_model.masks import Strategy
 from ce_model.network_config import INPAINTING, NetworkConfig, describe_training, input_side
 from ce_model.training import (
+    MUON_MOMENTUM,
     LearningRates,
     Objective,
     Optimization,
@@ -184,4 +185,6 @@ def _optimization(config: "PretrainConfig", usual: Optimization) -> Optimization
     elif not given.get("milestones", usual.milestones):
         given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
     usual = replace(usual, warmup_steps=min(usual.warmup_steps, config.steps // 10))
+    if given.get("optimizer") == "muon":
+        usual = replace(usual, momentum=MUON_MOMENTUM)
     return replace(usual, **given)

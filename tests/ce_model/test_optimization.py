@@ -22,6 +22,7 @@ from ce_model.training import (
     state_tensors,
     train_step,
 )
+from ce_model.training.muon import Muon, hidden_weights, orthogonal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,14 +39,18 @@ EVERYTHING = [
     Optimization(optimizer="sgd", weight_decay=0.1),
     Optimization(optimizer="sgd", momentum=0.0),
     Optimization(optimizer="lars", weight_decay=0.1),
+    Optimization(optimizer="muon", weight_decay=0.1, momentum=0.95),
 ]
+MATRIX = "2.weight"  # of `tiny`, neither first nor last: what muon makes orthogonal
+DECAYED = {"0.weight", "2.weight", "3.weight"}
 
 
 def tiny(seed: int = 0) -> Networks:
-    """Convolutions with a batch norm between them."""
+    """Three convolutions with a batch norm between them."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+        first, hidden = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)
+        layers = first, nn.BatchNorm2d(4), hidden, nn.Conv2d(5, 3, 1)
         return Networks(nn.Sequential(*layers), None)
 
 
@@ -61,22 +66,38 @@ def take(networks: Networks, optimizers: Optimizers, seed: int) -> dict[str, Ten
     return train_step(networks, optimizers, *batch(seed), **SETTINGS)
 
 
+def with_equal_singular_values(matrix: Tensor) -> Tensor:
+    """Muon's polynomial, five times, of the singular values themselves."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / matrix.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left @ torch.diag(values) @ right
+
+
 def reference_step(
-    weights: list[nn.Parameter], decayed: list[bool], wanted: Optimization, state: dict[str, Any]
+    weights: list[nn.Parameter], names: list[str], wanted: Optimization, state: dict[str, Any]
 ) -> None:
     """One update at learning rate 0.01, written out with plain tensors."""
     state["step"] = state.get("step", 0) + 1
-    for at, (weight, decays) in enumerate(zip(weights, decayed, strict=True)):
+    for at, (weight, name) in enumerate(zip(weights, names, strict=True)):
+        decays = name in DECAYED
         gradient = weight.grad
         assert gradient is not None
         decay = wanted.weight_decay if decays else 0.0
         mine = state.setdefault(at, [torch.zeros_like(weight), torch.zeros_like(weight)])
         with torch.no_grad():
-            if wanted.optimizer == "adamw":
+            if wanted.optimizer in ("adamw", "muon"):
                 weight -= 0.01 * decay * weight
             else:
                 gradient = gradient + decay * weight
-            if wanted.optimizer in ("adam", "adamw"):
+            if wanted.optimizer == "muon" and name == MATRIX:
+                mine[0] = wanted.momentum * mine[0] + (1 - wanted.momentum) * gradient
+                ahead = wanted.momentum * mine[0] + (1 - wanted.momentum) * gradient
+                move = with_equal_singular_values(ahead.flatten(1)).view(weight.shape)
+                weight -= 0.01 * 0.2 * math.sqrt(4 * 9) * move  # 5 outputs, 4 * 9 inputs
+                continue
+            if wanted.optimizer in ("adam", "adamw", "muon"):
                 first, second = wanted.betas
                 mine[0] = first * mine[0] + (1 - first) * gradient
                 mine[1] = second * mine[1] + (1 - second) * gradient**2
@@ -101,8 +122,7 @@ def test_each_rule_is_its_formula_and_decays_neither_biases_nor_norms(
     optimizers = make_optimizers(networks, 0.01, 0.0, wanted)
     reference = copy.deepcopy(networks.generator)
     names = [name for name, _ in reference.named_parameters()]
-    decayed = [name in ("0.weight", "2.weight") for name in names]
-    assert sum(decayed) == 2 and len(names) == 6
+    assert set(names) > DECAYED and len(names) == 8
     state: dict[str, Any] = {}
     for seed in range(3):
         take(networks, optimizers, seed)
@@ -114,9 +134,41 @@ def test_each_rule_is_its_formula_and_decays_neither_biases_nor_norms(
         else:
             for name, parameter in reference.named_parameters():
                 parameter.grad = live[name].grad
-        reference_step(list(reference.parameters()), decayed, wanted, state)
+        reference_step(list(reference.parameters()), names, wanted, state)
         for name, parameter in reference.named_parameters():
             torch.testing.assert_close(live[name], parameter, rtol=2e-4, atol=2e-6)
+
+
+def test_muon_agrees_with_torch_on_matrices() -> None:
+    """Torch computes in bfloat16, so it comes near; an update is 0.2 on average."""
+    weight = nn.Parameter(torch.randn(24, 60, generator=torch.Generator().manual_seed(0)))
+    mine, other = copy.deepcopy(weight), copy.deepcopy(weight)
+    groups = [{"params": [mine], "orthogonal": True}]
+    optimizer = Muon(groups, 0.95, lr=0.01, weight_decay=0.1)
+    peer = torch.optim.Muon(
+        [other], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", momentum=0.95
+    )
+    for seed in range(3):
+        gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1))
+        mine.grad, other.grad = gradient.clone(), gradient.clone()
+        before = mine.detach().clone()
+        optimizer.step()
+        peer.step()
+        assert 0.0015 < (mine - before).square().mean().sqrt() < 0.0025
+    assert (mine - other).norm() < 0.03 * (mine - weight).norm()
+
+
+def test_muon_moves_hidden_layers_alone() -> None:
+    """Not the first, the last, a depthwise one, biases or norms."""
+    layers = (
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1),
+        nn.Linear(6, 5), nn.Linear(5, 2),
+    )  # fmt: skip
+    assert hidden_weights(nn.Sequential(*layers)) == {"3.weight", "4.weight"}
+    matrices = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.linalg.svdvals(orthogonal(matrices)).sub(1).abs().max() < 0.35
+    alone = torch.cat([orthogonal(matrices[:1]), orthogonal(matrices[1:])])
+    torch.testing.assert_close(orthogonal(matrices), alone)
 
 
 @pytest.mark.parametrize("wanted", [*EVERYTHING, Optimization(ema=0.9, clip_norm=0.1)], ids=str)
