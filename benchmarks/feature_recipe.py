@@ -69,10 +69,11 @@ VARIANTS = {
     "crops not resized": replace(BASE, area=None),
     "crops from 0.2": replace(BASE, area=(0.2, 1.0)),
     "no decay": replace(BASE, rule=replace(BASE.rule, optimizer="adam", weight_decay=0.0)),
+    "adamw": replace(BASE, rule=replace(BASE.rule, optimizer="adamw")),
     "constant rate": replace(BASE, rule=replace(BASE.rule, schedule="constant")),
     "sgd": replace(BASE, rule=Optimization(optimizer="sgd", schedule="cosine"), rate=0.1),
-    "rate 2e-3": replace(BASE, rate=2e-3),
-    "rate 5e-4": replace(BASE, rate=5e-4),
+    "rate 3e-3": replace(BASE, rate=3e-3),
+    "rate 4e-4": replace(BASE, rate=4e-4),
     # Pathak et al., section 3.3, on the same network.
     "paper": Recipe(
         network=replace(NETWORK, target="pixels", layers="dense"),

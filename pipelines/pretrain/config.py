@@ -123,9 +123,9 @@ class PretrainConfig:
     scale_learning_rate: Literal["none", "linear", "sqrt"] = "none"
     """Multiply the preset's learning rates by batch_size / 64, or by its square root."""
     optimizer: Optimizer | None = None
-    """Rule of an update of both networks; None: adam, as in the paper; adamw for features."""
+    """Rule of an update of both networks; None: adam, as in the paper; muon for features."""
     weight_decay: float | None = None
-    """Decoupled with adamw, else added to the gradient; biases and norms are never decayed.
+    """Decoupled with adamw and muon, else added to the gradient; never on biases and norms.
     None: 0; 0.05 for features."""
     betas: tuple[float, float] | None = None
     """Of adam, adamw and muon; None: 0.5 0.999; 0.9 0.95 for features."""

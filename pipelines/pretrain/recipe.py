@@ -184,7 +184,10 @@ def _optimization(config: "PretrainConfig", usual: Optimization) -> Optimization
         given = {"milestones": (), **given}
     elif not given.get("milestones", usual.milestones):
         given["milestones"] = tuple(sorted({max(1, config.steps * n // 3) for n in (1, 2)}))
-    usual = replace(usual, warmup_steps=min(usual.warmup_steps, config.steps // 10))
-    if given.get("optimizer") == "muon":
-        usual = replace(usual, momentum=MUON_MOMENTUM)
+    by_muon = given.get("optimizer", usual.optimizer) == "muon"
+    usual = replace(
+        usual,
+        momentum=MUON_MOMENTUM if by_muon else Optimization.momentum,
+        warmup_steps=min(usual.warmup_steps, config.steps // 10),
+    )
     return replace(usual, **given)

@@ -722,8 +722,12 @@ def test_features_has_the_recipe_of_masked_prediction() -> None:
     assert recipe.strategy == "grid_60" and recipe.network.target == "hog"
     assert recipe.learning_rates.generator == 1e-3
     assert recipe.optimization == Optimization(
-        optimizer="adamw", betas=(0.9, 0.95), weight_decay=0.05, schedule="cosine", warmup_steps=80
-    )
+        optimizer="muon", betas=(0.9, 0.95), momentum=0.95, weight_decay=0.05, schedule="cosine",
+        warmup_steps=80,
+    )  # fmt: skip
+    for changes, momentum in (({"preset": "alexnet", "optimizer": "muon"}, 0.95),
+                              ({"preset": "features", "optimizer": "adamw"}, 0.9)):  # fmt: skip
+        assert resolve_recipe(PretrainConfig(**changes)).optimization.momentum == momentum
     assert recipe.crop is not None and recipe.crop.area == (0.35, 1.0) and recipe.shorter == 128
     fixed = resolve_recipe(PretrainConfig(preset="features", shorter=144))
     assert fixed.crop is None and fixed.shorter == 144
