@@ -29,7 +29,14 @@ from ce_model.hole_metrics import hole_errors, ssim
 from ce_model.mask_tensors import shrink
 from ce_model.masks import central, mask_for
 from ce_model.networks import NetworkConfig, build_generator
-from ce_model.training import Networks, Optimization, default_objective, make_optimizers, train_step
+from ce_model.training import (
+    Networks,
+    default_objective,
+    default_optimization,
+    make_optimizers,
+    train_step,
+)
+from ce_model.training.optimizers import set_learning_rate
 from pipelines.data.classical_fill import navier_stokes, telea
 
 SIDE = 128
@@ -51,7 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training, instead of --minutes")
     parser.add_argument("--loss", choices=["l1", "l2"], default="l1")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, help="file to resume from and to save to")
@@ -73,7 +80,7 @@ def _train(names: list[Path], args: argparse.Namespace) -> tuple[torch.nn.Module
     networks = Networks(
         build_generator(UNET, generator=torch.Generator().manual_seed(args.seed)), None
     )
-    rule = Optimization(betas=(0.9, 0.99), clip_norm=0.5)
+    rule = default_optimization(UNET, 0)
     optimizers = make_optimizers(networks, args.learning_rate, args.learning_rate, rule)
     step, spent, losses = 0, 0.0, []
     if args.checkpoint and args.checkpoint.exists():
@@ -88,7 +95,7 @@ def _train(names: list[Path], args: argparse.Namespace) -> tuple[torch.nn.Module
         if done >= 1:
             break
         rate = args.learning_rate * min(1, (step + 1) * args.batch_size / WARM_UP_IMAGES)
-        optimizers.generator.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
+        set_learning_rate(optimizers.generator, rate * (1 + math.cos(math.pi * done)) / 2)
         image, hidden = _batch(names, step, args)
         metrics = train_step(
             networks, optimizers, image, hidden, network=UNET, objective=objective,

@@ -12,7 +12,7 @@ from ce_model.network_config import NetworkConfig, Preset
 from ce_model.training.optimization import MUON_MOMENTUM, Optimization
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB, 0 to 255
-UNET_RATE = 5e-4  # learning rate of the preset that is not the paper's
+UNET_RATE = 1e-3  # learning rate of the preset that is not the paper's
 DEFAULT_STRATEGY: dict[Preset, Strategy] = {
     "alexnet": "random_region", "inpaint": "central", "unet": "free_form", "features": "grid_60"
 }  # fmt: skip
@@ -100,12 +100,19 @@ def default_shorter(network: NetworkConfig) -> int:
 def default_optimization(network: NetworkConfig, steps: int) -> Optimization:
     """Adam at a constant rate for the paper's networks, as in train.lua.
 
-    unet, whose residuals have no batch norm to tame them, warms up, clips, and ends with a cosine.
-    features takes a cosine and decay, as is usual for masked prediction (MAE, arXiv:2111.06377,
-    table 8; SparK, arXiv:2301.03580), with Muon, whose deep layers learn from far fewer images.
+    unet and features take Muon, which learns more from few images, with a cosine. unet, whose
+    residuals have no batch norm to tame them, warms up and clips. features decays its weights, as
+    is usual for masked prediction: MAE, arXiv:2111.06377, table 8, and SparK, arXiv:2301.03580.
     """
     if network.preset == "unet":
-        return Optimization(betas=(0.5, 0.99), schedule="cosine", warmup_steps=50, clip_norm=0.5)
+        return Optimization(
+            optimizer="muon",
+            betas=(0.5, 0.99),
+            momentum=MUON_MOMENTUM,
+            schedule="cosine",
+            warmup_steps=50,
+            clip_norm=0.5,
+        )
     if network.preset == "features":
         return Optimization(
             optimizer="muon",

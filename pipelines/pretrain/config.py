@@ -123,7 +123,8 @@ class PretrainConfig:
     scale_learning_rate: Literal["none", "linear", "sqrt"] = "none"
     """Multiply the preset's learning rates by batch_size / 64, or by its square root."""
     optimizer: Optimizer | None = None
-    """Rule of an update of both networks; None: adam, as in the paper; muon for features."""
+    """Rule of an update of both networks; None: adam, as in the paper; muon for unet and
+    features."""
     weight_decay: float | None = None
     """Decoupled with adamw and muon, else added to the gradient; never on biases and norms.
     None: 0; 0.05 for features."""
