@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ce_model.network_config import ALEXNET
 from pipelines import storage
 from pipelines.errors import UserError, first_line
 from pipelines.runtime.progress import plain_console
@@ -53,16 +54,21 @@ def after_pretrain(config: "PretrainConfig", summary: Mapping[str, Any]) -> None
     where = _store(config)
     if config.preset == "features":
         use = [command("embed", model=stage, source=dataset, output="features", **where)]
-        tasks: tuple[str, ...] = ("linear", "knn")
+        other = None if config.encoder == ALEXNET else config.encoder
+        measure = command(
+            "evaluate", model=(stage, "random"), network__preset="features", network__output="full",
+            network__encoder=other, data=dataset, tasks=("linear", "knn"), **where,
+        )  # fmt: skip
     else:
         use = [
             command("serve", model=stage, **where),
             command("inpaint", model=stage, images=PHOTO, masks=MASK, output="filled", **where),
         ]
-        tasks = ("inpainting", "linear")
-    measure = command("evaluate", model=stage, data=dataset, tasks=tasks, **where)
-    if config.preset != "features":  # beside the usual ones: gates look at the model's own
-        measure += ["--inpainting.strategies", *dict.fromkeys(("central", summary["strategy"]))]
+        holes = tuple(dict.fromkeys(("central", summary["strategy"])))  # gates look at the latter
+        measure = command(
+            "evaluate", model=stage, data=dataset, tasks=("inpainting", "linear"), **where,
+            inpainting__strategies=holes,
+        )  # fmt: skip
     show_next([*use, measure, *mlflow_ui(str(summary["tracking_uri"]))])
 
 
@@ -158,12 +164,13 @@ def show_next(commands: list[Command]) -> None:
 
 
 def command(job: str, **flags: Any) -> Command:
-    """A command line of a job, with the flags that are not None."""
+    """A command line of a job, with the flags that are not None; `a__b` is `--a.b`."""
     words = _start(job)
     for name, value in flags.items():
         if value is not None:
             values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+            flag = name.replace("__", ".").replace("_", "-")
+            words += [f"--{flag}", *map(str, values)]
     return words
 
 
