@@ -320,7 +320,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     if summary.get("export") == "ema":
         name = next(n for n in ("psnr_hole", "target_error", "accuracy") if n in measured)
         raw = summary["validation_raw"][name]
-        rows["weights"] = f"averaged: {name} {measured[name]:.4g}; the raw ones have {raw:.4g}"
+        rows["weights"] = f"averaged: {name} {measured[name]:#.4g}; the raw ones have {raw:#.4g}"
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in rows.items():
