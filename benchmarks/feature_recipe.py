@@ -68,7 +68,7 @@ VARIANTS = {
     "random_region": replace(BASE, strategy="random_region"),
     "crops not resized": replace(BASE, area=None),
     "crops from 0.2": replace(BASE, area=(0.2, 1.0)),
-    "no decay": replace(BASE, rule=replace(BASE.rule, optimizer="adam", weight_decay=0.0)),
+    "no decay": replace(BASE, rule=replace(BASE.rule, weight_decay=0.0)),
     "adamw": replace(BASE, rule=replace(BASE.rule, optimizer="adamw")),
     "constant rate": replace(BASE, rule=replace(BASE.rule, schedule="constant")),
     "sgd": replace(BASE, rule=Optimization(optimizer="sgd", schedule="cosine"), rate=0.1),

@@ -10,6 +10,7 @@ arXiv:2502.16982, for a step as large as AdamW's. `torch.optim.Muon` takes matri
 kernels, computes in bfloat16, and cannot leave out a step that is not finite.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,24 +28,28 @@ class Muon(torch.optim.AdamW):
         """Groups and settings as of AdamW; the state of the orthogonal ones exists from here on."""
         super().__init__(groups, **adamw)
         self.momentum = momentum
-        for group in self.param_groups:
-            for weight in group["params"] if group.get("orthogonal") else ():
-                self.state[weight] = {"momentum_buffer": torch.zeros_like(weight.detach())}
+        for _, weight in self._orthogonal():
+            self.state[weight] = {"momentum_buffer": torch.zeros_like(weight.detach())}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Where `found_inf` is 1, nothing moves, as in AdamW's fused step."""
         skip = getattr(self, "found_inf", None)
         done: list[tuple[Tensor, Tensor]] = []
-        for group in self.param_groups:
-            for weight in group["params"] if group.get("orthogonal") else ():
-                if weight.grad is not None:
-                    self._move(weight, weight.grad, group, skip)
-                    done.append((weight, weight.grad))
-                    weight.grad = None  # AdamW leaves it alone
+        for group, weight in self._orthogonal():
+            if weight.grad is not None:
+                self._move(weight, weight.grad, group, skip)
+                done.append((weight, weight.grad))
+                weight.grad = None  # AdamW leaves it alone
         super().step(closure)
         for weight, gradient in done:
             weight.grad = gradient
+
+    def _orthogonal(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        for group in self.param_groups:
+            if group.get("orthogonal"):
+                for weight in group["params"]:
+                    yield group, weight
 
     def _move(
         self, weight: Tensor, gradient: Tensor, group: dict[str, Any], skip: Tensor | None

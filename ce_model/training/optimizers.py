@@ -60,7 +60,7 @@ def make_optimizer(
             "capturable": on_gpu,  # into the CUDA graph of a step
         }
         if optimization.optimizer == "muon":
-            muon = Muon(_muon_groups(network, decay), optimization.momentum, **settings)
+            muon = Muon(_muon_groups(network), optimization.momentum, **settings)
             return _with_state(muon, parameters)
         make = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
         return _with_state(make(_groups(network, decay), **settings), parameters)
@@ -126,7 +126,7 @@ def _groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _muon_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
+def _muon_groups(network: nn.Module) -> list[dict[str, Any]]:
     hidden, plain = hidden_weights(network), undecayed(network)
     named = list(network.named_parameters())
     groups: Sequence[dict[str, Any]] = [
