@@ -37,6 +37,7 @@ from ce_model.training import (
     train_step,
 )
 from ce_model.training.optimizers import set_learning_rate
+from ce_model.training.precision import resolve_precision
 from pipelines.data.classical_fill import navier_stokes, telea
 
 SIDE = 128
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--checkpoint", type=Path, help="file to resume from and to save to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -82,6 +84,7 @@ def _train(names: list[Path], args: argparse.Namespace) -> tuple[torch.nn.Module
     )
     rule = default_optimization(UNET, 0)
     optimizers = make_optimizers(networks, args.learning_rate, args.learning_rate, rule)
+    dtype = resolve_precision(args.precision, "cpu")
     step, spent, losses = 0, 0.0, []
     if args.checkpoint and args.checkpoint.exists():
         saved = torch.load(args.checkpoint, weights_only=True)
@@ -98,9 +101,8 @@ def _train(names: list[Path], args: argparse.Namespace) -> tuple[torch.nn.Module
         set_learning_rate(optimizers.generator, rate * (1 + math.cos(math.pi * done)) / 2)
         image, hidden = _batch(names, step, args)
         metrics = train_step(
-            networks, optimizers, image, hidden, network=UNET, objective=objective,
-            dtype=torch.float32,
-        )  # fmt: skip
+            networks, optimizers, image, hidden, network=UNET, objective=objective, dtype=dtype
+        )
         losses.append(float(metrics["loss/reconstruction"]))
         step += 1
         if step % 50 == 0:
