@@ -74,7 +74,8 @@ def masked_batch_norm(norm: nn.BatchNorm2d, x: Tensor, visible: Tensor) -> Tenso
     """
     if not norm.training:
         return norm(x) * visible.to(x.dtype)  # type: ignore[no-any-return]
-    y, mean, variance, count = _MaskedNorm.apply(x, visible, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    with torch.autocast(x.device.type, enabled=False):  # the sums are products, in float32 always
+        y, mean, variance, count = _MaskedNorm.apply(x, visible, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     _follow(norm, mean, variance, count)
     return y  # type: ignore[no-any-return]
 

@@ -30,6 +30,20 @@ def _batch(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("network", [HOG, DENSE], ids=["masked hog", "dense pixels"])
+def test_a_step_in_bfloat16_follows_one_in_float32(network: NetworkConfig) -> None:
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        generator = build_generator(network, generator=torch.Generator().manual_seed(1)).train()
+        networks = Networks(generator, None)
+        optimizers = make_optimizers(networks, 1e-3, 1e-4, default_optimization(network, 10))
+        step = {"network": network, "objective": default_objective(network), "dtype": dtype}
+        metrics = [train_step(networks, optimizers, *_batch(), **step) for _ in range(2)]  # type: ignore[arg-type]
+        assert all(each["nonfinite"] == 0 for each in metrics)
+        losses[dtype] = [float(each["loss/joint"]) for each in metrics]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.03)
+
+
+@pytest.mark.parametrize("network", [HOG, DENSE], ids=["masked hog", "dense pixels"])
 def test_step_minimises_the_mean_error_of_hidden_cells(network: NetworkConfig) -> None:
     image, hidden = _batch()
     generator = build_generator(network, generator=torch.Generator().manual_seed(1)).train()

@@ -67,6 +67,19 @@ def test_batch_norm_takes_the_statistics_of_visible_positions(channels_last: boo
     np.testing.assert_allclose(norm.running_var, 0.9 + 0.1 * seen.var(0, ddof=1), rtol=1e-5)
 
 
+def test_statistics_keep_their_digits_in_mixed_precision() -> None:
+    """The activations are bfloat16 there; sums over thousands of positions are not."""
+    visible, x = visible_positions(_hidden(), 64), _maps(2, 6, 64, 64).bfloat16()
+    plain, mixed = _norm(6), _norm(6)
+    expected = masked_batch_norm(plain, x.float(), visible)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = masked_batch_norm(mixed, x, visible)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, expected.bfloat16())
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(mixed.get_buffer(name), buffer, rtol=0, atol=0)
+
+
 def test_gradients_of_batch_norm_are_those_of_the_formula() -> None:
     norm = _norm(3)
     visible = visible_positions(_hidden(), 4)
