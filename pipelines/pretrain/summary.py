@@ -23,7 +23,7 @@ from pipelines.pretrain.messages import Diverged, FaultFound
 from pipelines.pretrain.recipe import Export
 from pipelines.pretrain.task import Task
 from pipelines.store_page.find import Curve, curve_of
-from pipelines.store_page.page import WITHOUT, about
+from pipelines.store_page.page import about, looks, untrained_name, without_training
 from pipelines.tracking import models, runs
 
 CURVE_POINTS = 100
@@ -184,7 +184,7 @@ def describe_model(summary: dict[str, Any]) -> str:
     measured = summary["validation"]
     text = f"{trained} ({source_name(summary.get('source', ''))})."
     if "psnr_hole" in measured:
-        others = [f"{what} {measured[n]:.2f}" for n, what in WITHOUT.items() if n in measured]
+        others = [f"{what} {value:.2f}" for what, value in without_training(summary).items()]
         beside = f"; {', '.join(others)}" if others else ""
         return f"{text} Holes of validation images: {measured['psnr_hole']:.2f} dB{beside}."
     if "target_error" in measured:
@@ -229,22 +229,12 @@ def _describe_reads(reads: storage.Use) -> str:
     )
 
 
-def _looks(measured: dict[str, float]) -> str:
-    if "ssim_hole" not in measured:
-        return "not measured by the version that trained this"
-    return (
-        f"SSIM {measured['ssim_hole']:.3f}, sharpness {measured['sharpness']:.2f} and seam "
-        f"{measured['seam']:.2f} of the truth's"
-    )
-
-
-def shortfalls(measured: dict[str, float], adversarial: float) -> list[str]:
+def shortfalls(summary: dict[str, Any]) -> list[str]:
     """What needs no training and yet fills the holes better: lines to print.
 
-    Args:
-        measured: of the validation images.
-        adversarial: weight of the adversarial loss, which gives PSNR for sharpness.
+    The adversarial loss gives PSNR for sharpness.
     """
+    measured = summary["validation"]
     reached = measured.get("psnr_hole", math.inf)  # a training of features fills nothing
     found = []
     if reached < measured.get("psnr_visible_mean", reached):
@@ -254,31 +244,31 @@ def shortfalls(measured: dict[str, float], adversarial: float) -> list[str]:
             "more --steps, or lower --learning-rate"
         )
     lost = measured.get("psnr_untrained", reached) - reached
-    if adversarial and 0 < lost <= JOINT_COST_DB:
+    start = untrained_name(summary["preset"])
+    if summary.get("adversarial") and 0 < lost <= JOINT_COST_DB:
         found.append(
-            f"{lost:.2f} dB below the untrained network, as the joint loss gives PSNR for "
-            "sharpness; --adversarial 0 does not"
+            f"{lost:.2f} dB below the {start}, as the joint loss gives PSNR for sharpness; "
+            "--adversarial 0 does not"
         )
     elif lost > 0:
         found.append(
-            f"warning: the fillings ({reached:.2f} dB) are worse than those of the untrained "
-            f"network ({measured['psnr_untrained']:.2f} dB): train for more --steps"
+            f"warning: the fillings ({reached:.2f} dB) are worse than those of the {start} "
+            f"({measured['psnr_untrained']:.2f} dB), which need no training: "
+            "train for more --steps"
         )
     return found
 
 
-def _measured_rows(measured: dict[str, float]) -> dict[str, str]:
-    rows = {}
+def _measured_rows(summary: dict[str, Any]) -> dict[str, str]:
+    measured, rows = summary["validation"], {}
     if "psnr_hole" in measured:
         rows = {
             "PSNR of the hole": f"{measured['psnr_hole']:.2f} dB",
             "without training": "   ".join(
-                f"{what} {measured[name]:.2f} dB"
-                for name, what in WITHOUT.items()
-                if name in measured
+                f"{what} {value:.2f} dB" for what, value in without_training(summary).items()
             ),
             "L1, L2 of the hole": f"{measured['l1_hole']:.2%}, {measured['l2_hole']:.2%}",
-            "looks": _looks(measured),
+            "looks": looks(measured),
         }
     if "target_error" in measured:
         rows["error of the target"] = (
@@ -310,7 +300,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
             for k, v in sorted(losses.items())
             if is_told(k, losses)
         ),
-        **_measured_rows(measured),
+        **_measured_rows(summary),
         "speed": f"{summary['images_per_second']:.0f} images/s, waiting for data "
         f"{summary['data_wait_share']:.1%} of the time",
         "peak memory": _describe_memory(summary),
@@ -326,7 +316,7 @@ def closing_table(summary: dict[str, Any], console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
-    for line in shortfalls(measured, summary.get("adversarial", 0.0)):
+    for line in shortfalls(summary):
         console.print(line, soft_wrap=True)
     run_id = summary["tracking_run_id"]
     run = "no run yet" if run_id is None else f"run {run_id}"

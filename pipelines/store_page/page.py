@@ -16,9 +16,7 @@ WITHOUT = {  # what a training measures beside its model, as pages and tables ca
     "psnr_visible_mean": "mean colour of the image",
     "psnr_mean_fill": "mean colour of the dataset",
     "psnr_telea": "Telea",
-    "psnr_untrained": "untrained network",
 }
-METHODS = {"psnr_hole": "this model", **WITHOUT}
 KEY_LETTERS = 8
 WIDTH, HEIGHT, EDGE = 320, 130, 8  # of a curve, units of its drawing
 STYLE = """
@@ -104,7 +102,7 @@ def _card(training: Training, contents: Contents, store: str) -> str:
             f"alt='validation images: {_columns(summary)}'></a>"
         )
     if summary:
-        parts.append(_methods(summary["validation"]))
+        parts += _methods(summary)
     if training.curve:
         parts.append(_curve(training.curve, _unit(summary.get("validation", {}))))
     if summary.get("tracking_run_id"):
@@ -138,24 +136,49 @@ def _links(training: Training, contents: Contents, store: str) -> str:
     return ", ".join(map(html_page.link, found))
 
 
-def _methods(measured: dict[str, float]) -> str:
-    """Fillings beside what needs no training, the best first."""
-    rows = [(measured[name], name) for name in METHODS if name in measured]
+def without_training(summary: Mapping[str, Any]) -> dict[str, float]:
+    """PSNR of fillings that need no training, those that were measured, by what they are called."""
+    measured = summary["validation"]
+    names = {**WITHOUT, "psnr_untrained": untrained_name(summary["preset"])}
+    return {what: measured[name] for name, what in names.items() if name in measured}
+
+
+def untrained_name(preset: str) -> str:
+    """What the fillings of a network are called before its training: `unet` begins at zero."""
+    return "smooth start" if preset == "unet" else "untrained network"
+
+
+def looks(measured: Mapping[str, float]) -> str:
+    """How fillings look, beside the truth's."""
+    if "ssim_hole" not in measured:
+        return "not measured by the version that trained this"
+    return (
+        f"SSIM {measured['ssim_hole']:.3f}, sharpness {measured['sharpness']:.2f} and seam "
+        f"{measured['seam']:.2f} of the truth's"
+    )
+
+
+def _methods(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Fillings beside what needs no training, the best first; or what else was learned."""
+    measured = summary["validation"]
     if "accuracy" in measured:
         cells = [
             ["this model", f"{measured['accuracy']:.1%}"],
             ["by chance", f"{measured['accuracy_chance']:.1%}"],
         ]
-        return html_page.table("right answers, validation", ["", ""], cells)
-    if "psnr_hole" not in measured:
-        error, mean = measured.get("target_error"), measured.get("target_error_mean")
-        if error is None or mean is None:
-            return ""
+        yield html_page.table("right answers, validation", ["", ""], cells)
+    elif "psnr_hole" in measured:
+        others = without_training(summary)
+        values = {"this model": measured["psnr_hole"], **others}
+        names = sorted(values, key=lambda name: values[name], reverse=True)
+        cells = [[name, f"{values[name]:.2f} dB"] for name in names]
+        mine = {(names.index("this model"), column) for column in (0, 1)}
+        yield html_page.table("PSNR of the hole, validation", ["", ""], cells, best=mine)
+        yield f"<p class='note'>{html_page.text(f'This model: {looks(measured)}.')}</p>"
+    elif "target_error" in measured and "target_error_mean" in measured:
+        error, mean = measured["target_error"], measured["target_error_mean"]
         cells = [["this model", f"{error:.4f}"], ["mean of all cells", f"{mean:.4f}"]]
-        return html_page.table("error of the target, validation", ["", ""], cells)
-    rows.sort(reverse=True)
-    cells = [[METHODS[name], f"{value:.2f} dB"] for value, name in rows]
-    return html_page.table("PSNR of the hole, validation", ["", ""], cells, best={(0, 1)})
+        yield html_page.table("error of the target, validation", ["", ""], cells)
 
 
 def _curve(curve: Curve, unit: str) -> str:

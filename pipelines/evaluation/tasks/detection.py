@@ -1,6 +1,6 @@
 """Fast R-CNN on the encoder, scored by VOC's average precision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -20,7 +20,7 @@ from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Annotated, Objects, fingerprint_of_boxes, read_annotated
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import DetectionSettings, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job
+from pipelines.evaluation.task import EvaluationTask, Job, silent
 from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
@@ -54,6 +54,7 @@ def measure(
     test_regions: Sequence[NDArray[np.float32]],
     settings: DetectionSettings,
     dtype: torch.dtype,
+    tell: Callable[[str], None] = silent,
 ) -> Measured:
     """Mean average precision by both rules, with the chosen learning rate."""
     known = _examples(train, train_regions, settings)
@@ -61,7 +62,8 @@ def measure(
     classes = train.images.classes
 
     def fit(chosen: NDArray[np.int64], rate: float) -> FastRCNN | None:
-        return _fit(subject, seed, train, [known[at] for at in chosen], settings, rate, dtype)
+        examples = [known[at] for at in chosen]
+        return _fit(subject, seed, train, examples, settings, rate, dtype, tell)
 
     def score_of(model: FastRCNN, held: NDArray[np.int64]) -> float:
         objects = [train.objects[at] for at in held]
@@ -133,6 +135,7 @@ def _fit(
     settings: DetectionSettings,
     rate: float,
     dtype: torch.dtype,
+    tell: Callable[[str], None],
 ) -> FastRCNN | None:
     """A trained network; None when a loss was not finite."""
     encoders.require_network(subject, "detection")
@@ -160,7 +163,7 @@ def _fit(
             losses.append(_loss(model, example, targets, place, dtype))
         return torch.stack(losses).mean()
 
-    finite = optimise(model, loss_of, tuning, learning_rate=rate, seed=seed)
+    finite = optimise(model, loss_of, tuning, learning_rate=rate, seed=seed, tell=tell)
     return model if finite else None
 
 
@@ -253,7 +256,15 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
         files = [proposals.ensure(config.store, chunk) for chunk in proposals.chunks(part.images)]
         regions.append(proposals.read(files))
     return measure(
-        job.subject, job.seed, parts[0], regions[0], parts[1], regions[1], config.detection, dtype
+        job.subject,
+        job.seed,
+        parts[0],
+        regions[0],
+        parts[1],
+        regions[1],
+        config.detection,
+        dtype,
+        job.tell,
     )
 
 

@@ -5,6 +5,8 @@ class that is only there as `difficult` is ignored for that image, as in the pro
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from pipelines.evaluation.data.images import decode, layout_of, pick_evenly, to_
 from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.settings import FinetuneSettings, Layout, percent, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images
+from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images, silent
 from pipelines.evaluation.tasks.head_training import Choice, fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import (
     calibration,
@@ -46,6 +48,7 @@ def measure(
     side: int,
     settings: FinetuneSettings,
     dtype: torch.dtype,
+    tell: Callable[[str], None] = silent,
 ) -> Measured:
     """Score on the test split for every share of labels, with the chosen learning rates."""
     rows: list[Row] = []
@@ -54,7 +57,7 @@ def measure(
         groups = train.targets.argmax(1)
         part = train.take(some_labels(groups.astype(np.int64), share, seed))
 
-        model, choice = _fit_part(subject, seed, part, side, settings, dtype)
+        model, choice = _fit_part(subject, seed, part, side, settings, dtype, tell)
         score = None if model is None else _score(model, test, side, settings, seed)
         metric = "mAP" if train.several else "accuracy"
         rows.append({"labels": f"{percent(share)} ({len(part.images)})", metric: score})
@@ -75,9 +78,10 @@ def _fit_part(
     side: int,
     settings: FinetuneSettings,
     dtype: torch.dtype,
+    tell: Callable[[str], None],
 ) -> tuple[Classifier | None, Choice]:
     def fit(chosen: NDArray[np.int64], rate: float) -> Classifier | None:
-        return _fit(subject, seed, part.take(chosen), side, settings, rate, dtype)
+        return _fit(subject, seed, part.take(chosen), side, settings, rate, dtype, tell)
 
     def score_of(model: Classifier, held: NDArray[np.int64]) -> float:
         return _score(model, part.take(held), side, settings, seed)
@@ -94,6 +98,7 @@ def _fit(
     settings: FinetuneSettings,
     rate: float,
     dtype: torch.dtype,
+    tell: Callable[[str], None],
 ) -> Classifier | None:
     """A trained classifier; None when a loss was not finite."""
     generator = torch.Generator().manual_seed(seed)
@@ -122,7 +127,7 @@ def _fit(
             logits = model(to_network(views).to(place))
         return _loss(logits.float(), targets[chosen].to(place), task.several)
 
-    finite = optimise(model, loss_of, settings.tuning, learning_rate=rate, seed=seed)
+    finite = optimise(model, loss_of, settings.tuning, learning_rate=rate, seed=seed, tell=tell)
     return model if finite else None
 
 
@@ -216,7 +221,7 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
         classes = len(labelled[0].classes)
         train, test = (single_label(part, classes) for part in labelled)
     side = input_side(job.subject.network)
-    return measure(job.subject, job.seed, train, test, side, config.finetune, dtype)
+    return measure(job.subject, job.seed, train, test, side, config.finetune, dtype, job.tell)
 
 
 def _fingerprint(uri: str, layout: Layout, config: EvaluateConfig) -> str:

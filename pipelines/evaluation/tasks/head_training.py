@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import UserError
 from pipelines.evaluation.settings import HeadTrainingSettings
+from pipelines.evaluation.task import silent
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -92,6 +93,7 @@ def optimise(
     *,
     learning_rate: float,
     seed: int,
+    tell: Callable[[str], None] = silent,
 ) -> bool:
     """Train; returns whether every loss was finite, and stops before the first that was not.
 
@@ -101,6 +103,7 @@ def optimise(
         settings: steps, optimizer and schedule.
         learning_rate: at the start.
         seed: of dropout.
+        tell: hears of every step.
     """
     optimizer = _optimizer(model, settings, learning_rate)
     schedule = _schedule(optimizer, settings)
@@ -110,6 +113,7 @@ def optimise(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for step in range(settings.steps):
+            tell(f"learning rate {learning_rate:g}, step {step}/{settings.steps}")
             loss = loss_of(step)
             finite = bool(loss.isfinite())
             if not finite:

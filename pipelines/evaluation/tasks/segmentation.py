@@ -1,5 +1,7 @@
 """FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import Layout, SegmentationSettings, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job
+from pipelines.evaluation.task import EvaluationTask, Job, silent
 from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
@@ -34,11 +36,12 @@ def measure(
     test: Mapped,
     settings: SegmentationSettings,
     dtype: torch.dtype,
+    tell: Callable[[str], None] = silent,
 ) -> Measured:
     """Mean IoU and pixel accuracy with the chosen learning rate."""
 
     def fit(chosen: NDArray[np.int64], rate: float) -> Segmenter | None:
-        return _fit(subject, seed, _take(train, chosen), settings, rate, dtype)
+        return _fit(subject, seed, _take(train, chosen), settings, rate, dtype, tell)
 
     def score_of(model: Segmenter, held: NDArray[np.int64]) -> float:
         return _score(model, _take(train, held), settings).mean_iou
@@ -72,6 +75,7 @@ def _fit(
     settings: SegmentationSettings,
     rate: float,
     dtype: torch.dtype,
+    tell: Callable[[str], None],
 ) -> Segmenter | None:
     """A trained network; None when a loss was not finite."""
     encoders.require_network(subject, "segmentation")
@@ -98,7 +102,7 @@ def _fit(
             logits = model(x.to(place))
         return _loss(logits.float(), y.to(place))
 
-    finite = optimise(model, loss_of, tuning, learning_rate=rate, seed=seed)
+    finite = optimise(model, loss_of, tuning, learning_rate=rate, seed=seed, tell=tell)
     return model if finite else None
 
 
@@ -178,7 +182,7 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
     assert job.subject is not None
     settings = config.segmentation
     train, test = (read_mapped(job.data_uri, part) for part in (settings.train, settings.test))
-    return measure(job.subject, job.seed, train, test, settings, dtype)
+    return measure(job.subject, job.seed, train, test, settings, dtype, job.tell)
 
 
 def _fingerprint(uri: str, layout: Layout, config: EvaluateConfig) -> str:

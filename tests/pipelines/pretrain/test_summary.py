@@ -3,26 +3,32 @@
 from pipelines.pretrain.summary import _describe_memory, shortfalls
 
 
+def judged(measured: dict[str, float], adversarial: float = 0.0, preset: str = "unet") -> list[str]:
+    return shortfalls({"validation": measured, "adversarial": adversarial, "preset": preset})
+
+
 def test_a_training_below_what_needs_none_is_told_so() -> None:
     good = {"psnr_hole": 20.0, "psnr_visible_mean": 15.0, "psnr_untrained": 12.0}
-    assert shortfalls(good, 0.0) == []
-    (mean,) = shortfalls({**good, "psnr_hole": 14.0}, 0.0)
+    assert judged(good) == []
+    (mean,) = judged({**good, "psnr_hole": 14.0})
     assert "mean colour of each image (15.00 dB)" in mean
-    (start,) = shortfalls({**good, "psnr_untrained": 20.4}, 0.0)
-    assert "warning" in start and "untrained network (20.40 dB)" in start
-    assert len(shortfalls({**good, "psnr_hole": 11.0}, 0.0)) == 2
+    (start,) = judged({**good, "psnr_untrained": 20.4})
+    assert "warning" in start and "smooth start (20.40 dB)" in start
+    (start,) = judged({**good, "psnr_untrained": 20.4}, preset="inpaint")
+    assert "untrained network (20.40 dB)" in start
+    assert len(judged({**good, "psnr_hole": 11.0})) == 2
 
 
 def test_what_a_joint_loss_costs_is_told_and_no_warning() -> None:
-    (cost,) = shortfalls({"psnr_hole": 20.0, "psnr_untrained": 20.4}, 0.01)
-    assert cost.startswith("0.40 dB below the untrained network")
-    (start,) = shortfalls({"psnr_hole": 20.0, "psnr_untrained": 20.6}, 0.01)
+    (cost,) = judged({"psnr_hole": 20.0, "psnr_untrained": 20.4}, 0.01)
+    assert cost.startswith("0.40 dB below the smooth start")
+    (start,) = judged({"psnr_hole": 20.0, "psnr_untrained": 20.6}, 0.01)
     assert start.startswith("warning")
 
 
 def test_what_an_earlier_version_did_not_measure_is_not_judged() -> None:
-    assert shortfalls({"psnr_hole": 9.0, "psnr_mean_fill": 12.0}, 0.0) == []
-    assert shortfalls({"target_error": 0.5}, 0.0) == []
+    assert judged({"psnr_hole": 9.0, "psnr_mean_fill": 12.0}) == []
+    assert judged({"target_error": 0.5}) == []
 
 
 def test_a_command_that_trained_nothing_tells_no_memory_of_its_own() -> None:

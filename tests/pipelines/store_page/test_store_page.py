@@ -54,6 +54,20 @@ def full_store(store: str) -> None:
     storage.publish(storage.join(store, "ablate", "s", "ablation.html"), b"sweep")
 
 
+def test_a_better_smooth_start_stands_above_the_model_and_is_not_marked(tmp_path: Path) -> None:
+    found = {"psnr_hole": 25.0, "psnr_telea": 24.5, "psnr_untrained": 25.1}
+    seen = {"ssim_hole": 0.71, "sharpness": 0.13, "seam": 0.9}
+    training(str(tmp_path), "k" * 16, "2026-11-27T10:00:00+00:00", validation=found | seen)
+    text = storage.read_bytes(write_store_page(str(tmp_path))).decode()
+    rows = re.findall(r"<tr><td( class=best)?>([^<]*)</td><td(?: class=best)?>([^<]*) dB", text)
+    assert rows == [
+        ("", "smooth start", "25.10"),
+        (" class=best", "this model", "25.00"),
+        ("", "Telea", "24.50"),
+    ]
+    assert "sharpness 0.13 and seam 0.90 of the truth" in text
+
+
 @pytest.mark.parametrize("kind", ["folder [1] ä", "memory"])
 def test_everything_is_named_and_linked(kind: str, tmp_path: Path) -> None:
     store = f"memory://{tmp_path.name}" if kind == "memory" else str(tmp_path / kind)

@@ -22,6 +22,7 @@ from pipelines.evaluation.settings import (
     HeadTrainingSettings,
     SegmentationSettings,
 )
+from pipelines.evaluation.task import silent
 from pipelines.evaluation.tasks import detection, finetune, head_training, segmentation
 from pipelines.evaluation.tasks.head_training import choose_rate, optimise, split_off
 from pipelines.models import resolve
@@ -95,7 +96,9 @@ def test_fine_tuning_begins_with_images_of_all_classes(monkeypatch: pytest.Monke
     shades = [png(np.full((64, 64, 3), shade, np.uint8)) for shade in (0, 0, 255, 255)]
     images = ImageSet(tuple("abcd"), np.array([0, 0, 1, 1]), tuple(shades), ("dark", "light"), 0)
     task = single_label(images, 2)
-    finetune._fit(RANDOM, 0, task, 227, FinetuneSettings(tuning=short()), 1e-3, torch.float32)
+    finetune._fit(
+        RANDOM, 0, task, 227, FinetuneSettings(tuning=short()), 1e-3, torch.float32, silent
+    )
     assert seen[0].tolist() == [-1.0, 1.0]
 
 
@@ -178,6 +181,17 @@ def test_training_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(5)
     optimise(model, lambda step: model(torch.ones(1, 2)).sum(), short(), learning_rate=1e-3, seed=9)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_says_which_step_of_which_rate_it_is_at() -> None:
+    told: list[str] = []
+    model, settings = torch.nn.Linear(2, 1), short()
+    optimise(
+        model, lambda step: model(torch.ones(1, 2)).sum(), settings,
+        learning_rate=1e-3, seed=0, tell=told.append,
+    )  # fmt: skip
+    assert told[0] == f"learning rate 0.001, step 0/{settings.steps}"
+    assert len(told) == settings.steps
 
 
 def test_segmentation_learns_two_blocks() -> None:
