@@ -44,13 +44,30 @@ def histograms(image: Tensor) -> Tensor:
     # atan2 is in (-pi, pi]; a direction and its opposite fall into one bin.
     turn = torch.atan2(down, across).mul_(NUM_DIRECTIONS / math.pi).floor_()
     bins = turn.remainder_(NUM_DIRECTIONS)
-    # One bin at a time: 9 maps at once would take nine times the memory of the batch.
-    sums = [
-        F.avg_pool2d(torch.where(bins == number, length, 0.0), CELL_PX)
-        for number in range(NUM_DIRECTIONS)
-    ]
-    counted = torch.stack(sums, dim=2)
+    counted = _pooled(bins, length) if image.is_cuda else _scattered(bins, length)
     return counted / torch.sqrt(counted.square().sum(2, keepdim=True) + EPSILON**2)
+
+
+def _pooled(bins: Tensor, length: Tensor) -> Tensor:
+    """Mean length over each cell, by bin.
+
+    One bin at a time: 9 maps at once would take nine times the memory of the batch.
+
+    Shape:
+        bins, length: float (B, C, H, W); result: float (B, C, 9, H / 8, W / 8).
+    """
+    maps = (torch.where(bins == number, length, 0.0) for number in range(NUM_DIRECTIONS))
+    return torch.stack([F.avg_pool2d(each, CELL_PX) for each in maps], dim=2)
+
+
+def _scattered(bins: Tensor, length: Tensor) -> Tensor:
+    """As `_pooled`; a quarter of its time on a CPU, in no fixed order on a GPU."""
+    rows, columns = (side // CELL_PX for side in length.shape[2:])
+    row, column = (torch.arange(n, device=bins.device) // CELL_PX for n in length.shape[2:])
+    place = bins.long() * (rows * columns) + row.view(-1, 1) * columns + column
+    counted = length.new_zeros(*length.shape[:2], NUM_DIRECTIONS * rows * columns)
+    counted.scatter_add_(2, place.flatten(2), length.flatten(2))
+    return counted.unflatten(2, (NUM_DIRECTIONS, rows, columns)) / CELL_PX**2
 
 
 def glyphs(counted: Tensor) -> Tensor:

@@ -24,6 +24,13 @@ def test_histograms_are_those_of_scikit_image() -> None:
         np.testing.assert_allclose(result[at, channel].numpy(), expected, atol=1e-4)
 
 
+def test_a_gpu_counts_as_a_cpu_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bins = torch.randint(0, 9, (2, 3, 32, 16), generator=generator).float()
+    length = torch.rand(2, 3, 32, 16, generator=generator)
+    torch.testing.assert_close(hog._pooled(bins, length), hog._scattered(bins, length))
+
+
 def test_histograms_of_an_image_without_edges_are_zero() -> None:
     assert (hog.histograms(torch.full((1, 3, 16, 16), 0.3)) == 0).all()
 
