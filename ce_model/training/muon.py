@@ -83,19 +83,23 @@ def orthogonal(matrices: Tensor) -> Tensor:
     Shape:
         matrices: float (N, A, B); result: the same.
     """
-    a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     square = x @ x.mT
-    one = torch.eye(square.shape[1], device=x.device, dtype=x.dtype)
-    product = one
-    for _ in range(ITERATIONS):
-        factor = a * one + b * square + c * square @ square
-        product = factor @ product
+    product = factor = _factor(square)
+    for _ in range(ITERATIONS - 1):
         square = factor @ square @ factor
+        factor = _factor(square)
+        product = factor @ product
     x = product @ x
     return x.mT if tall else x
+
+
+def _factor(square: Tensor) -> Tensor:
+    a, b, c = COEFFICIENTS
+    one = torch.eye(square.shape[1], device=square.device, dtype=square.dtype)
+    return a * one + b * square + c * square @ square
 
 
 def hidden_weights(network: nn.Module) -> set[str]:
