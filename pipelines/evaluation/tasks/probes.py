@@ -5,6 +5,7 @@ standardised on the training images. The ridge penalty is chosen on a fifth of t
 labels; nothing is fitted to the test split.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, read_labels
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.settings import ProbeSettings, percent, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job
+from pipelines.evaluation.task import EvaluationTask, Job, silent
 from pipelines.evaluation.tasks.head_training import split_off
 
 CALIBRATION_IMAGES = 256
@@ -45,14 +46,22 @@ def calibration(images: ImageSet, side: int) -> list[torch.Tensor]:
 
 
 def extract(
-    encoder: nn.Module, images: ImageSet, side: int, values: int, dtype: torch.dtype
+    encoder: nn.Module,
+    images: ImageSet,
+    side: int,
+    values: int,
+    dtype: torch.dtype,
+    tell: Callable[[str], None] = silent,
 ) -> Features:
-    """Pooled features (N, D) by layer."""
+    """Pooled features (N, D) by layer; `tell` hears of each batch."""
     place = encoders.device()
     encoder = encoder.to(place)
     rows: dict[str, list[NDArray[np.float32]]] = {}
+    seen = 0
     with torch.inference_mode(), torch.autocast(place.type, dtype, dtype != torch.float32):
         for batch in images.batches(side):
+            tell(f"features of image {seen:,}/{len(images):,}")
+            seen += len(batch)
             for name, features in layer_features(encoder, batch.to(place)).items():
                 found = pool_features(features.float(), values).cpu().numpy()
                 rows.setdefault(name, []).append(found)
@@ -87,13 +96,21 @@ def read_labelled(uri: str, limits: tuple[int, int], task: str) -> tuple[ImageSe
     return train, test
 
 
-def linear(train: Split, test: Split, classes: int, settings: ProbeSettings, seed: int) -> Measured:
-    """Accuracy of a ridge classifier for every layer and share of labels."""
+def linear(
+    train: Split,
+    test: Split,
+    classes: int,
+    settings: ProbeSettings,
+    seed: int,
+    tell: Callable[[str], None] = silent,
+) -> Measured:
+    """Accuracy of a ridge classifier for every layer and share of labels; `tell` hears of each."""
     rows: list[Row] = []
     chosen: dict[str, float] = {}
     for share in settings.label_shares:
         seen = some_labels(train.labels, share, seed)
         for layer, features in train.features.items():
+            tell(f"probe of {layer}, {percent(share)} of the labels")
             x, mean, deviation = _standardised(features[seen])
             y = np.eye(classes)[train.labels[seen]]
             penalty = _choose_penalty(x, y, seed)
@@ -172,12 +189,12 @@ def _measure_job(job: Job, config: EvaluateConfig, dtype: torch.dtype) -> Measur
         job.subject, job.seed, calibration(train, side), calibrated=calibrated
     )
     known, requested = (
-        Split(extract(encoder, part, side, settings.values, dtype), part.labels)
+        Split(extract(encoder, part, side, settings.values, dtype, job.tell), part.labels)
         for part in (train, test)
     )
     if job.task == "knn":
         return neighbours(known, requested, settings)
-    return linear(known, requested, len(train.classes), settings, job.seed)
+    return linear(known, requested, len(train.classes), settings, job.seed, job.tell)
 
 
 LINEAR = EvaluationTask(

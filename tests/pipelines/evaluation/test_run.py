@@ -341,7 +341,9 @@ def test_probes_with_few_labels_keep_their_shares_apart() -> None:
     rng = np.random.default_rng(0)
     split = probes.Split({"e6": rng.random((400, 4), np.float32)}, np.arange(400) % 2)
     settings = ProbeSettings(label_shares=(0.014, 0.006))
-    measured = probes.linear(split, split, 2, settings, seed=0)
+    told: list[str] = []
+    measured = probes.linear(split, split, 2, settings, seed=0, tell=told.append)
+    assert told == ["probe of e6, 1.4% of the labels", "probe of e6, 0.6% of the labels"]
     assert [row["labels"] for row in measured.rows] == ["1.4%", "0.6%"]
     assert len(measured.notes["penalty"]) == 2
 
