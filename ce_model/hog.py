@@ -65,9 +65,9 @@ def _scattered(bins: Tensor, length: Tensor) -> Tensor:
     rows, columns = (side // CELL_PX for side in length.shape[2:])
     row, column = (torch.arange(n, device=bins.device) // CELL_PX for n in length.shape[2:])
     place = bins.long() * (rows * columns) + row.view(-1, 1) * columns + column
-    counted = length.new_zeros(*length.shape[:2], NUM_DIRECTIONS * rows * columns)
-    counted.scatter_add_(2, place.flatten(2), length.flatten(2))
-    return counted.unflatten(2, (NUM_DIRECTIONS, rows, columns)) / CELL_PX**2
+    counted = length.new_zeros(*length.shape[:2], NUM_DIRECTIONS, rows, columns)
+    counted.flatten(2).scatter_add_(2, place.flatten(2), length.flatten(2))
+    return counted / CELL_PX**2
 
 
 def glyphs(counted: Tensor) -> Tensor:
