@@ -75,7 +75,8 @@ def name_of(training: Training, contents: Contents) -> str:
         return f"{network}not finished, step {training.step:,}"
     dataset = contents.datasets.get(summary["dataset_fingerprint"])
     data = dataset.name if dataset else source_name(summary.get("source") or summary["dataset"])
-    return f"{about(summary)} on {data}, {summary['steps']:,} steps"
+    seed = f", seed {summary['seed']}" if summary.get("seed") else ""
+    return f"{about(summary)} on {data}{seed}, {summary['steps']:,} steps"
 
 
 def about(summary: Mapping[str, Any]) -> str:
@@ -196,8 +197,8 @@ def _curve(curve: Curve, unit: str) -> str:
 
     points = [place(step, value) for step, value in curve]
     dots = "".join("<circle r='2.5' cx='{}' cy='{}'/>".format(*each.split()) for each in points)
-    title = f"validation, {unit}: {values[-1]:.2f} at step {last:,}"
-    shown = f"{low:.2f} to {high:.2f} {unit}"
+    title = f"validation, {unit}: {values[-1]:.4g} at step {last:,}"
+    shown = f"{low:.4g} to {high:.4g} {unit}"
     return (
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{html_page.text(title)}'>"
         f"<line x1='{EDGE}' x2='{WIDTH - EDGE}' y1='{HEIGHT - 18}' y2='{HEIGHT - 18}'/>"

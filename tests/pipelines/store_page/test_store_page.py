@@ -92,15 +92,15 @@ def test_a_second_page_takes_the_place_of_the_first_and_links_stay(tmp_path: Pat
     store = str(tmp_path)
     full_store(store)
     first = write_store_page(store)
-    training(store, "p" * 16, "2026-11-28T15:00:00+00:00", steps=800)
+    training(store, "p" * 16, "2026-11-28T15:00:00+00:00", steps=800, seed=1)
     assert write_store_page(store) == first
-    assert "800 steps" in Path(first).read_text()
+    assert "seed 1, 800 steps" in Path(first).read_text()
     links = sorted((tmp_path / "by-name").iterdir())
     assert [link.name for link in links] == [
         "2026-11-26-features-grid_60-holiday-b-photos-nnnnnnnn",
         "2026-11-27-unet-free_form-holiday-b-photos-kkkkkkkk",
         "2026-11-28-inpaint-central-holiday-b-photos-mmmmmmmm",
-        "2026-11-28-unet-free_form-holiday-b-photos-pppppppp",
+        "2026-11-28-unet-free_form-holiday-b-photos-seed-1-pppppppp",
     ]
     assert all((link / "commit.json").is_file() for link in links)
 
