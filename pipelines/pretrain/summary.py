@@ -78,6 +78,8 @@ def export_model(
         "strategy": task.recipe.strategy,
         "pretext": task.recipe.network.pretext,
         "adversarial": task.recipe.objective.adversarial,
+        "start": task.recipe.objective.start,
+        "seed": config.seed,
         "dataset": task.plan.uri,
         "dataset_fingerprint": task.plan.manifest.fingerprint,
         "source": task.plan.manifest.source,
@@ -244,7 +246,7 @@ def shortfalls(summary: dict[str, Any]) -> list[str]:
             "more --steps, or lower --learning-rate"
         )
     lost = measured.get("psnr_untrained", reached) - reached
-    start = untrained_name(summary["preset"])
+    start = untrained_name(summary)
     if summary.get("adversarial") and 0 < lost <= JOINT_COST_DB:
         found.append(
             f"{lost:.2f} dB below the {start}, as the joint loss gives PSNR for sharpness; "

@@ -140,13 +140,14 @@ def _links(training: Training, contents: Contents, store: str) -> str:
 def without_training(summary: Mapping[str, Any]) -> dict[str, float]:
     """PSNR of fillings that need no training, those that were measured, by what they are called."""
     measured = summary["validation"]
-    names = {**WITHOUT, "psnr_untrained": untrained_name(summary["preset"])}
+    names = {**WITHOUT, "psnr_untrained": untrained_name(summary)}
     return {what: measured[name] for name, what in names.items() if name in measured}
 
 
-def untrained_name(preset: str) -> str:
-    """What the fillings of a network are called before its training: `unet` begins at zero."""
-    return "smooth start" if preset == "unet" else "untrained network"
+def untrained_name(summary: Mapping[str, Any]) -> str:
+    """What the fillings of a network are called before its training: `unet` adds nothing yet."""
+    is_smooth = summary["preset"] == "unet" and summary.get("start", "smooth") == "smooth"
+    return "smooth start" if is_smooth else "untrained network"
 
 
 def looks(measured: Mapping[str, float]) -> str:

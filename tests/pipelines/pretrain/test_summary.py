@@ -3,8 +3,9 @@
 from pipelines.pretrain.summary import _describe_memory, shortfalls
 
 
-def judged(measured: dict[str, float], adversarial: float = 0.0, preset: str = "unet") -> list[str]:
-    return shortfalls({"validation": measured, "adversarial": adversarial, "preset": preset})
+def judged(measured: dict[str, float], adversarial: float = 0.0, **more: str) -> list[str]:
+    summary = {"validation": measured, "adversarial": adversarial, "preset": "unet"}
+    return shortfalls(summary | more)
 
 
 def test_a_training_below_what_needs_none_is_told_so() -> None:
@@ -14,8 +15,9 @@ def test_a_training_below_what_needs_none_is_told_so() -> None:
     assert "mean colour of each image (15.00 dB)" in mean
     (start,) = judged({**good, "psnr_untrained": 20.4})
     assert "warning" in start and "smooth start (20.40 dB)" in start
-    (start,) = judged({**good, "psnr_untrained": 20.4}, preset="inpaint")
-    assert "untrained network (20.40 dB)" in start
+    for other in ({"preset": "inpaint"}, {"start": "colour"}):
+        (start,) = judged({**good, "psnr_untrained": 20.4}, **other)
+        assert "untrained network (20.40 dB)" in start
     assert len(judged({**good, "psnr_hole": 11.0})) == 2
 
 
