@@ -102,7 +102,7 @@ def test_parts_that_are_alike_give_the_step_of_one_of_them_with_batch_norm_and_j
     found = train_step(thrice[0], thrice[1], *repeated, **thrice[2])
     # Batch norm of 2 images magnifies the rounding, which differs with the size of the batch.
     assert_close(gradients(alone[0]), gradients(thrice[0]), rel=2e-2)
-    assert_close(told, found)
+    assert_close(told, found, rel=2e-2)
     # The running statistics have moved three times towards the same batch.
     norms = [
         next(m for m in networks.generator.modules() if isinstance(m, nn.BatchNorm2d))
