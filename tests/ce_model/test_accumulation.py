@@ -71,11 +71,11 @@ def gradients(networks: Networks) -> dict[str, Tensor]:
     }
 
 
-def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], rel: float = 1e-3) -> None:
+def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         away = (value.double() - second[name].double()).norm()
-        assert away <= rel * value.double().norm() + 1e-6, name
+        assert away <= 1e-3 * value.double().norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -94,15 +94,15 @@ def test_without_batch_norm_the_parts_give_the_gradient_and_losses_of_the_whole(
 
 
 def test_parts_that_are_alike_give_the_step_of_one_of_them_with_batch_norm_and_judge() -> None:
-    image, hidden = central(2)
+    # Of 2 images, some processors round an activation to the other side of a ReLU's bend.
+    image, hidden = central(4)
     alone = make(CENTER, Objective())
     told = train_step(alone[0], alone[1], image, hidden, **alone[2])
     thrice = make(CENTER, Objective(), accumulate=3)
     repeated = [x.repeat_interleave(3, dim=0) for x in (image, hidden)]
     found = train_step(thrice[0], thrice[1], *repeated, **thrice[2])
-    # Batch norm of 2 images magnifies the rounding, which differs with the size of the batch.
-    assert_close(gradients(alone[0]), gradients(thrice[0]), rel=2e-2)
-    assert_close(told, found, rel=2e-2)
+    assert_close(gradients(alone[0]), gradients(thrice[0]))
+    assert_close(told, found)
     # The running statistics have moved three times towards the same batch.
     norms = [
         next(m for m in networks.generator.modules() if isinstance(m, nn.BatchNorm2d))
