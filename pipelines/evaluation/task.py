@@ -26,6 +26,10 @@ if TYPE_CHECKING:  # which imports this file
     from pipelines.evaluation.tasks.inpainting import HoleSet
 
 
+Tell = Callable[[str], None]
+"""Told now and then how far a measurement is that takes long."""
+
+
 def silent(text: str) -> None:
     """Tell nobody."""
 
@@ -45,8 +49,7 @@ class Job:
     seed: int
     uri: str
     """Folder of the result."""
-    tell: Callable[[str], None] = field(default=silent, compare=False, repr=False)
-    """Told now and then how far a measurement is that takes long."""
+    tell: Tell = field(default=silent, compare=False, repr=False)
 
 
 def fingerprint_of_images(uri: str, layout: Layout, config: EvaluateConfig) -> str:

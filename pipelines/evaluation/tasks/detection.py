@@ -1,6 +1,6 @@
 """Fast R-CNN on the encoder, scored by VOC's average precision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -20,7 +20,7 @@ from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Annotated, Objects, fingerprint_of_boxes, read_annotated
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import DetectionSettings, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job, silent
+from pipelines.evaluation.task import EvaluationTask, Job, Tell, silent
 from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
@@ -54,7 +54,7 @@ def measure(
     test_regions: Sequence[NDArray[np.float32]],
     settings: DetectionSettings,
     dtype: torch.dtype,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> Measured:
     """Mean average precision by both rules, with the chosen learning rate."""
     known = _examples(train, train_regions, settings)
@@ -135,7 +135,7 @@ def _fit(
     settings: DetectionSettings,
     rate: float,
     dtype: torch.dtype,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> FastRCNN | None:
     """A trained network; None when a loss was not finite."""
     encoders.require_network(subject, "detection")

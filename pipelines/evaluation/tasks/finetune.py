@@ -5,8 +5,6 @@ class that is only there as `difficult` is ignored for that image, as in the pro
 used (philkr/voc-classification): random scale and crop, and scores averaged over random crops.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,7 @@ from pipelines.evaluation.data.images import decode, layout_of, pick_evenly, to_
 from pipelines.evaluation.data.targets import IGNORED, TargetKind, single_label
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.settings import FinetuneSettings, Layout, percent, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job, fingerprint_of_images, silent
+from pipelines.evaluation.task import EvaluationTask, Job, Tell, fingerprint_of_images, silent
 from pipelines.evaluation.tasks.head_training import Choice, fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import (
     calibration,
@@ -48,7 +46,7 @@ def measure(
     side: int,
     settings: FinetuneSettings,
     dtype: torch.dtype,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> Measured:
     """Score on the test split for every share of labels, with the chosen learning rates."""
     rows: list[Row] = []
@@ -78,7 +76,7 @@ def _fit_part(
     side: int,
     settings: FinetuneSettings,
     dtype: torch.dtype,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> tuple[Classifier | None, Choice]:
     def fit(chosen: NDArray[np.int64], rate: float) -> Classifier | None:
         return _fit(subject, seed, part.take(chosen), side, settings, rate, dtype, tell)
@@ -98,7 +96,7 @@ def _fit(
     settings: FinetuneSettings,
     rate: float,
     dtype: torch.dtype,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> Classifier | None:
     """A trained classifier; None when a loss was not finite."""
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import UserError
 from pipelines.evaluation.settings import HeadTrainingSettings
-from pipelines.evaluation.task import silent
+from pipelines.evaluation.task import Tell, silent
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -93,7 +93,7 @@ def optimise(
     *,
     learning_rate: float,
     seed: int,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> bool:
     """Train; returns whether every loss was finite, and stops before the first that was not.
 

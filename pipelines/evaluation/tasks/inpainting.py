@@ -9,7 +9,7 @@ without images has no figure (n/a).
 Source: Pathak et al. 2016, arXiv:1604.07379, table 1 and section 5.1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -27,7 +27,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, read_images
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import InpaintingSettings, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job, silent
+from pipelines.evaluation.task import EvaluationTask, Job, Tell, silent
 from pipelines.evaluation.tasks import classical
 from pipelines.models.files import LoadedModel, load_model
 
@@ -108,7 +108,7 @@ def measure_classical(
     images: ImageSet,
     database: ImageSet | None,
     settings: InpaintingSettings,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> Measured:
     """Fill with every classical method; `tell` hears how far each one is."""
     cv2.setNumThreads(1)

@@ -5,7 +5,6 @@ standardised on the training images. The ridge penalty is chosen on a fifth of t
 labels; nothing is fitted to the test split.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.images import ImageSet, pick_evenly, read_images, read_labels
 from pipelines.evaluation.results import Measured, Row
 from pipelines.evaluation.settings import ProbeSettings, percent, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job, silent
+from pipelines.evaluation.task import EvaluationTask, Job, Tell, silent
 from pipelines.evaluation.tasks.head_training import split_off
 
 CALIBRATION_IMAGES = 256
@@ -51,7 +50,7 @@ def extract(
     side: int,
     values: int,
     dtype: torch.dtype,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> Features:
     """Pooled features (N, D) by layer; `tell` hears of each batch."""
     place = encoders.device()
@@ -102,7 +101,7 @@ def linear(
     classes: int,
     settings: ProbeSettings,
     seed: int,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> Measured:
     """Accuracy of a ridge classifier for every layer and share of labels; `tell` hears of each."""
     rows: list[Row] = []

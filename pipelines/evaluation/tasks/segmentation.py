@@ -1,7 +1,5 @@
 """FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from pipelines.evaluation.data.images import decode, to_network
 from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import Layout, SegmentationSettings, settings_in_key
-from pipelines.evaluation.task import EvaluationTask, Job, silent
+from pipelines.evaluation.task import EvaluationTask, Job, Tell, silent
 from pipelines.evaluation.tasks.head_training import fit_at_best_rate, optimise
 from pipelines.evaluation.tasks.probes import calibration
 from pipelines.models.resolve import ModelRef
@@ -36,7 +34,7 @@ def measure(
     test: Mapped,
     settings: SegmentationSettings,
     dtype: torch.dtype,
-    tell: Callable[[str], None] = silent,
+    tell: Tell = silent,
 ) -> Measured:
     """Mean IoU and pixel accuracy with the chosen learning rate."""
 
@@ -75,7 +73,7 @@ def _fit(
     settings: SegmentationSettings,
     rate: float,
     dtype: torch.dtype,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> Segmenter | None:
     """A trained network; None when a loss was not finite."""
     encoders.require_network(subject, "segmentation")

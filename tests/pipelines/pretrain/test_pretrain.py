@@ -103,6 +103,7 @@ def test_a_run_measures_what_it_promises(unbroken: dict[str, Any]) -> None:
     promised = {
         "dataset_fingerprint", "steps", "images_per_second", "data_wait_share",
         "peak_memory_bytes", "tracking_run_id", "checkpoint", "panel", "validation",
+        "preset", "strategy", "seed", "start",
     }  # fmt: skip
     assert promised <= unbroken.keys()
     assert unbroken["steps"] == STEPS
