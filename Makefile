@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .PHONY: run demo cluster cluster-stop test test-slow test-gpu check audit format clean
 
-run: $(READY)  ## the main job on real images: sample photographs, joint loss, about 8 minutes
+run: $(READY)  ## the main job on real images: sample photographs, joint loss, 5 to 8 minutes
 	$(BIN)/python jobs/pretrain.py --config configs/quickstart.yaml
 
 demo: $(READY)  ## a page with a brush, on the model that `make run` trained
