@@ -12,13 +12,14 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ce_model import training
+from ce_model import kmeans, training
 from ce_model.masks import Strategy, mask_for
 from ce_model.network_config import FEATURES_SIDE, NetworkConfig
 from ce_model.networks import ContextEncoder, build_generator
@@ -31,6 +32,7 @@ from pipelines.evaluation.results import Row
 from pipelines.evaluation.settings import ProbeSettings
 from pipelines.evaluation.tasks import probes
 from pipelines.evaluation.tasks.probes import Split
+from pipelines.pretrain.initial import KMEANS_IMAGES, KMEANS_LAYERS
 
 HELD_OUT = 7  # every seventh image
 KNOWN = 3000  # training images whose labels the probes see
@@ -48,6 +50,7 @@ class Recipe:
     rule: Optimization
     """Its warm-up is a twentieth of the steps."""
     rate: float
+    init: Literal["kmeans", "random"] = "kmeans"
 
 
 NETWORK = NetworkConfig(preset="features", output="full")
@@ -70,6 +73,7 @@ VARIANTS = {
     "crops from 0.2": replace(BASE, area=(0.2, 1.0)),
     "no decay": replace(BASE, rule=replace(BASE.rule, weight_decay=0.0)),
     "adamw": replace(BASE, rule=replace(BASE.rule, optimizer="adamw")),
+    "random start": replace(BASE, init="random"),
     "constant rate": replace(BASE, rule=replace(BASE.rule, schedule="constant")),
     "sgd": replace(BASE, rule=Optimization(optimizer="sgd", schedule="cosine"), rate=0.1),
     "rate 3e-3": replace(BASE, rate=3e-3),
@@ -78,6 +82,7 @@ VARIANTS = {
     "paper": Recipe(
         network=replace(NETWORK, target="pixels", layers="dense"),
         strategy="random_region", area=None, rule=Optimization(), rate=1e-4,
+        init="random",
     ),
 }  # fmt: skip
 
@@ -101,17 +106,27 @@ def main() -> None:
     for variant in args.variants:
         began = time.monotonic()
         recipe = VARIANTS.get(variant, BASE)
-        network = build_generator(
-            recipe.network, generator=torch.Generator().manual_seed(args.seed)
-        )
+        draw = torch.Generator().manual_seed(args.seed)
+        network = build_generator(recipe.network, generator=draw)
         loss = None
         if variant != "random":
+            if recipe.init == "kmeans":
+                _draw_filters(network, train, draw)
             loss = _train(network, recipe, train, args)
         scores = _measure(network, known, test, args)
         minutes = round((time.monotonic() - began) / 60, 1)
         for layer, (ridge, near) in scores.items():
             line = {"variant": variant, "layer": layer, "ridge": ridge, "neighbours": near}
             print(json.dumps(line | {"loss": loss, "minutes": minutes}), flush=True)
+
+
+def _draw_filters(network: ContextEncoder, train: ImageSet, draw: torch.Generator) -> None:
+    seen = train.take(pick_evenly(len(train), KMEANS_IMAGES))
+    images = torch.cat(list(seen.batches(FEATURES_SIDE, BATCH_SIZE)))
+    encoder = network.encoder
+    assert isinstance(encoder, nn.Sequential)
+    found = kmeans.first_filters(encoder, images, KMEANS_LAYERS, draw)
+    encoder.load_state_dict(found, strict=False)
 
 
 def _train(

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ce_model.kmeans import Weighted
 from ce_model.transfer.heads import HEAD_DROPOUT, HEAD_WIDTH, pad_to_grid, region_features
-from ce_model.transfer.initialisation import Weighted
 
 POOLED_SIDE = 6
 DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # regression targets are divided by this

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ce_model import unet
 from ce_model.hierarchy import Backbone
-from ce_model.transfer.initialisation import Weighted, chain_of, equalise, initialise
+from ce_model.kmeans import Weighted
+from ce_model.transfer.initialisation import chain_of, equalise, initialise
 
 HEAD_WIDTH = 4096  # units of fc6 and fc7 in AlexNet
 HEAD_DROPOUT = 0.5

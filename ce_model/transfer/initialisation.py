@@ -23,18 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ce_model import kmeans
 from ce_model.hierarchy import Backbone
+from ce_model.kmeans import Weighted
 from ce_model.layers import ChannelAffine
 
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout)
 Filters = Literal["gaussian", "kmeans"]
-Weighted = nn.Conv2d | nn.Linear
 Chain = Sequence[Sequence[Weighted]]
 """Layers in the order of the signal; layers that read the same signal stand in one group."""
-
-KMEANS_PATCHES = 4000
-KMEANS_ROUNDS = 10
-WHITENED_PIXELS = 512  # patches with more values than this have too few samples for a covariance
 
 
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -151,7 +148,7 @@ def initialise(
         if filters == "gaussian":
             layer.weight.normal_(generator=generator)
         else:
-            layer.weight.copy_(_kmeans_filters(layer, inputs[0], generator))
+            layer.weight.copy_(kmeans.filters_for(layer, inputs[0], generator))
         assert layer.bias is not None
         layer.bias.zero_()
 
@@ -218,56 +215,3 @@ def equalise(
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([tensor.detach().square().sum() for tensor in tensors]).sum().sqrt()
-
-
-def _kmeans_filters(layer: Weighted, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Centres of spherical k-means over the patches a layer reads, as its weights.
-
-    Small patches (conv1) are whitened first, as in Coates and Ng, "Learning Feature
-    Representations with K-means", 2012; with groups, the first group's patches serve all.
-    """
-    patches = _patches(layer, x, generator)
-    patches = patches - patches.mean(1, keepdim=True)
-    patches = patches / patches.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    whitening = _whitening(patches) if patches.shape[1] <= WHITENED_PIXELS else None
-    points = patches if whitening is None else patches @ whitening
-    points = points / points.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    count = layer.weight.shape[0]
-    chosen = torch.randperm(len(points), generator=generator)[:count]
-    if len(chosen) < count:  # few patches: fill up with noise directions
-        extra = torch.randn(count - len(chosen), points.shape[1], generator=generator)
-        centers = torch.cat([points[chosen], extra / extra.norm(dim=1, keepdim=True)])
-    else:
-        centers = points[chosen]
-    for _ in range(KMEANS_ROUNDS):
-        nearest = (points @ centers.T).argmax(1)
-        sums = torch.zeros_like(centers).index_add_(0, nearest, points)
-        lengths = sums.norm(dim=1, keepdim=True)
-        centers = torch.where(lengths > 0, sums / lengths.clamp_min(1e-12), centers)
-    filters = centers if whitening is None else centers @ whitening.T
-    return filters.view(layer.weight.shape)
-
-
-def _patches(layer: Weighted, x: Tensor, generator: torch.Generator) -> Tensor:
-    """float (at most KMEANS_PATCHES, values of one filter): what the layer reads, at random."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])[:KMEANS_PATCHES].float()
-    down, across = layer.kernel_size
-    x = x[:, : layer.weight.shape[1]].float()
-    each = -(-KMEANS_PATCHES // len(x))
-    found = []
-    for image in x:
-        tops = torch.randint(image.shape[1] - down + 1, (each,), generator=generator).tolist()
-        lefts = torch.randint(image.shape[2] - across + 1, (each,), generator=generator).tolist()
-        for top, left in zip(tops, lefts, strict=True):
-            found.append(image[:, top : top + down, left : left + across].flatten())
-    return torch.stack(found)[:KMEANS_PATCHES]
-
-
-def _whitening(points: Tensor) -> Tensor:
-    """ZCA matrix of the points, regularised."""
-    centered = points - points.mean(0)
-    values, vectors = torch.linalg.eigh(centered.T @ centered / len(points))
-    scale = (values.clamp_min(0) + 0.1 * values.mean()).rsqrt()
-    matrix: Tensor = vectors * scale @ vectors.T
-    return matrix

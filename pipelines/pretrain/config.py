@@ -17,7 +17,7 @@ from ce_model.training import (
 from pipelines.data.stream_plan import WINDOW_ROWS
 from pipelines.errors import UserError
 from pipelines.models.encoder_names import require_encoder
-from pipelines.pretrain.recipe import Export, Recipe, resolve_recipe
+from pipelines.pretrain.recipe import DRAWN, Export, Recipe, resolve_recipe
 from pipelines.pretrain.workers import Workers
 
 LEAST = {  # what a setting must be at the least
@@ -151,7 +151,9 @@ class PretrainConfig:
     init: str | None = None
     """Weights of the generator to start from: model folder, stage, checkpoint, run id,
     models:/name@alias, a file of a state dict (.safetensors, .pt, .pth, .bin), or hf:FOLDER, which
-    transformers wrote."""
+    transformers wrote; random; or kmeans, random but for the first two convolutions of alexnet and
+    features, whose filters are centres of patches of training images. None: kmeans for features
+    with alexnet, random for the others."""
     init_map: tuple[str, ...] = ()
     """Renames of its tensors, OLD=NEW, each a prefix of names."""
     seed: int = 0
@@ -272,8 +274,7 @@ class PretrainConfig:
                 f"scale_learning_rate is {self.scale_learning_rate} with learning_rate "
                 f"{self.learning_rate}; it scales the preset's own rates: give one of the two"
             )
-        if self.init_map and self.init is None:
-            raise UserError(f"init_map is {self.init_map} without init, whose tensors it renames")
+        self._check_init()
         self._check_optimization(recipe.optimization)
 
     @property
@@ -293,6 +294,20 @@ class PretrainConfig:
             raise UserError(
                 f"cache_folder is '{folder}'; it must be an absolute path of a folder on the "
                 "nodes' own disks, /local/cache for example"
+            )
+
+    def _check_init(self) -> None:
+        """Refuse renames of no tensors, and filters for an encoder that has not these layers."""
+        if self.init_map and self.init in (None, *DRAWN):
+            raise UserError(
+                f"init_map is {self.init_map} with init {self.init}; it renames tensors of weights "
+                "that exist: name them with --init, or leave it out"
+            )
+        of_alexnet = self.preset in ("alexnet", "features") and self.encoder == ALEXNET
+        if self.init == "kmeans" and not of_alexnet:
+            raise UserError(
+                f"init is kmeans with preset {self.preset} and encoder {self.encoder}; filters are "
+                "drawn for presets alexnet and features with encoder alexnet: leave it out"
             )
 
     def _check_batch(self) -> None:

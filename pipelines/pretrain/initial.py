@@ -1,4 +1,4 @@
-"""Weights to start from: any model of ours, a safetensors file or a plain state dict.
+"""Weights to start from: any model of ours, a file, or filters drawn from training images.
 
 Only the generator starts from them; a discriminator and the optimizer's state begin anew.
 """
@@ -12,16 +12,21 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ce_model import kmeans
 from ce_model.network_config import NetworkConfig
 from pipelines import storage
+from pipelines.data import stream
+from pipelines.data.stream_plan import StreamPlan
 from pipelines.errors import UserError
 from pipelines.models import backbones, files
 from pipelines.models.backbones import build_network
 
 STATE_DICTS = (".safetensors", ".pt", ".pth", ".bin")
 FILE = "init.safetensors"
+KMEANS_IMAGES = 256
+KMEANS_LAYERS = 2  # with filters of all five, deeper layers learn less
 SHOWN = 4  # names of each kind in the report
 
 
@@ -122,14 +127,33 @@ def write_initial(weights: InitialWeights, network: NetworkConfig, stage: str) -
     )
     if not any(name.endswith("weight") for name in fitting):
         raise UserError(f"{report}. Nothing fits: rename with --init-map OLD=NEW, or drop --init")
-    kept = {name: tensor.to(own[name].dtype).contiguous() for name, tensor in fitting.items()}
-    with storage.staged_file(storage.join(stage, FILE)) as staged:
-        files.write_tensors(kept, staged)
+    _write({name: tensor.to(own[name].dtype) for name, tensor in fitting.items()}, stage)
     return report
 
 
+def write_kmeans(plan: StreamPlan, network: NetworkConfig, stage: str) -> str:
+    """Put filters for the first convolutions where every worker can read them; returns a line.
+
+    The seed of the training draws them, from the first training images.
+    """
+    pixels, _ = stream.read_fixed_images(plan, "train", KMEANS_IMAGES)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    draw = torch.Generator().manual_seed(plan.seed)
+    encoder = build_network(network, generator=draw).encoder
+    assert isinstance(encoder, nn.Sequential)  # see PretrainConfig._check_init
+    found = kmeans.first_filters(encoder, images, KMEANS_LAYERS, draw)
+    _write({f"encoder.{name}": weight for name, weight in found.items()}, stage)
+    names = " and ".join(name.removesuffix(".weight") for name in found)
+    return f"initial filters of {names}: k-means of patches of {len(images)} training images"
+
+
+def _write(tensors: dict[str, Tensor], stage: str) -> None:
+    with storage.staged_file(storage.join(stage, FILE)) as staged:
+        files.write_tensors({name: each.contiguous() for name, each in tensors.items()}, staged)
+
+
 def read_initial(stage: str) -> dict[str, Tensor]:
-    """What `write_initial` put there."""
+    """What `write_initial` or `write_kmeans` put there."""
     return safetensors.torch.load(storage.read_bytes(storage.join(stage, FILE)))
 
 

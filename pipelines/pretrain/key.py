@@ -9,7 +9,7 @@ from pipelines import storage
 from pipelines.data.manifest import Manifest
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.initial import InitialWeights, find_initial
-from pipelines.pretrain.recipe import NO_COLOR, Color, resolve_recipe
+from pipelines.pretrain.recipe import DRAWN, NO_COLOR, Color, resolve_recipe
 from pipelines.tracking.client import tracking_uri
 
 KEY_VERSION = 2  # part of every key: raise it when the same settings train differently
@@ -76,6 +76,7 @@ def settings_in_key(
         **{k: v for k, v in _departures(recipe.objective, Objective()).items() if k in LATER},
         **({"export": "raw"} if recipe.optimization.ema and recipe.export == "raw" else {}),
         **({} if initial is None else {"init": initial.in_key}),
+        **({"init": "kmeans"} if recipe.init == "kmeans" else {}),
         **({} if recipe.crop is None else {"crop": asdict(recipe.crop)}),
         **({} if config.flip else {"flip": False}),
         **({} if recipe.colour is None else {"colour": asdict(recipe.colour)}),
@@ -93,7 +94,7 @@ def _departures(wanted: Any, paper: Any) -> dict[str, Any]:
 
 def find_initial_of(config: PretrainConfig) -> InitialWeights | None:
     """The weights to start from; None where they are drawn."""
-    if config.init is None:
+    if config.init is None or config.init in DRAWN:
         return None
     server = tracking_uri(config.tracking_uri, config.store)
     return find_initial(config.init, config.init_map, store=config.store, tracking_uri=server)

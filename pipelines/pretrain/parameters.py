@@ -58,6 +58,7 @@ def effective(
         "crop_area": recipe.crop and tuple(recipe.crop.area),
         "crop_ratio": recipe.crop and tuple(recipe.crop.ratio),
         "validate_every": config.validate_every or config.checkpoint_every,
+        "init": recipe.init,
         "init_map": config.init_map or None,
         "source": source or config.source,
         "use_gpu": use_gpu,

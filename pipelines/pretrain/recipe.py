@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ce_model.choices import Precision
 from ce_model.masks import Strategy
-from ce_model.network_config import INPAINTING, NetworkConfig, describe_training, input_side
+from ce_model.network_config import (
+    ALEXNET,
+    INPAINTING,
+    NetworkConfig,
+    describe_training,
+    input_side,
+)
 from ce_model.training import (
     MUON_MOMENTUM,
     LearningRates,
@@ -30,6 +36,7 @@ PAPER_BATCH = 64  # images per step for which the learning rates were chosen
 Color = tuple[float, float, float]
 NO_COLOR: Color = (0.0, 0.0, 0.0)
 EXEMPLAR_CLASSES = 8000  # beyond about so many the paper's features did not gain
+DRAWN = ("random", "kmeans")  # what --init may be instead of weights that exist
 FEATURES_AREA = (0.35, 1.0)  # share of an image that a crop of preset features takes
 
 
@@ -51,6 +58,8 @@ class Recipe:
     """Random crops that are resized; None: crops of the network's side."""
     colour: ColourJitter | None = None
     """Random changes of the colours."""
+    init: str = "random"
+    """Weights to start from: drawn at random, kmeans, or what --init names."""
 
     @property
     def side(self) -> int:
@@ -121,7 +130,14 @@ def resolve_recipe(
         shorter=shorter if config.shorter is None else config.shorter,
         crop=crop,
         colour=_colour(config),
+        init=config.init or _usual_init(network),
     )
+
+
+def _usual_init(network: NetworkConfig) -> str:
+    """How weights are drawn; sibling pretexts, rows beside the paper's, draw them as it does."""
+    own = network.preset == "features" and network.pretext == INPAINTING
+    return "kmeans" if own and network.encoder == ALEXNET else "random"
 
 
 def _layers(config: "PretrainConfig") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.continuation import find_finished, start_from
 from pipelines.pretrain.driver import DriverWatch
 from pipelines.pretrain.fit import fit_or_raise, scaling_config
-from pipelines.pretrain.initial import FILE, write_initial
+from pipelines.pretrain.initial import FILE, write_initial, write_kmeans
 from pipelines.pretrain.key import find_initial_of, pretrain_key, stage_uri, stored_key
 from pipelines.pretrain.parameters import effective, given
 from pipelines.pretrain.recipe import Recipe, resolve_recipe
@@ -120,7 +120,7 @@ def pretrain_model(config: PretrainConfig, dataset_uri: str) -> dict[str, Any]:
             require_shared("store", config.store)
             task = _task(config, recipe, plan, stage)
             _continue_finished(config, recipe, manifest, stage, console)
-            _begin_from(config, recipe, stage, console)
+            _begin_from(config, recipe, plan, stage, console)
             spec = _run_spec(config, recipe, manifest, dataset_uri, key, uri, scaling)
             summary = _train(config, task, resources, spec, console)
     summary = {**summary, "delivered": is_committed(stage)}
@@ -155,11 +155,17 @@ def _continue_finished(
     )
 
 
-def _begin_from(config: PretrainConfig, recipe: Recipe, stage: str, console: Console) -> None:
+def _begin_from(
+    config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str, console: Console
+) -> None:
     """Put the weights to start from into the stage, and say what of them is used."""
     initial = find_initial_of(config)
-    if initial is not None and not storage.exists(storage.join(stage, FILE)):
+    if storage.exists(storage.join(stage, FILE)):
+        return
+    if initial is not None:
         console.print(write_initial(initial, recipe.network, stage), soft_wrap=True)
+    elif recipe.init == "kmeans":
+        console.print(write_kmeans(plan, recipe.network, stage), soft_wrap=True)
 
 
 def _plan(config: PretrainConfig, recipe: Recipe, uri: str, manifest: Manifest) -> StreamPlan:
@@ -240,7 +246,7 @@ def _task(config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str) 
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
         keep_best=config.keep_best,
-        has_initial=config.init is not None,
+        has_initial=recipe.init != "random",
         log_every=config.log_every,
         validate_every=config.validate_every or config.checkpoint_every,
         validation_images=config.validation_images,

@@ -8,6 +8,7 @@ import torch
 from model_helpers import small_body
 from torch import Tensor, nn
 
+from ce_model import kmeans
 from ce_model.hierarchy import Backbone
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.transfer import initialisation
@@ -92,7 +93,7 @@ def test_folding_batch_norm_changes_no_output(preset: str) -> None:
 def test_initialised_layers_have_zero_mean_and_unit_variance_on_the_data(
     filters: initialisation.Filters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initialisation, "KMEANS_PATCHES", 500)
+    monkeypatch.setattr(kmeans, "PATCHES", 500)
     plain = folded()
     layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
     x = images(4)
@@ -140,10 +141,10 @@ def test_kmeans_filters_are_unit_directions_of_the_data() -> None:
     layer = nn.Conv2d(3, 8, 5)
     x = torch.zeros(4, 3, 20, 20)
     x[:, 0] = (torch.arange(20) % 2).float()  # vertical stripes in red: two phases
-    centers = initialisation._kmeans_filters(layer, x, seeded())
+    centers = kmeans.filters_for(layer, x, seeded())
     strongest = centers.flatten(1).abs().argmax(1)
     assert (strongest < 25).all()  # red only
-    again = initialisation._kmeans_filters(layer, x, seeded())
+    again = kmeans.filters_for(layer, x, seeded())
     assert torch.equal(centers, again)
 
 

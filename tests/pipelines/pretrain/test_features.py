@@ -1,11 +1,13 @@
 """Preset features from images to a model that evaluation and export read, without a cluster."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from dataset_helpers import prepared, write_smooth_images
+from rich.console import Console
 from training_helpers import check_features, reference_of, take_steps
 
 from pipelines.data import stream, stream_plan
@@ -32,6 +34,7 @@ def test_features_go_from_images_to_a_model_that_evaluation_reads(
     recipe = resolve_recipe(config, manifest.mean_rgb)
     plan = run_module._plan(config, recipe, uri, manifest)
     task = run_module._task(config, recipe, plan, str(tmp_path / "stage"))
+    run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
 
     networks, optimizers = worker.build(task, CPU)
     losses = []
@@ -51,6 +54,36 @@ def test_features_go_from_images_to_a_model_that_evaluation_reads(
     for name in ("linear", "segmentation", "detection"):
         encoders.require_network(reference_of(tmp_path / "model"), name)
     assert describe_layers(fold_encoder(model.generator.encoder))[0]["arguments"]["padding"]
+
+
+def test_the_first_layers_begin_with_filters_of_training_images(
+    serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = str(tmp_path / "data")
+    manifest = prepared(
+        write_smooth_images(tmp_path / "images", 24), uri, sides=(128,), stored_side=160,
+        strategies=("grid_60",),
+    )  # fmt: skip
+
+    def weights(stage: str, **changes: Any) -> dict[str, torch.Tensor]:
+        config = PretrainConfig(preset="features", batch_size=6, **changes)
+        recipe = resolve_recipe(config, manifest.mean_rgb)
+        plan = run_module._plan(config, recipe, uri, manifest)
+        task = run_module._task(config, recipe, plan, str(tmp_path / stage))
+        run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
+        return dict(worker.build(task, CPU)[0].generator.state_dict())
+
+    usual = weights("usual")
+    line = f"k-means of patches of {manifest.rows('train')} training images"
+    assert f"initial filters of conv1 and conv2: {line}" in capsys.readouterr().out
+    random = weights("random", init="random")
+    assert not capsys.readouterr().out
+    changed = {name for name in usual if not torch.equal(usual[name], random[name])}
+    assert changed == {"encoder.conv1.weight", "encoder.conv2.weight"}
+    again, other = weights("again", init="kmeans"), weights("other", seed=1)
+    for name in changed:
+        assert torch.equal(usual[name], again[name])
+        assert not torch.equal(usual[name], other[name])
 
 
 def test_crops_and_flips_follow_from_seed_epoch_and_image(serially: None, tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ import torch
 from model_helpers import SMALL, save_small_model
 
 from ce_model.networks import build_generator
+from pipelines.data.manifest import read_manifest
 from pipelines.errors import UserError
+from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.initial import InitialWeights, find_initial, read_initial, write_initial
+from pipelines.pretrain.key import pretrain_key
 
 
 def own_state(seed: int = 3) -> dict[str, torch.Tensor]:
@@ -94,6 +97,35 @@ def test_a_file_that_holds_no_weights_is_one_message(
         find(tmp_path / name, tmp_path).tensors()
     with pytest.raises(UserError, match="where there is no file"):
         find(tmp_path / "absent.pt", tmp_path)
+
+
+def test_weights_that_are_drawn_are_part_of_the_key(dataset_uri: str) -> None:
+    manifest = read_manifest(dataset_uri)
+
+    def key(**changes: Any) -> str:
+        return pretrain_key(PretrainConfig(**changes), manifest)
+
+    for preset, usual, other in (("features", "kmeans", "random"), ("alexnet", "random", "kmeans")):
+        assert key(preset=preset) == key(preset=preset, init=usual)
+        assert key(preset=preset) != key(preset=preset, init=other)
+    sibling = {"preset": "features", "pretext": "relative_position"}
+    assert key(**sibling) == key(**sibling, init="random") != key(**sibling, init="kmeans")
+    backbone = {"preset": "features", "encoder": "resnet18"}
+    assert key(**backbone) == key(**backbone, init="random")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init": "kmeans"}, "init is kmeans with preset inpaint .* presets alexnet and features"),
+        ({"init": "kmeans", "preset": "features", "encoder": "resnet18"}, "encoder resnet18"),
+        ({"init": "random", "init_map": ("a=b",)}, "init_map is .* with init random; it renames"),
+        ({"init_map": ("a=b",)}, "init_map is .* with init None; it renames"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_message(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PretrainConfig(**settings)
 
 
 def test_other_weights_and_other_names_are_another_training(tmp_path: Path) -> None:
