@@ -6,6 +6,7 @@ arXiv:1511.06856, section 3.1.
 """
 
 import copy
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ WHITENED_VALUES = 512  # patches with more values than this have too few samples
 
 @torch.no_grad()
 def first_filters(
-    encoder: nn.Sequential, images: Tensor, layers: int, generator: torch.Generator
+    encoder: nn.Module, images: Tensor, layers: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Weights with which the first convolutions of an encoder may begin its training.
 
@@ -27,7 +28,7 @@ def first_filters(
     make of the images. Its weights keep their norm, and so the pace at which they learn.
 
     Args:
-        encoder: a chain of layers; it stays as it is.
+        encoder: its convolutions stand in the order in which it uses them; it stays as it is.
         images: float (B, 3, S, S) in [-1, 1].
         layers: convolutions to draw filters for, from the first on.
         generator: the only source of randomness.
@@ -36,15 +37,19 @@ def first_filters(
         New weights by their names in the encoder.
     """
     found: dict[str, Tensor] = {}
-    x = images
-    for name, layer in copy.deepcopy(encoder).train().named_children():
-        if isinstance(layer, nn.Conv2d):
-            filters = filters_for(layer, x, generator)
-            found[f"{name}.weight"] = filters * (layer.weight.norm() / filters.norm())
-            if len(found) == layers:
-                break
-            layer.weight.copy_(found[f"{name}.weight"])
-        x = layer(x)
+    network = copy.deepcopy(encoder).train()
+
+    def draw(name: str, layer: nn.Conv2d, x: Tensor) -> None:
+        filters = filters_for(layer, x, generator)
+        found[name] = filters * (layer.weight.norm() / filters.norm())
+        layer.weight.copy_(found[name])
+
+    convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    for name, layer in islice(convolutions, layers):
+        layer.register_forward_pre_hook(
+            lambda layer, inputs, name=name: draw(f"{name}.weight", layer, inputs[0])
+        )
+    network(images)
     return found
 
 

@@ -159,9 +159,9 @@ def _begin_from(
     config: PretrainConfig, recipe: Recipe, plan: StreamPlan, stage: str, console: Console
 ) -> None:
     """Put the weights to start from into the stage, and say what of them is used."""
-    initial = find_initial_of(config)
     if storage.exists(storage.join(stage, FILE)):
         return
+    initial = find_initial_of(config)
     if initial is not None:
         console.print(write_initial(initial, recipe.network, stage), soft_wrap=True)
     elif recipe.init == "kmeans":

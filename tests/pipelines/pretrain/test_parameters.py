@@ -42,6 +42,7 @@ def test_what_a_preset_does_not_use_is_left_out() -> None:
     assert features["target"] == "hog" and "target" not in inpaint
     assert features["encoder"] == "alexnet" and "encoder" not in unet
     assert features["crop_area"] == (0.5, 1.0) and "shorter" not in features
+    assert features["init"] == "kmeans" and alexnet["init"] == "random"
     assert "momentum" in alexnet and "betas" not in alexnet
     assert unet["fill"] == "smooth" and alexnet["fill"] == (1.0, 2.0, 3.0)
     assert "discriminator_learning_rate" in unet
