@@ -15,6 +15,7 @@ Weighted = nn.Conv2d | nn.Linear
 
 PATCHES = 4000
 ROUNDS = 10
+LEAST_CONTRAST = 1e-4  # norm of a patch less its mean
 WHITENED_VALUES = 512  # patches with more values than this have too few samples for a covariance
 
 
@@ -57,17 +58,19 @@ def filters_for(layer: Weighted, x: Tensor, generator: torch.Generator) -> Tenso
     """Centres of spherical k-means over the patches a layer reads, as its weights.
 
     Small patches (conv1) are whitened first, as Coates and Ng do; with groups, the first group's
-    patches serve all.
+    patches serve all. Patches of one value, as of a white background, say nothing and are left out.
     """
     patches = _patches(layer, x, generator)
     patches = patches - patches.mean(1, keepdim=True)
-    patches = patches / patches.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    whitening = _whitening(patches) if patches.shape[1] <= WHITENED_VALUES else None
+    contrast = patches.norm(dim=1, keepdim=True)
+    patches = (patches / contrast)[contrast.squeeze(1) > LEAST_CONTRAST]
+    small = patches.shape[1] <= WHITENED_VALUES
+    whitening = _whitening(patches) if small and len(patches) else None
     points = patches if whitening is None else patches @ whitening
     points = points / points.norm(dim=1, keepdim=True).clamp_min(1e-6)
     count = layer.weight.shape[0]
     chosen = torch.randperm(len(points), generator=generator)[:count]
-    if len(chosen) < count:  # few patches: fill up with noise directions
+    if len(chosen) < count:  # few patches that say something: fill up with noise directions
         extra = torch.randn(count - len(chosen), points.shape[1], generator=generator)
         centers = torch.cat([points[chosen], extra / extra.norm(dim=1, keepdim=True)])
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ce_model import kmeans
 from ce_model.network_config import NetworkConfig
@@ -140,7 +140,6 @@ def write_kmeans(plan: StreamPlan, network: NetworkConfig, stage: str) -> str:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     draw = torch.Generator().manual_seed(plan.seed)
     encoder = build_network(network, generator=draw).encoder
-    assert isinstance(encoder, nn.Sequential)  # see PretrainConfig._check_init
     found = kmeans.first_filters(encoder, images, KMEANS_LAYERS, draw)
     _write({f"encoder.{name}": weight for name, weight in found.items()}, stage)
     names = " and ".join(name.removesuffix(".weight") for name in found)

@@ -52,3 +52,20 @@ def test_the_number_of_layers_and_the_generator_decide() -> None:
     assert list(one) == ["conv1.weight"]
     assert torch.equal(one["conv1.weight"], again["conv1.weight"])
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+
+
+def test_a_white_background_makes_no_filter() -> None:
+    layer = nn.Conv2d(3, 16, 5)
+    images = torch.ones(4, 3, 40, 40)
+    images[:, :, :8, :8] = torch.rand(4, 3, 8, 8, generator=seeded(1))
+    lengths = kmeans.filters_for(layer, images, seeded()).flatten(1).norm(dim=1)
+    assert (lengths > 0.1).all() and lengths.isfinite().all()
+
+
+@pytest.mark.parametrize("colour", [-1.0, 0.0, 1.0])
+def test_images_of_one_colour_leave_random_filters(colour: float) -> None:
+    found = kmeans.first_filters(
+        padded_alexnet(), torch.full((2, 3, 128, 128), colour), 2, seeded()
+    )
+    for weight in found.values():
+        assert weight.isfinite().all() and (weight.flatten(1).norm(dim=1) > 0).all()
