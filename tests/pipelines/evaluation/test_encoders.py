@@ -13,6 +13,7 @@ import torch
 from model_helpers import SMALL, save_small_model
 from rich.console import Console
 
+from ce_model import kmeans
 from ce_model.networks import NetworkConfig, build_generator
 from ce_model.training import (
     Networks,
@@ -201,19 +202,19 @@ def test_kmeans_filters_are_drawn_from_images_of_all_batches(
 def test_random_weights_follow_the_seed_and_kmeans_the_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(initialisation, "KMEANS_PATCHES", 500)
+    monkeypatch.setattr(kmeans, "PATCHES", 500)
     network = NetworkConfig(preset="alexnet", output="full")
     gaussian = resolve.untrained_ref("r", "random", network)
-    kmeans = resolve.untrained_ref("k", "random-kmeans", network)
+    drawn = resolve.untrained_ref("k", "random-kmeans", network)
     x = torch.rand(2, 3, 227, 227, generator=torch.Generator().manual_seed(0)) * 2 - 1
     first, again, other = (
         encoders.encoder_of(gaussian, seed, [x]).conv1.weight for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert gaussian.identity != kmeans.identity
+    assert gaussian.identity != drawn.identity
     stripes = x.clone()
     stripes[..., ::2] = -1
-    plain, striped = (encoders.encoder_of(kmeans, 0, [p]).conv1.weight for p in (x, stripes))
+    plain, striped = (encoders.encoder_of(drawn, 0, [p]).conv1.weight for p in (x, stripes))
     assert not torch.allclose(plain, striped)
 
 

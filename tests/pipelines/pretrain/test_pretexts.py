@@ -177,14 +177,14 @@ def test_what_says_nothing_new_is_taken() -> None:
 
 
 def test_keys_of_features_stay() -> None:
-    """By the code of 2026-11-29, the first whose decoder begins with one value: with AdamW."""
+    """By the code of 2026-11-29, whose decoder first began with one value: AdamW, random start."""
     manifest: Any = SimpleNamespace(mean_rgb=(120.5, 111.25, 99.0), fingerprint="0" * 64)
     dense: dict[str, Any] = {"steps": 1600, "seed": 3, "layers": "dense", "target": "pixels"}
     for changes, key in (
         ({}, "de1257bb3ae5ab478f22fa5c758ac4d1c65d42f965e2dc8260b815f1b079c5ef"),
         (dense, "006e9baff8713841e12afedd78c4dd75031d5267e26e7c542fbcfd82b4d1fad9"),
     ):
-        config = PretrainConfig(preset="features", optimizer="adamw", **changes)
+        config = PretrainConfig(preset="features", optimizer="adamw", init="random", **changes)
         assert pretrain_key(config, manifest) == key
 
 
