@@ -151,9 +151,9 @@ class PretrainConfig:
     init: str | None = None
     """Weights of the generator to start from: model folder, stage, checkpoint, run id,
     models:/name@alias, a file of a state dict (.safetensors, .pt, .pth, .bin), or hf:FOLDER, which
-    transformers wrote; random; or kmeans, random but for the first two convolutions of alexnet and
-    features, whose filters are centres of patches of training images. None: kmeans for features
-    with alexnet, random for the others."""
+    transformers wrote; random; or kmeans, random but for the first convolution (the first two of
+    encoder alexnet), whose filters are centres of patches of training images; presets alexnet and
+    features. None: kmeans for features with alexnet, random for the others."""
     init_map: tuple[str, ...] = ()
     """Renames of its tensors, OLD=NEW, each a prefix of names."""
     seed: int = 0
@@ -297,17 +297,16 @@ class PretrainConfig:
             )
 
     def _check_init(self) -> None:
-        """Refuse renames of no tensors, and filters for an encoder that has not these layers."""
+        """Refuse renames of no tensors, and filters for a preset that has none."""
         if self.init_map and self.init in (None, *DRAWN):
             raise UserError(
                 f"init_map is {self.init_map} with init {self.init}; it renames tensors of weights "
                 "that exist: name them with --init, or leave it out"
             )
-        of_alexnet = self.preset in ("alexnet", "features") and self.encoder == ALEXNET
-        if self.init == "kmeans" and not of_alexnet:
+        if self.init == "kmeans" and self.preset not in ("alexnet", "features"):
             raise UserError(
-                f"init is kmeans with preset {self.preset} and encoder {self.encoder}; filters are "
-                "drawn for presets alexnet and features with encoder alexnet: leave it out"
+                f"init is kmeans with preset {self.preset}; filters are drawn for presets alexnet "
+                "and features: leave it out"
             )
 
     def _check_batch(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ce_model import kmeans
-from ce_model.network_config import NetworkConfig
+from ce_model.network_config import ALEXNET, NetworkConfig
 from pipelines import storage
 from pipelines.data import stream
 from pipelines.data.stream_plan import StreamPlan
@@ -26,7 +26,7 @@ from pipelines.models.backbones import build_network
 STATE_DICTS = (".safetensors", ".pt", ".pth", ".bin")
 FILE = "init.safetensors"
 KMEANS_IMAGES = 256
-KMEANS_LAYERS = 2  # with filters of all five, deeper layers learn less
+KMEANS_LAYERS = 2  # of alexnet: with filters of all five, deeper layers learn less
 SHOWN = 4  # names of each kind in the report
 
 
@@ -140,7 +140,8 @@ def write_kmeans(plan: StreamPlan, network: NetworkConfig, stage: str) -> str:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     draw = torch.Generator().manual_seed(plan.seed)
     encoder = build_network(network, generator=draw).encoder
-    found = kmeans.first_filters(encoder, images, KMEANS_LAYERS, draw)
+    layers = KMEANS_LAYERS if network.encoder == ALEXNET else 1
+    found = kmeans.first_filters(encoder, images, layers, draw)
     _write({f"encoder.{name}": weight for name, weight in found.items()}, stage)
     names = " and ".join(name.removesuffix(".weight") for name in found)
     return f"initial filters of {names}: k-means of patches of {len(images)} training images"

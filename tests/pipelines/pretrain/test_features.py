@@ -17,6 +17,7 @@ from pipelines.export.run import fold_encoder
 from pipelines.pretrain import panel, validation, worker
 from pipelines.pretrain import run as run_module
 from pipelines.pretrain.config import PretrainConfig
+from pipelines.pretrain.initial import read_initial
 from pipelines.pretrain.recipe import resolve_recipe
 
 CPU = torch.device("cpu")
@@ -84,6 +85,29 @@ def test_the_first_layers_begin_with_filters_of_training_images(
     for name in changed:
         assert torch.equal(usual[name], again[name])
         assert not torch.equal(usual[name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("resnet18", (64, 3, 7, 7)), ("convnextv2_atto", (40, 3, 4, 4))]
+)
+def test_the_stem_of_another_backbone_begins_with_filters_when_asked(
+    name: str, shape: tuple[int, ...], serially: None, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    uri = str(tmp_path / "data")
+    manifest = prepared(
+        write_smooth_images(tmp_path / "images", 12), uri, sides=(128,), stored_side=160,
+        strategies=("grid_60",),
+    )  # fmt: skip
+    config = PretrainConfig(preset="features", encoder=name, init="kmeans", batch_size=2)
+    recipe = resolve_recipe(config, manifest.mean_rgb)
+    plan = run_module._plan(config, recipe, uri, manifest)
+    task = run_module._task(config, recipe, plan, str(tmp_path / "stage"))
+    run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
+    ((key, weight),) = read_initial(task.stage_uri).items()
+    assert weight.shape == shape and weight.isfinite().all()
+    generator = worker.build(task, CPU)[0].generator
+    assert torch.equal(generator.get_parameter(key), weight)
 
 
 def test_crops_and_flips_follow_from_seed_epoch_and_image(serially: None, tmp_path: Path) -> None:
