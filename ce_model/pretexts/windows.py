@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ce_model.pixels import network_input
+
 
 def read_windows(
     image: Tensor, centre: Tensor, degrees: Tensor, extent: Tensor, side: int
@@ -31,5 +33,4 @@ def read_windows(
     x = centre[:, 0].view(-1, 1, 1) + reach * (angle.cos() * across - angle.sin() * down)
     y = centre[:, 1].view(-1, 1, 1) + reach * (angle.sin() * across + angle.cos() * down)
     grid = (torch.stack([x, y], dim=3) / half).float()
-    scaled = image.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    return F.grid_sample(scaled, grid, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(network_input(image), grid, padding_mode="reflection", align_corners=False)

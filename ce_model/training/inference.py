@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ce_model import feature_targets
 from ce_model.networks import NetworkConfig
+from ce_model.pixels import network_input
 from ce_model.pretexts.samples import Samples
 from ce_model.training.distributed import unwrap
 from ce_model.training.objective import Objective
@@ -162,7 +163,7 @@ def _of_cells(
     prediction: Tensor, views: Views, image: Tensor, network: NetworkConfig
 ) -> Prediction:
     """A prediction of cells as colours (of hog as glyphs), the truth beside it in the same form."""
-    truth = image.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    truth = network_input(image)
     shown, target = (
         feature_targets.as_image(network.target, values, truth).add(1).div(2).clamp(0, 1)
         for values in (prediction, views.target)

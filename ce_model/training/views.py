@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ce_model import feature_targets
 from ce_model.mask_tensors import shrink
 from ce_model.networks import INPAINTING, NetworkConfig, input_side, output_side, takes_any_size
+from ce_model.pixels import network_input
 from ce_model.pretexts.questions import make_samples
 from ce_model.push_pull import smooth_fill
 from ce_model.training.objective import Objective
@@ -71,7 +72,7 @@ def make_views(
         views, classes = make_samples(network, image, origin)
         every = torch.ones(len(image), 1, device=image.device)
         return Views(views, classes, every.bool(), every)
-    scaled = image.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    scaled = network_input(image)
     if network.preset == "features":
         return _cell_views(scaled, hidden, network, objective)
     hole = shrink(hidden, objective.overlap)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ce_model import training
 from ce_model.networks import NetworkConfig, input_side
+from ce_model.pixels import network_input
 from ce_model.training import Networks, Objective
 from pipelines import storage
 from pipelines.data import stream, stream_plan
@@ -134,7 +135,7 @@ def _classify(
         parameters, settings.learning_rate, betas=training.ADAM_BETAS, fused=True
     )
     for batch in _counted(batches(plan), done):
-        x = _image(batch).to(place).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = network_input(_image(batch).to(place))
         labels = torch.from_numpy(batch["label"].astype(np.int64)).to(place)
         with torch.autocast(place.type, dtype, dtype != torch.float32):
             logits = head(F.dropout(encoder(x).flatten(1), 0.5))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ce_model.choices import Pool
+from ce_model.pixels import network_input
 from pipelines.data import images, untrusted
 from pipelines.data.images import ImageArray
 from pipelines.errors import UserError
@@ -94,7 +95,6 @@ def embed_squares(
 
 def _activations(model: LoadedModel, batch: NDArray[np.uint8]) -> dict[str, Tensor]:
     device = next(model.generator.parameters()).device
-    x = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
-    x = x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+    x = network_input(torch.from_numpy(np.ascontiguousarray(batch)).to(device))
     with torch.inference_mode():
         return model.generator.encoder_features(x)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ce_model import kmeans
 from ce_model.network_config import ALEXNET, NetworkConfig
+from ce_model.pixels import network_input
 from pipelines import storage
 from pipelines.data import stream
 from pipelines.data.stream_plan import StreamPlan
@@ -137,7 +138,7 @@ def write_kmeans(plan: StreamPlan, network: NetworkConfig, stage: str) -> str:
     The seed of the training draws them, from the first training images.
     """
     pixels, _ = stream.read_fixed_images(plan, "train", KMEANS_IMAGES)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = network_input(torch.from_numpy(pixels))
     draw = torch.Generator().manual_seed(plan.seed)
     encoder = build_network(network, generator=draw).encoder
     layers = KMEANS_LAYERS if network.encoder == ALEXNET else 1

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from ce_model.pixels import network_input
 from pipelines import storage
 from pipelines.data import images, shards, untrusted
 from pipelines.data.images import ImageArray
@@ -76,8 +77,7 @@ def _digest(data: bytes) -> str:
 
 def to_network(images: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [-1, 1], channels_last."""
-    tensor = torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2)
-    return tensor.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
+    return network_input(torch.from_numpy(np.array(images, order="C")))
 
 
 def decode(data: bytes, name: str) -> ImageArray:
