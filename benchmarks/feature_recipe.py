@@ -17,7 +17,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ce_model import kmeans, training
 from ce_model.masks import Strategy, mask_for
@@ -123,10 +123,8 @@ def main() -> None:
 def _draw_filters(network: ContextEncoder, train: ImageSet, draw: torch.Generator) -> None:
     seen = train.take(pick_evenly(len(train), KMEANS_IMAGES))
     images = torch.cat(list(seen.batches(FEATURES_SIDE, BATCH_SIZE)))
-    encoder = network.encoder
-    assert isinstance(encoder, nn.Sequential)
-    found = kmeans.first_filters(encoder, images, KMEANS_LAYERS, draw)
-    encoder.load_state_dict(found, strict=False)
+    found = kmeans.first_filters(network.encoder, images, KMEANS_LAYERS, draw)
+    network.encoder.load_state_dict(found, strict=False)
 
 
 def _train(

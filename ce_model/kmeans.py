@@ -6,6 +6,7 @@ arXiv:1511.06856, section 3.1.
 """
 
 import copy
+from contextlib import suppress
 from itertools import islice
 
 import torch
@@ -44,14 +45,21 @@ def first_filters(
         filters = filters_for(layer, x, generator)
         found[name] = filters * (layer.weight.norm() / filters.norm())
         layer.weight.copy_(found[name])
+        if len(found) == layers:
+            raise _Drawn
 
     convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     for name, layer in islice(convolutions, layers):
         layer.register_forward_pre_hook(
             lambda layer, inputs, name=name: draw(f"{name}.weight", layer, inputs[0])
         )
-    network(images)
+    with suppress(_Drawn):
+        network(images)
     return found
+
+
+class _Drawn(Exception):
+    """Ends a pass behind the last layer that it is for."""
 
 
 def filters_for(layer: Weighted, x: Tensor, generator: torch.Generator) -> Tensor:
