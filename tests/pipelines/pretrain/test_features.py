@@ -11,6 +11,7 @@ from rich.console import Console
 from training_helpers import check_features, reference_of, take_steps
 
 from pipelines.data import stream, stream_plan
+from pipelines.data.manifest import Manifest
 from pipelines.evaluation import encoders
 from pipelines.export.layers import describe_layers
 from pipelines.export.run import fold_encoder
@@ -19,23 +20,37 @@ from pipelines.pretrain import run as run_module
 from pipelines.pretrain.config import PretrainConfig
 from pipelines.pretrain.initial import read_initial
 from pipelines.pretrain.recipe import resolve_recipe
+from pipelines.pretrain.task import Task
 
 CPU = torch.device("cpu")
+
+
+def with_grid_holes(folder: Path, count: int) -> tuple[str, Manifest]:
+    """A dataset of smooth images for preset features."""
+    uri = str(folder / "data")
+    manifest = prepared(
+        write_smooth_images(folder / "images", count), uri, sides=(128,), stored_side=160,
+        strategies=("grid_60",),
+    )  # fmt: skip
+    return uri, manifest
+
+
+def begin(config: PretrainConfig, uri: str, manifest: Manifest, stage: Path) -> Task:
+    """What a worker gets, with the weights to start from in the stage."""
+    recipe = resolve_recipe(config, manifest.mean_rgb)
+    plan = run_module._plan(config, recipe, uri, manifest)
+    task = run_module._task(config, recipe, plan, str(stage))
+    run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
+    return task
 
 
 def test_features_go_from_images_to_a_model_that_evaluation_reads(
     serially: None, tmp_path: Path
 ) -> None:
-    uri = str(tmp_path / "data")
-    manifest = prepared(
-        write_smooth_images(tmp_path / "images", 24), uri, sides=(128,), stored_side=160,
-        strategies=("grid_60",),
-    )  # fmt: skip
+    uri, manifest = with_grid_holes(tmp_path, 24)
     config = PretrainConfig(preset="features", steps=6, batch_size=6, validation_images=4)
-    recipe = resolve_recipe(config, manifest.mean_rgb)
-    plan = run_module._plan(config, recipe, uri, manifest)
-    task = run_module._task(config, recipe, plan, str(tmp_path / "stage"))
-    run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
+    task = begin(config, uri, manifest, tmp_path / "stage")
+    recipe = task.recipe
 
     networks, optimizers = worker.build(task, CPU)
     losses = []
@@ -60,18 +75,11 @@ def test_features_go_from_images_to_a_model_that_evaluation_reads(
 def test_the_first_layers_begin_with_filters_of_training_images(
     serially: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = str(tmp_path / "data")
-    manifest = prepared(
-        write_smooth_images(tmp_path / "images", 24), uri, sides=(128,), stored_side=160,
-        strategies=("grid_60",),
-    )  # fmt: skip
+    uri, manifest = with_grid_holes(tmp_path, 24)
 
     def weights(stage: str, **changes: Any) -> dict[str, torch.Tensor]:
         config = PretrainConfig(preset="features", batch_size=6, **changes)
-        recipe = resolve_recipe(config, manifest.mean_rgb)
-        plan = run_module._plan(config, recipe, uri, manifest)
-        task = run_module._task(config, recipe, plan, str(tmp_path / stage))
-        run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
+        task = begin(config, uri, manifest, tmp_path / stage)
         return dict(worker.build(task, CPU)[0].generator.state_dict())
 
     usual = weights("usual")
@@ -94,16 +102,9 @@ def test_the_stem_of_another_backbone_begins_with_filters_when_asked(
     name: str, shape: tuple[int, ...], serially: None, tmp_path: Path
 ) -> None:
     pytest.importorskip("transformers")
-    uri = str(tmp_path / "data")
-    manifest = prepared(
-        write_smooth_images(tmp_path / "images", 12), uri, sides=(128,), stored_side=160,
-        strategies=("grid_60",),
-    )  # fmt: skip
+    uri, manifest = with_grid_holes(tmp_path, 12)
     config = PretrainConfig(preset="features", encoder=name, init="kmeans", batch_size=2)
-    recipe = resolve_recipe(config, manifest.mean_rgb)
-    plan = run_module._plan(config, recipe, uri, manifest)
-    task = run_module._task(config, recipe, plan, str(tmp_path / "stage"))
-    run_module._begin_from(config, recipe, plan, task.stage_uri, Console())
+    task = begin(config, uri, manifest, tmp_path / "stage")
     ((key, weight),) = read_initial(task.stage_uri).items()
     assert weight.shape == shape and weight.isfinite().all()
     generator = worker.build(task, CPU)[0].generator
@@ -111,11 +112,7 @@ def test_the_stem_of_another_backbone_begins_with_filters_when_asked(
 
 
 def test_crops_and_flips_follow_from_seed_epoch_and_image(serially: None, tmp_path: Path) -> None:
-    uri = str(tmp_path / "data")
-    manifest = prepared(
-        write_smooth_images(tmp_path / "images", 12), uri, sides=(128,), stored_side=160,
-        strategies=("grid_60",),
-    )  # fmt: skip
+    uri, manifest = with_grid_holes(tmp_path, 12)
     config = PretrainConfig(preset="features", steps=4, batch_size=3)
     recipe = resolve_recipe(config, manifest.mean_rgb)
     plan = run_module._plan(config, recipe, uri, manifest)
