@@ -1,6 +1,6 @@
 """What a store holds, read from the records that its jobs left; nothing is asked of MLflow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -14,6 +14,11 @@ from pipelines.storage import commits
 READS_AT_ONCE = 16  # in a bucket each is a request
 STATE = "state.json"  # as in models.checkpoint, which needs torch
 MAX_STATE_BYTES = 4 << 20  # of a checkpoint's curves, for trainings that left no summary of theirs
+UNITS = {  # of a curve, by what it is drawn of: the first of these that was measured
+    "psnr_hole": "dB",
+    "target_error": "error of the target",
+    "accuracy": "share of right answers",
+}
 SHOWN = ("preset", "strategy", "steps", "dataset", "dataset_fingerprint", "validation")
 
 Found = TypeVar("Found")
@@ -35,7 +40,9 @@ class Training(NamedTuple):
     preset: str
     """Of its network; empty where an unfinished one does not say."""
     curve: Curve
-    """Validation over the steps: PSNR of the hole, dB, or the error of the target."""
+    """Validation over the steps, see `curve_of`."""
+    unit: str
+    """Of the curve."""
     has_panel: bool
 
 
@@ -127,15 +134,18 @@ def _read_training(uri: str) -> Training | None:
         at = _time(summary.get("ended_at"), commits.commit_uri(uri))
         noted = [(int(step), float(value)) for step, value in summary.get("curve", ())]
         curve = noted or curve_of(_read_state(_newest_state(uri)).get("history", ()))
-        return Training(key, uri, at, summary, None, str(summary["preset"]), curve, has_panel)
+        preset, unit = str(summary["preset"]), unit_of(summary["validation"])
+        return Training(key, uri, at, summary, None, preset, curve, unit, has_panel)
     newest = _newest_state(uri)
     if newest is None:
         return None
     step = int(newest.rsplit("/", 2)[1].rpartition("-")[2])
     state = _read_state(newest)
     preset = str(state.get("network", {}).get("preset", ""))
-    curve = curve_of(state.get("history", ()))
-    return Training(key, uri, storage.modified(newest), {}, step, preset, curve, has_panel)
+    history = state.get("history", ())
+    at, curve = storage.modified(newest), curve_of(history)
+    unit = unit_of({name.removeprefix("validation/") for r in history for name in r["values"]})
+    return Training(key, uri, at, {}, step, preset, curve, unit, has_panel)
 
 
 def _newest_state(stage: str) -> str | None:
@@ -161,11 +171,16 @@ def curve_of(history: Sequence[dict[str, Any]]) -> Curve:
 
     Of a sibling pretext its accuracy.
     """
-    for name in ("validation/psnr_hole", "validation/target_error", "validation/accuracy"):
+    for name in (f"validation/{measure}" for measure in UNITS):
         found = [(int(r["step"]), float(r["values"][name])) for r in history if name in r["values"]]
         if found:
             return found
     return []
+
+
+def unit_of(measured: Collection[str]) -> str:
+    """Unit of the curve of a training of which this was measured."""
+    return next((unit for name, unit in UNITS.items() if name in measured), "")
 
 
 def _read_dataset(uri: str) -> tuple[str, Prepared]:

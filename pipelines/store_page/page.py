@@ -105,7 +105,7 @@ def _card(training: Training, contents: Contents, store: str) -> str:
     if summary:
         parts += _methods(summary)
     if training.curve:
-        parts.append(_curve(training.curve, _unit(summary.get("validation", {}))))
+        parts.append(_curve(training.curve, training.unit))
     if summary.get("tracking_run_id"):
         run = f"MLflow run {summary['tracking_run_id']}"
         parts.append(f"<p class='note'>{html_page.text(run)}</p>")
@@ -115,12 +115,6 @@ def _card(training: Training, contents: Contents, store: str) -> str:
 def _columns(summary: dict[str, Any]) -> str:
     is_pretext = summary.get("pretext", INPAINTING) != INPAINTING
     return "what was asked, and the answers" if is_pretext else "input, hole, output, target"
-
-
-def _unit(measured: dict[str, float]) -> str:
-    if "accuracy" in measured:
-        return "share of right answers"
-    return "error of the target" if "target_error" in measured else "dB"
 
 
 def _folder(training: Training, contents: Contents, store: str) -> Link:

@@ -174,6 +174,20 @@ def test_the_curve_is_that_of_the_holes_else_of_the_targets() -> None:
     assert curve_of(history) == [(10, 12.0)]
 
 
+def test_a_curve_has_the_unit_of_what_it_is_drawn_of(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    both = {"psnr_hole": 15.0, "psnr_visible_mean": 13.0, "target_error": 0.2}
+    training(store, "k" * 16, "2026-11-27T10:00:00+00:00", preset="features", validation=both)
+    history = [{"step": 10, "values": {"validation/target_error": 0.04, "loss/joint": 1.0}}]
+    state = {"step": 10, "network": {"preset": "features"}, "history": history}
+    unfinished = storage.join(store, "pretrain", "u" * 16, "checkpoints", "step-00000010")
+    storage.publish_json(storage.join(unfinished, "state.json"), state)
+    page = Path(write_store_page(store)).read_text()
+    assert "24.5 to 25 dB" in page
+    assert "0.04 to 0.04 error of the target" in page
+    assert "to 25 error of the target" not in page and "0.04 dB" not in page
+
+
 def test_what_lies_elsewhere_is_linked_by_its_whole_place() -> None:
     assert href("/store/a b/c.html", "/store") == "a%20b/c.html"
     assert href("/stored/c.html", "/store") == "file:///stored/c.html"
