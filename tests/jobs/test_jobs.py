@@ -108,12 +108,15 @@ def test_ctrl_c_is_one_message_and_the_same_command_goes_on(
         err.splitlines()[-1]
         == "interrupted: rerun the same command, and it resumes from what is finished"
     )
-    assert "Traceback" not in err and "SIGTERM" not in err
+    (saved,) = re.findall(rf"^stopped by {sent.name} with a checkpoint of step (\d+)$", err, re.M)
+    asked = f"{sent.name}: ending with a checkpoint of this step"
+    told = [line for line in err.splitlines() if re.search("SIG[A-Z]|Traceback", line)]
+    assert told == [asked, f"stopped by {sent.name} with a checkpoint of step {saved}"]
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert statuses(tmp_path) == ["KILLED"]
     _, screen = pretrain(tmp_path, *longer)
-    (resumed,) = re.findall(r"resumed at step (\d+)$", screen, re.MULTILINE)
-    assert 10 <= int(resumed) < 100  # what was done when the signal came
+    assert re.findall(r"resumed at step (\d+)$", screen, re.M) == [saved]
+    assert 10 <= int(saved) < 100  # what was done when the signal came
     assert statuses(tmp_path) == ["FINISHED"]  # in the same run
 
 
