@@ -300,7 +300,7 @@ def _peer_step(start: Networks, batches: list[Batch], setting: Setting) -> Step:
         training.make_views(*batch, setting.network, setting.objective)._asdict()
         for batch in batches
     ]
-    views = [{name: value.contiguous() for name, value in view.items()} for view in views]
+    views = [{n: v.contiguous() for n, v in view.items() if v is not None} for view in views]
     share = setting.objective.adversarial
 
     def reconstruction_step(index: int) -> float:
