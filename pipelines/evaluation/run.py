@@ -14,9 +14,11 @@ from ce_model.networks import predicts_images
 from pipelines import storage
 from pipelines.errors import UserError
 from pipelines.evaluation import encoders, plan, report, results
+from pipelines.evaluation.catalogue import TASKS
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.data.ensure import ensure_usable
 from pipelines.evaluation.executor import Executor, precision_of_workers, with_baselines
+from pipelines.evaluation.settings import TaskName
 from pipelines.evaluation.task import Job
 from pipelines.models.files import MODEL
 from pipelines.models.resolve import (
@@ -41,12 +43,9 @@ ABOUT = {
     "inpainting": "Errors on [0, 1] pixels per image, then averaged; PSNR in dB.",
     "linear": "Ridge classifier on frozen features of each layer; accuracy on the test split.",
     "knn": "Vote of the nearest training images on frozen features.",
-    "finetune": "All layers fine-tuned; the learning rate of each row was chosen on a fifth of the "
-    "training images.",
-    "detection": "Fast R-CNN on selective search; VOC average precision over the classes; the "
-    "learning rate of each row was chosen on a fifth of the training images.",
-    "segmentation": "FCN-32s; mean IoU over the classes, void left out; the learning rate of each "
-    "row was chosen on a fifth of the training images.",
+    "finetune": "All layers fine-tuned",
+    "detection": "Fast R-CNN on selective search; VOC average precision over the classes",
+    "segmentation": "FCN-32s; mean IoU over the classes, void left out",
     "retrieval": "Nearest neighbours of the visible context; the centre is hidden everywhere.",
 }
 
@@ -64,6 +63,20 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
     with cluster.connect_once():
         data = tuple(ensure_usable(each, config.store) for each in config.data)
         return _evaluate(replace(config, data=data), given, uri)
+
+
+def _about(task: TaskName, config: EvaluateConfig) -> str:
+    """What a section of the report measures, and where the rates of a training came from."""
+    tuning = getattr(getattr(config, TASKS[task].settings), "tuning", None)
+    if tuning is None:
+        return ABOUT[task]
+    rates = tuning.learning_rates
+    how = (
+        f"every row was given, {rates[0]:g}"
+        if len(rates) == 1
+        else "each row was chosen on a fifth of the training images"
+    )
+    return f"{ABOUT[task]}; the learning rate of {how}."
 
 
 def _evaluate(
@@ -137,7 +150,7 @@ def _gather(
                 "task": task,
                 "data": data,
                 "data_key": keys[task, data],
-                "about": ABOUT[task],
+                "about": _about(task, config),
                 "rows": results.over_seeds(rows),
                 "notes": notes,
                 "stages": [job.uri for job in chosen],

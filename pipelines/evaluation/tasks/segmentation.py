@@ -165,9 +165,11 @@ def _score(model: Segmenter, part: Mapped, settings: SegmentationSettings) -> me
 
 
 def _shown(model: Segmenter, test: Mapped, settings: SegmentationSettings) -> dict[str, bytes]:
-    """Image, truth and prediction side by side."""
+    """Image, truth and prediction side by side; evenly taken, as frames of a film are alike."""
+    count = min(settings.shown, len(test.maps))
+    part = _take(test, np.arange(count) * len(test.maps) // max(count, 1))
     figures = {}
-    for (name, data), truth in list(zip(_items(test), test.maps, strict=True))[: settings.shown]:
+    for (name, data), truth in zip(_items(part), part.maps, strict=True):
         image = decode(data, name)
         found = COLOURS[predict(model, image, settings)]
         found[truth == VOID] = 0

@@ -25,10 +25,19 @@ from pipelines.evaluation import charts, encoders, measure, plan, report, result
 from pipelines.evaluation.catalogue import TASKS
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.measure import perform
-from pipelines.evaluation.run import _gather, _publish, _table, cluster, evaluate_models, metrics_of
+from pipelines.evaluation.run import (
+    _about,
+    _gather,
+    _publish,
+    _table,
+    cluster,
+    evaluate_models,
+    metrics_of,
+)
 from pipelines.evaluation.settings import (
     SMALLEST_SIDE,
     FinetuneSettings,
+    HeadTrainingSettings,
     InpaintingSettings,
     ProbeSettings,
     RetrievalSettings,
@@ -421,6 +430,18 @@ def test_the_configs_of_the_project_parse(name: str) -> None:
     file = ROOT / "configs" / f"{name}.yaml"
     found = parse(EvaluateConfig, ["--config", str(file), "--model", "random", "--data", "d"])
     assert found.model == ("random",)
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"), [((1e-3, 1e-4), "was chosen on a fifth"), ((3e-4,), "was given, 0.0003.")]
+)
+def test_the_report_says_how_a_learning_rate_came_about(
+    rates: tuple[float, ...], said: str, tmp_path: Path
+) -> None:
+    tuning = HeadTrainingSettings(learning_rates=rates)
+    about = _about("finetune", config(tmp_path, finetune=FinetuneSettings(tuning=tuning)))
+    assert about.startswith("All layers fine-tuned; ") and said in about
+    assert "learning rate" not in _about("linear", config(tmp_path))
 
 
 def test_the_voc_protocol_is_that_of_the_paper() -> None:

@@ -200,11 +200,12 @@ def test_segmentation_learns_two_blocks() -> None:
         ImageSet(images.keys, images.labels, images.encoded, ("none", "red", "blue"), 0),
         tuple(maps),
     )
-    settings = SegmentationSettings(tuning=short(steps=30), shown=1)
+    settings = SegmentationSettings(tuning=short(steps=30), shown=2)
     measured = segmentation.measure(RANDOM, 0, split, split, settings, torch.float32)
     (row,) = measured.rows
     assert isinstance(row["mIoU"], float) and row["mIoU"] > 0.6
-    assert list(measured.figures) == ["image, truth, prediction: 0"]
+    shown = [f"image, truth, prediction: {images.keys[at]}" for at in (0, 2)]  # of four
+    assert list(measured.figures) == shown
 
 
 def test_void_pixels_do_not_move_the_segmentation_loss() -> None:
