@@ -67,10 +67,10 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
 
 def _about(task: TaskName, config: EvaluateConfig) -> str:
     """What a section of the report measures, and where the rates of a training came from."""
-    tuning = getattr(getattr(config, TASKS[task].settings), "tuning", None)
+    tuning = TASKS[task].settings_of(config).get("tuning")
     if tuning is None:
         return ABOUT[task]
-    rates = tuning.learning_rates
+    rates = tuning["learning_rates"]
     how = (
         f"every row was given, {rates[0]:g}"
         if len(rates) == 1

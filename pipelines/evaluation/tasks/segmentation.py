@@ -1,5 +1,7 @@
 """FCN-32s on the encoder, scored by mean IoU over a whole split (VOC layout or CamVid)."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from ce_model.transfer.metrics import VOID
 from pipelines import storage
 from pipelines.evaluation import encoders
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.data.images import decode, to_network
+from pipelines.evaluation.data.images import decode, pick_evenly, to_network
 from pipelines.evaluation.data.voc import Mapped, read_mapped
 from pipelines.evaluation.results import Measured, Row, png
 from pipelines.evaluation.settings import Layout, SegmentationSettings, settings_in_key
@@ -62,7 +64,7 @@ def measure(
     return Measured([row], notes, _shown(model, test, settings))
 
 
-def _take(part: Mapped, chosen: NDArray[np.int64]) -> Mapped:
+def _take(part: Mapped, chosen: Sequence[int] | NDArray[np.int64]) -> Mapped:
     return Mapped(part.images.take(chosen), tuple(part.maps[at] for at in chosen))
 
 
@@ -166,8 +168,8 @@ def _score(model: Segmenter, part: Mapped, settings: SegmentationSettings) -> me
 
 def _shown(model: Segmenter, test: Mapped, settings: SegmentationSettings) -> dict[str, bytes]:
     """Image, truth and prediction side by side; evenly taken, as frames of a film are alike."""
-    count = min(settings.shown, len(test.maps))
-    part = _take(test, np.arange(count) * len(test.maps) // max(count, 1))
+    chosen = pick_evenly(len(test.maps), settings.shown) if settings.shown else []
+    part = _take(test, chosen)
     figures = {}
     for (name, data), truth in zip(_items(part), part.maps, strict=True):
         image = decode(data, name)
