@@ -1,7 +1,7 @@
 """The served model: images and masks in, features and filled images out.
 
-MLflow runs this file to load a model (`models from code`), so a model holds no pickle: its weights
-are safetensors, its settings JSON.
+MLflow runs `logged_model.py` to load a model (`models from code`), so a model holds no pickle: its
+weights are safetensors, its settings JSON.
 
 Input: image uint8 (B, H, W, 3) RGB of any size and mask uint8 (B, H, W), not 0 where the image is
 hidden. Output: features float32 (B, D) of the visible context, squeezed to the square that the
@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import cv2
-import mlflow.models
 import mlflow.pyfunc
 import numpy as np
 import torch
@@ -62,6 +61,3 @@ class ServedContextEncoder(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 def _path(uri: str) -> str:
     return url2pathname(urlparse(uri).path) if uri.startswith("file:") else uri
-
-
-mlflow.models.set_model(ServedContextEncoder())

@@ -1,6 +1,7 @@
 """What is known of a model: its run, its evaluation reports, and the files that were logged."""
 
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,20 @@ def _files(uri: str, source: str) -> tuple[str | None, str, tuple[str, ...], Loa
 
 
 def may_run(path: Path) -> bool:
-    """Whether a file is a pickle, or a container that may hold one."""
+    """Whether a file is a pickle or may hold one; an archive of source alone does not."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
         head = file.read(4)
+    if head == ZIP:
+        return not _holds_source_alone(path)
     pickled = len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
-    return pickled or head == ZIP or path.suffix in PICKLE_SUFFIXES
+    return pickled or path.suffix in PICKLE_SUFFIXES
+
+
+def _holds_source_alone(archive: Path) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return all(name.endswith(".py") for name in opened.namelist())
+    except zipfile.BadZipFile:
+        return False

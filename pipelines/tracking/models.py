@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ WEIGHTS_TAG = "weights_sha256"
 DESCRIPTION_TAG = "mlflow.note.content"  # where MLflow's pages look for one
 NOT_IN_LOGGED_NAME = r"[/:.%\"'\s]+"
 
-
-SERVED_MODEL = Path(__file__).parents[1] / "models" / "pyfunc.py"
+PACKAGES = Path(__file__).parents[2]
+LOGGED_MODEL = PACKAGES / "pipelines" / "models" / "logged_model.py"
+CODE_ARCHIVE = "context_encoder.zip"  # the name that logged_model.py looks for
 
 
 def log_model(
@@ -40,10 +42,10 @@ def log_model(
 ) -> str:
     """Log a model folder (`weights.safetensors`, `model.json`) as a pyfunc of a run, once.
 
-    The model is code of ours (`models/pyfunc.py`, `ce_model`) beside plain tensors: loading it
-    unpickles nothing. Input and output are described there. The run goes on: whoever
-    has begun it ends it. A run that has a whole model of these weights gets no second one: the
-    server may have gone away after the model and before the summary that names it.
+    The model is an archive of our source beside plain tensors: loading it unpickles nothing. Input
+    and output are described in `models/pyfunc.py`. The run goes on: whoever has begun it ends it.
+    A run that has a whole model of these weights gets no second one: the server may have gone away
+    after the model and before the summary that names it.
 
     Returns:
         the model's URI, `models:/<model id>`.
@@ -67,13 +69,16 @@ def log_model(
     mask[:, side // 4 : side * 3 // 4, side // 4 : side * 3 // 4] = 1
     ramp = np.arange(side, dtype=np.uint8)
     image = np.broadcast_to(ramp[None, :, None, None], (2, side, side, 3))
-    packages = Path(__file__).parents[2]
-    with global_server(uri), mlflow.start_run(run_id=run_id):
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        global_server(uri),
+        mlflow.start_run(run_id=run_id),
+    ):
         logged = mlflow.pyfunc.log_model(
             name=re.sub(NOT_IN_LOGGED_NAME, "-", name),
-            python_model=str(SERVED_MODEL),
+            python_model=str(LOGGED_MODEL),
             artifacts={"model": folder.as_uri()},
-            code_paths=[str(packages / "ce_model"), str(packages / "pipelines")],
+            code_paths=[_archive_code(Path(temporary) / CODE_ARCHIVE)],
             pip_requirements=requirements,
             signature=signature,
             input_example={"image": np.ascontiguousarray(image), "mask": mask},
@@ -81,6 +86,16 @@ def log_model(
         )
         mlflow.end_run("RUNNING")  # else the end of the block would call it FINISHED
     return str(logged.model_uri)
+
+
+def _archive_code(path: Path) -> str:
+    """Write the source of `pipelines` and `ce_model` as one file, from which Python imports."""
+    # Files of container images are of 1970, before the first year that an archive knows.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for package in ("ce_model", "pipelines"):
+            for file in sorted((PACKAGES / package).rglob("*.py")):
+                archive.write(file, file.relative_to(PACKAGES))
+    return str(path)
 
 
 def _model_of_weights(uri: str, run_id: str, digest: str) -> str | None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from pipelines import cli, storage
 from pipelines.errors import UserError
 from pipelines.models.files import MODEL, WEIGHTS, save_model
 from pipelines.promotion import gates, run_files
+from pipelines.promotion.candidate import may_run
 from pipelines.promotion.config import PromoteConfig
 from pipelines.promotion.explain import explain
 from pipelines.promotion.gates import read_gates
@@ -105,7 +107,10 @@ def test_promotion_refusal_and_rollback(home: Home, good: str, better: str, wors
 
 
 def test_a_served_champion_gives_features_and_filled_images(home: Home, good: str) -> None:
-    """The three lines of the README, in a process of their own that allows no pickle."""
+    """The three lines of the README, in a process of their own that allows no pickle.
+
+    The code is the model's own, one file of few: each is a request to an artifact server.
+    """
     assert ask(home, good, "served").promoted
     program = (
         "import mlflow, numpy as np\n"
@@ -117,6 +122,12 @@ def test_a_served_champion_gives_features_and_filled_images(home: Home, good: st
         "assert found['features'].shape == (2, 8), found['features'].shape\n"
         "kept = mask == 0\n"
         "assert (found['filled'][kept] == image[kept]).all()\n"
+        "import ce_model, pipelines\n"
+        "from mlflow.artifacts import list_artifacts\n"
+        "names = [file.path for file in list_artifacts('models:/served@champion')]\n"
+        "assert len(names) < 12, names\n"
+        "for package in ce_model, pipelines:\n"
+        "    assert '/code/context_encoder.zip/' in package.__file__, package.__file__\n"
     )
     environment = {
         **os.environ,
@@ -242,6 +253,22 @@ def test_weights_altered_after_the_evaluation_are_refused(home: Home) -> None:
     assert refused.version is None and registry.versions_of_run(home.uri, "tampered", run_id) == []
     (logged.parent / "extra.pkl").write_bytes(b"\x80\x04.")
     assert "loads without pickle" in failed(ask(home, run_id, "tampered"))
+
+
+@pytest.mark.parametrize(
+    ("members", "runs"),
+    [(["a.py", "b/c.py"], False), (["a.py", "data.pkl"], True), (["a.npy"], True)],
+)
+def test_an_archive_is_safe_if_it_holds_source_alone(
+    members: list[str], runs: bool, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in members:
+            archive.writestr(name, "x = 1")
+    assert may_run(tmp_path / "a.zip") == runs
+    whole = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    assert may_run(tmp_path / "cut.zip")
 
 
 def test_missing_evidence_and_alarms_are_refused(home: Home) -> None:
