@@ -135,18 +135,8 @@ def predicts_images(config: NetworkConfig) -> bool:
     return config.preset != "features"
 
 
-def describe_training(preset: str, encoder: str, pretext: str, strategy: str) -> str:
-    """What a training is about: `unet, free_form holes`, `features (resnet18), relative position`.
-
-    The encoder is named where it is not the one of the preset.
-    """
-    network = preset if encoder == ALEXNET else f"{preset} ({encoder})"
-    about = f"{strategy} holes" if pretext == INPAINTING else pretext.replace("_", " ")
-    return f"{network}, {about}"
-
-
 # What came after the first stored models: left out of keys at these values, so that keys stay.
-LATER = {
+LATER: dict[str, Any] = {
     "target": "hog",
     "layers": "masked",
     "encoder": ALEXNET,
@@ -154,6 +144,34 @@ LATER = {
     "pretext": INPAINTING,
     "exemplar_classes": 0,
 }
+
+
+def describe_training(
+    preset: str,
+    encoder: str,
+    pretext: str,
+    strategy: str,
+    target: str = LATER["target"],
+    layers: str = LATER["layers"],
+) -> str:
+    """What a training is about: `unet, free_form holes`, `features (resnet18), relative position`.
+
+    Encoder, target and layers of preset features are named where they are not the usual ones.
+    """
+    network = preset if encoder == ALEXNET else f"{preset} ({encoder})"
+    if pretext != INPAINTING:
+        return f"{network}, {pretext.replace('_', ' ')}"
+    parts = [network, f"{strategy} holes"]
+    if preset == "features":
+        parts += [target] if target != LATER["target"] else []
+        parts += [f"{layers} layers"] if layers != LATER["layers"] else []
+    return ", ".join(parts)
+
+
+def about_training(network: NetworkConfig, strategy: str) -> str:
+    """What a training of this network on these holes is about, see `describe_training`."""
+    named = (network.preset, network.encoder, network.pretext)
+    return describe_training(*named, strategy, network.target, network.layers)
 
 
 def network_in_key(config: NetworkConfig) -> dict[str, Any]:

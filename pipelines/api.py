@@ -155,10 +155,9 @@ class Model:
     def __repr__(self) -> str:
         """What it is, what it reached and where it lies."""
         info = self._loaded.info
-        from ce_model.network_config import describe_training
+        from ce_model.network_config import about_training
 
-        network, strategy = self._loaded.network, info.get("strategy", "unknown")
-        parts = [describe_training(network.preset, network.encoder, network.pretext, strategy)]
+        parts = [about_training(self._loaded.network, info.get("strategy", "unknown"))]
         if "steps" in info:
             parts.append(f"{info['steps']:,} steps")
         if "psnr_hole" in self.metrics:

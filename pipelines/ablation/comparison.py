@@ -159,12 +159,13 @@ def _verdict(
     if not differences:
         return (
             f"No verdict on {metric}: it takes two arms with two common seeds whose differences "
-            f"vary, and there are {len(arms)} arms and {seeds} seeds{lacking}."
+            f"vary, and there are {counted(len(arms), 'arm')} and "
+            f"{counted(seeds, 'seed')}{lacking}."
         )
     best = compared[0]
     tied = [arm for arm in compared[1:] if not _separate(best.arm, arm.arm, differences)]
     behind = [arm for arm in compared[1:] if arm not in tied]
-    scope = f"{seeds} seeds, simultaneous {CONFIDENCE:.0%} intervals"
+    scope = f"{counted(seeds, 'seed')}, simultaneous {CONFIDENCE:.0%} intervals"
     if not tied:
         text = f"{_value(best)} has the best {metric} ({better} is better), before "
         text += f"{_names(behind)} beyond the spread of the seeds ({scope})"
@@ -182,6 +183,11 @@ def _separate(first: str, second: str, differences: tuple[Difference, ...]) -> b
     return any(
         found.distinct for found in differences if {found.first, found.second} == {first, second}
     )
+
+
+def counted(number: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {what}{'s'[: number != 1]}"
 
 
 def _value(arm: ArmSummary) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pipelines import storage
 from pipelines.ablation import report
+from pipelines.ablation.by_setting import in_words
 from pipelines.ablation.cells import failures
 from pipelines.ablation.config import AblateConfig
 from pipelines.errors import UserError, first_line
@@ -25,6 +26,8 @@ def publish_sweep(config: AblateConfig, found: dict[str, Any], console: Console)
     place = written.write(home)
     console.print(report.table(found))
     console.print(found["verdict"])
+    for line in in_words(found["settings"].get(found["metric"], ())):
+        console.print(line, soft_wrap=True)
     console.print(f"report: {place}", soft_wrap=True)
     uri = tracking_uri(config.tracking_uri, config.store)
     try:

@@ -1,6 +1,6 @@
 """ablation.html: verdict, curves, images, every score with its spread, costs; in one file."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,12 @@ from rich.table import Table
 
 from ce_model.network_config import INPAINTING
 from pipelines import html_page
-from pipelines.ablation.comparison import with_spread
+from pipelines.ablation.comparison import counted, with_spread
 from pipelines.data.source_names import source_name
 
 FEW_SEEDS = 3
 FEW_POINTS = 20  # of a curve: each is drawn, and a single one is seen at all
+TARGET_ERROR = "validation/target_error"
 PSNR = "validation/psnr_hole"  # the curve of reports that do not name theirs
 
 
@@ -27,8 +28,9 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
     decisive = found["comparisons"].get(found["metric"])
     parts = [
         f"<p class='verdict'>{html_page.text(found['verdict'])}</p>",
-        f"<p class='note'>{len(found['arms'])} arms x {found['seeds']} seeds, {found['steps']} "
-        f"steps each, on {html_page.text(_data(found))} (fingerprint "
+        f"<p class='note'>{counted(len(found['arms']), 'arm')} x "
+        f"{counted(found['seeds'], 'seed')}, {found['steps']} steps each, on "
+        f"{html_page.text(_data(found))} (fingerprint "
         f"{html_page.text(found['dataset_fingerprint'][:16])}), commit "
         f"{html_page.text(found['code'])}. Equal data, holes, steps and evaluation; a seed fixes "
         "weights and order. Intervals hold for all pairs at once (Tukey, seeds as blocks, pooled "
@@ -36,8 +38,12 @@ def page(found: Mapping[str, Any], panels: Mapping[str, bytes]) -> str:
         *_halving(found),
         *_warnings(found),
         *(_decisive(found, decisive) if decisive else ()),
+        *_by_setting(found),
         "<h2>Learning curves</h2>",
-        html_page.chart(_curve_title(found), curves(found)),
+        *(
+            html_page.chart(f"{_curve_title(found)}{which}", curves(found, arms))
+            for which, arms in _comparable(found).items()
+        ),
         "<h2>The same images, filled by each arm</h2>",
         *(html_page.image(arm, data) for arm, data in panels.items()),
         "<h2>All scores</h2>",
@@ -106,8 +112,8 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
     """What makes the verdict weak, or lacks in it."""
     if found["seeds"] < FEW_SEEDS:
         yield (
-            f"<p class='warning'>{found['seeds']} seeds: with fewer than {FEW_SEEDS} the intervals "
-            "are wide, and with one there are none.</p>"
+            f"<p class='warning'>{counted(found['seeds'], 'seed')}: with fewer than {FEW_SEEDS} "
+            "the intervals are wide, and with one there are none.</p>"
         )
     failed = [f"{c['arm']} seed {c['seed']}" for c in found["cells"] if c["status"] == "failed"]
     if failed:
@@ -145,6 +151,38 @@ def _decisive(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterator
         ]
         heads = ["paired difference", "mean", "95 % interval", "told apart"]
         yield html_page.table("differences within seeds", heads, pairs)
+
+
+def _by_setting(found: Mapping[str, Any]) -> Iterator[str]:
+    """What each setting is worth: a score per row, a value of the setting per column."""
+    tables: dict[str, list[tuple[str, list[Mapping[str, Any]]]]] = {}
+    for metric, levels in found.get("settings", {}).items():
+        for setting in dict.fromkeys(level["setting"] for level in levels):
+            own = [level for level in levels if level["setting"] == setting]
+            tables.setdefault(setting, []).append((metric, own))
+    if not tables:
+        return
+    yield "<h2>What each setting is worth</h2>"
+    yield (
+        "<p class='note'>Means over the arms and seeds that differ in this setting alone; in "
+        "brackets in how many of these pairs a value is worse than the one with the best mean, "
+        "which is marked. Other settings count equally.</p>"
+    )
+    for setting, rows in tables.items():
+        values = list(dict.fromkeys(level["value"] for _, own in rows for level in own))
+        cells = []
+        best = set()
+        for at, (metric, own) in enumerate(rows):
+            best.add((at, 1 + values.index(own[0]["value"])))  # the best mean comes first
+            shown = {level["value"]: level for level in own}
+            behind = [
+                f"{shown[value]['mean']:.4g} ({shown[value]['behind']} of {shown[value]['pairs']})"
+                if value in shown
+                else "n/a"
+                for value in values
+            ]
+            cells.append([metric, *behind])
+        yield html_page.table(setting, ["score", *values], cells, best=best)
 
 
 def _all_scores(found: Mapping[str, Any]) -> Iterator[str]:
@@ -199,17 +237,29 @@ def points(found: Mapping[str, Any], compared: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def curves(found: Mapping[str, Any]) -> Figure:
+def _comparable(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Arms whose curves share an axis, by what the title says of them: errors are of one target."""
+    if found.get("curve") != TARGET_ERROR:
+        return {"": found["arms"]}
+    targets = {cell["arm"]: cell.get("target") for cell in found["cells"]}
+    groups: dict[str, list[str]] = {}
+    for arm in found["arms"]:
+        target = targets.get(arm)
+        groups.setdefault(f"; target {target}" if target else "", []).append(arm)
+    return groups
+
+
+def curves(found: Mapping[str, Any], arms: Sequence[str]) -> Figure:
     """Mean over seeds as a line, every seed as a thin one; of few measurements each is a point."""
     figure = Figure(figsize=(6.5, 4), dpi=110, layout="tight")
     axes = figure.subplots()
-    for number, arm in enumerate(found["arms"]):
+    for arm in arms:
         runs = [
             np.array(cell["curve"])
             for cell in found["cells"]
             if cell["arm"] == arm and cell["steps"] == found["steps"] and cell["curve"]
         ]
-        colour = f"C{number}"
+        colour = f"C{found['arms'].index(arm)}"
         for run in runs:
             mark = "." if len(run) <= FEW_POINTS else None
             axes.plot(run[:, 0], run[:, 1], color=colour, linewidth=0.6, alpha=0.5, marker=mark)

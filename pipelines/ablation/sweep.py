@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines import storage
 from pipelines.ablation import comparison
+from pipelines.ablation.by_setting import by_setting
 from pipelines.ablation.cells import (
     cell_result,
     cell_stages,
@@ -158,13 +159,14 @@ def _result(
 ) -> dict[str, Any]:
     full = [cell for cell in results if cell["steps"] == config.pretrain.steps]
     names = sorted({name for cell in full for name in cell["scores"]})
-    compared = {}
+    compared, settings = {}, {}
     for name in names:
         scores: dict[str, dict[int, float]] = {}
         for cell in full:
             if name in cell["scores"]:
                 scores.setdefault(cell["arm"], {})[cell["seed"]] = cell["scores"][name]
         compared[name] = asdict(comparison.compare(scores, name, better(name)))
+        settings[name] = [asdict(level) for level in by_setting(full, name, better(name))]
     manifest = read_manifest(data)
     curve = curve_of(config.pretrain.preset, arms(config)[0].pretext)
     metric = config.verdict_metric
@@ -187,6 +189,7 @@ def _result(
         "steps": config.pretrain.steps,
         "rungs": rungs,
         "comparisons": compared,
+        "settings": settings,
         "cells": [
             cell if _shows(config, cell, curve) else {**cell, "curve": []} for cell in results
         ],

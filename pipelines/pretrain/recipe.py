@@ -10,7 +10,7 @@ from ce_model.network_config import (
     ALEXNET,
     INPAINTING,
     NetworkConfig,
-    describe_training,
+    about_training,
     input_side,
 )
 from ce_model.training import (
@@ -69,8 +69,7 @@ class Recipe:
     @property
     def about(self) -> str:
         """Which network learns from what, in words."""
-        network = self.network
-        return describe_training(network.preset, network.encoder, network.pretext, self.strategy)
+        return about_training(self.network, self.strategy)
 
     @property
     def learned_from(self) -> dict[str, str]:

@@ -77,6 +77,8 @@ def export_model(
         "encoder": task.recipe.network.encoder,
         "strategy": task.recipe.strategy,
         "pretext": task.recipe.network.pretext,
+        "target": task.recipe.network.target,
+        "layers": task.recipe.network.layers,
         "adversarial": task.recipe.objective.adversarial,
         "start": task.recipe.objective.start,
         "seed": config.seed,

@@ -86,6 +86,8 @@ def about(summary: Mapping[str, Any]) -> str:
         summary.get("encoder", ALEXNET),
         summary.get("pretext", INPAINTING),
         summary["strategy"],
+        summary.get("target", "hog"),
+        summary.get("layers", "masked"),
     )
 
 
@@ -104,8 +106,12 @@ def _card(training: Training, contents: Contents, store: str) -> str:
         )
     if summary:
         parts += _methods(summary)
-    if training.curve:
+    if len(training.curve) > 1:
         parts.append(_curve(training.curve, training.unit))
+    elif training.curve and not summary:  # a finished one has it in its table
+        ((step, value),) = training.curve
+        so_far = f"{value:.4g} {training.unit} at step {step:,}"
+        parts.append(f"<p class='note'>{html_page.text(so_far)}</p>")
     if summary.get("tracking_run_id"):
         run = f"MLflow run {summary['tracking_run_id']}"
         parts.append(f"<p class='note'>{html_page.text(run)}</p>")

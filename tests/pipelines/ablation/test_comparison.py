@@ -148,3 +148,11 @@ def test_the_report_shows_the_verdict_first_and_every_score_once() -> None:
         "<td>central/L2</td><td>lower</td><td>0.0550 &plusmn; 0.0071 (-)</td><td>n/a</td>" in page
     )
     assert page.count("data:image/png") == 3  # the seeds, the curves, the panel
+
+
+def test_curves_of_another_target_have_axes_of_their_own() -> None:
+    cells = [{"arm": "a", "target": "hog"}, {"arm": "b", "target": "pixels"},
+             {"arm": "c", "target": "hog"}]  # fmt: skip
+    found = {"arms": ["a", "b", "c"], "cells": cells, "curve": "validation/target_error"}
+    assert report._comparable(found) == {"; target hog": ["a", "c"], "; target pixels": ["b"]}
+    assert report._comparable(found | {"curve": report.PSNR}) == {"": ["a", "b", "c"]}

@@ -11,7 +11,7 @@ import pytest
 from pipelines import storage
 from pipelines.data.source_names import source_name
 from pipelines.store_page.find import curve_of, find_contents
-from pipelines.store_page.page import href
+from pipelines.store_page.page import about, href
 from pipelines.store_page.write import write_store_page
 
 
@@ -174,6 +174,22 @@ def test_the_curve_is_that_of_the_holes_else_of_the_targets() -> None:
     assert curve_of(history) == [(10, 12.0)]
 
 
+def test_a_single_measurement_is_no_curve(tmp_path: Path) -> None:
+    training(str(tmp_path), "k" * 16, "2026-11-27T10:00:00+00:00", curve=[[100, 24.5]])
+    write_store_page(str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert "25.00 dB" in page and "<svg" not in page
+
+
+def test_trainings_that_differ_in_target_or_layers_have_other_names() -> None:
+    usual = {"preset": "features", "strategy": "grid_60"}
+    assert about(usual) == about(usual | {"target": "hog", "layers": "masked"})
+    assert about(usual) == "features, grid_60 holes"
+    other = about(usual | {"target": "pixels", "layers": "dense"})
+    assert other == "features, grid_60 holes, pixels, dense layers"
+    assert about(usual | {"preset": "unet", "layers": "dense"}) == "unet, grid_60 holes"
+
+
 def test_a_curve_has_the_unit_of_what_it_is_drawn_of(tmp_path: Path) -> None:
     store = str(tmp_path)
     both = {"psnr_hole": 15.0, "psnr_visible_mean": 13.0, "target_error": 0.2}
@@ -184,7 +200,7 @@ def test_a_curve_has_the_unit_of_what_it_is_drawn_of(tmp_path: Path) -> None:
     storage.publish_json(storage.join(unfinished, "state.json"), state)
     page = Path(write_store_page(store)).read_text()
     assert "24.5 to 25 dB" in page
-    assert "0.04 to 0.04 error of the target" in page
+    assert "0.04 error of the target at step 10" in page
     assert "to 25 error of the target" not in page and "0.04 dB" not in page
 
 
