@@ -173,15 +173,12 @@ def _by_setting(found: Mapping[str, Any]) -> Iterator[str]:
         cells = []
         best = set()
         for at, (metric, own) in enumerate(rows):
+            shown = dict.fromkeys(values, "n/a")
+            for level in own:
+                behind = f" ({level['behind']} of {level['pairs']})" if level != own[0] else ""
+                shown[level["value"]] = f"{level['mean']:.4g}{behind}"
             best.add((at, 1 + values.index(own[0]["value"])))  # the best mean comes first
-            shown = {level["value"]: level for level in own}
-            behind = [
-                f"{shown[value]['mean']:.4g} ({shown[value]['behind']} of {shown[value]['pairs']})"
-                if value in shown
-                else "n/a"
-                for value in values
-            ]
-            cells.append([metric, *behind])
+            cells.append([metric, *shown.values()])
         yield html_page.table(setting, ["score", *values], cells, best=best)
 
 
