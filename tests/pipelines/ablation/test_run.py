@@ -216,7 +216,7 @@ def finished(config: AblateConfig, run_ids: list[str]) -> dict[str, Any]:
     ]  # fmt: skip
     return {"key": "k" * 64, "dataset_fingerprint": "f" * 64, "code": "c", "metric": "L2",
             "verdict": "no verdict", "arms": ["central-0"], "seeds": len(cells), "steps": 6,
-            "rungs": [], "comparisons": {}, "cells": cells}  # fmt: skip
+            "rungs": [], "comparisons": {}, "settings": {}, "cells": cells}  # fmt: skip
 
 
 def logged(config: AblateConfig, found: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
