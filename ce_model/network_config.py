@@ -135,24 +135,8 @@ def predicts_images(config: NetworkConfig) -> bool:
     return config.preset != "features"
 
 
-# What came after the first stored models: left out of keys at these values, so that keys stay.
-LATER: dict[str, Any] = {
-    "target": "hog",
-    "layers": "masked",
-    "encoder": ALEXNET,
-    "antialias": False,
-    "pretext": INPAINTING,
-    "exemplar_classes": 0,
-}
-
-
 def describe_training(
-    preset: str,
-    encoder: str,
-    pretext: str,
-    strategy: str,
-    target: str = LATER["target"],
-    layers: str = LATER["layers"],
+    preset: str, encoder: str, pretext: str, strategy: str, target: str, layers: str
 ) -> str:
     """What a training is about: `unet, free_form holes`, `features (resnet18), relative position`.
 
@@ -163,8 +147,8 @@ def describe_training(
         return f"{network}, {pretext.replace('_', ' ')}"
     parts = [network, f"{strategy} holes"]
     if preset == "features":
-        parts += [target] if target != LATER["target"] else []
-        parts += [f"{layers} layers"] if layers != LATER["layers"] else []
+        parts += [target] if target != NetworkConfig.target else []
+        parts += [f"{layers} layers"] if layers != NetworkConfig.layers else []
     return ", ".join(parts)
 
 
@@ -172,6 +156,17 @@ def about_training(network: NetworkConfig, strategy: str) -> str:
     """What a training of this network on these holes is about, see `describe_training`."""
     named = (network.preset, network.encoder, network.pretext)
     return describe_training(*named, strategy, network.target, network.layers)
+
+
+# What came after the first stored models: left out of keys at these values, so that keys stay.
+LATER = {
+    "target": "hog",
+    "layers": "masked",
+    "encoder": ALEXNET,
+    "antialias": False,
+    "pretext": INPAINTING,
+    "exemplar_classes": 0,
+}
 
 
 def network_in_key(config: NetworkConfig) -> dict[str, Any]:

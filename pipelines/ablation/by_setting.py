@@ -7,6 +7,8 @@ company. This needs no seeds: where two settings vary, the arms repeat each othe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -45,12 +47,9 @@ def by_setting(cells: Sequence[Mapping[str, Any]], metric: str, better: Better) 
         if metric in cell["scores"] and cell.get("pretext", INPAINTING) == INPAINTING
     ]
     varied = [name for name in SETTINGS if len({cell.get(name) for cell in measured}) > 1]
-    return [
-        level
-        for name in varied
-        if len(varied) > 1
-        for level in _levels(measured, varied, name, metric, better)
-    ]
+    if len(varied) < 2:
+        return []
+    return [level for name in varied for level in _levels(measured, varied, name, metric, better)]
 
 
 def _levels(
@@ -86,10 +85,12 @@ def _levels(
 
 def in_words(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line per setting, `target: hog 0.626, pixels 0.502 (behind in 4 of 4)`."""
-    lines: dict[str, list[str]] = {}
-    for level in levels:
-        shown = f"{level['value']} {level['mean']:.4g}"
-        if lines.get(level["setting"]):
-            shown += f" (behind in {level['behind']} of {level['pairs']})"
-        lines.setdefault(level["setting"], []).append(shown)
-    return [f"{setting}: {', '.join(shown)}" for setting, shown in lines.items()]
+    lines = []
+    for setting, own in groupby(levels, key=itemgetter("setting")):
+        best, *others = own
+        shown = [f"{best['value']} {best['mean']:.4g}"]
+        for level in others:
+            behind = f"behind in {level['behind']} of {level['pairs']}"
+            shown.append(f"{level['value']} {level['mean']:.4g} ({behind})")
+        lines.append(f"{setting}: {', '.join(shown)}")
+    return lines

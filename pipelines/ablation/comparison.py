@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 from scipy.stats import studentized_range
 
+from pipelines.errors import counted
+
 CONFIDENCE = 0.95
 Better = Literal["lower", "higher"]
 Scores = Mapping[str, Mapping[int, float]]
@@ -183,11 +185,6 @@ def _separate(first: str, second: str, differences: tuple[Difference, ...]) -> b
     return any(
         found.distinct for found in differences if {found.first, found.second} == {first, second}
     )
-
-
-def counted(number: int, what: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number} {what}{'s'[: number != 1]}"
 
 
 def _value(arm: ArmSummary) -> str:

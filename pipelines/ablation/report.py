@@ -1,6 +1,8 @@
 """ablation.html: verdict, curves, images, every score with its spread, costs; in one file."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,9 @@ from rich.table import Table
 
 from ce_model.network_config import INPAINTING
 from pipelines import html_page
-from pipelines.ablation.comparison import counted, with_spread
+from pipelines.ablation.comparison import with_spread
 from pipelines.data.source_names import source_name
+from pipelines.errors import counted
 
 FEW_SEEDS = 3
 FEW_POINTS = 20  # of a curve: each is drawn, and a single one is seen at all
@@ -157,9 +160,8 @@ def _by_setting(found: Mapping[str, Any]) -> Iterator[str]:
     """What each setting is worth: a score per row, a value of the setting per column."""
     tables: dict[str, list[tuple[str, list[Mapping[str, Any]]]]] = {}
     for metric, levels in found.get("settings", {}).items():
-        for setting in dict.fromkeys(level["setting"] for level in levels):
-            own = [level for level in levels if level["setting"] == setting]
-            tables.setdefault(setting, []).append((metric, own))
+        for setting, group in groupby(levels, key=itemgetter("setting")):
+            tables.setdefault(setting, []).append((metric, list(group)))
     if not tables:
         return
     yield "<h2>What each setting is worth</h2>"

@@ -149,10 +149,9 @@ def may_run(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         head = file.read(4)
-    if head == ZIP:
-        return not _holds_source_alone(path)
     pickled = len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
-    return pickled or path.suffix in PICKLE_SUFFIXES
+    archive = head == ZIP and not _holds_source_alone(path)
+    return pickled or archive or path.suffix in PICKLE_SUFFIXES
 
 
 def _holds_source_alone(archive: Path) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import t
 
 from pipelines import cli
-from pipelines.errors import UserError
+from pipelines.errors import UserError, counted
 from pipelines.tracking.scores import better
 
 CONFIDENCE = 0.95
@@ -317,7 +317,7 @@ def spread_of_difference(first: Sequence[float], second: Sequence[float]) -> flo
 def _mean(scores: Mapping[str, float]) -> str:
     values = list(scores.values())
     spread = f" +- {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.6g}{spread} ({len(values)} seed{'s'[: len(values) != 1]})"
+    return f"{np.mean(values):.6g}{spread} ({counted(len(values), 'seed')})"
 
 
 def _short(digest: str | None) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from ce_model.network_config import ALEXNET, INPAINTING, describe_training
+from ce_model.network_config import ALEXNET, INPAINTING, NetworkConfig, describe_training
 from pipelines import html_page, storage
 from pipelines.data.source_names import source_name
 from pipelines.html_page import Link
@@ -80,14 +80,14 @@ def name_of(training: Training, contents: Contents) -> str:
 
 
 def about(summary: Mapping[str, Any]) -> str:
-    """Which network learned from what; an earlier version had no other encoder and pretext."""
+    """Which network learned from what; what an earlier version did not note is not named."""
     return describe_training(
         summary["preset"],
         summary.get("encoder", ALEXNET),
         summary.get("pretext", INPAINTING),
         summary["strategy"],
-        summary.get("target", "hog"),
-        summary.get("layers", "masked"),
+        summary.get("target", NetworkConfig.target),
+        summary.get("layers", NetworkConfig.layers),
     )
 
 
